@@ -1,0 +1,154 @@
+"""The local cache: content-addressed, atomic, safe to delete. Losing it costs time, never truth.
+
+Layout under ``root`` (``$SAESYNC_CACHE``, else ``$XDG_CACHE_HOME/saesync``, else ``~/.cache/saesync``)::
+
+    <kind>/<k[:2]>/<key>        a file or a folder, whole or not there at all
+
+Every entry is made under a temporary name beside it and renamed into place. Temporary names of dead processes are swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from saesync.digest import FileDigest, digest_file, key_of
+
+_TEMPORARY = "tmp"
+
+
+def default_root() -> Path:
+    """Where the cache is unless told otherwise."""
+    if chosen := os.environ.get("SAESYNC_CACHE"):
+        return Path(chosen).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().resolve() / "saesync"
+
+
+class Cache:
+    """A folder of entries by (kind, key). Safe to share between processes."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else default_root()
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where the entry is, or would be."""
+        return self.root / kind / key[:2] / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the entry is there, whole."""
+        return self.path(kind, key).exists()
+
+    @contextlib.contextmanager
+    def making(self, kind: str, key: str) -> Iterator[Path]:
+        """A fresh folder to fill; on success it becomes the entry (or is dropped if another process was first).
+
+        Raises:
+            OSError: no space, no permission.
+        """
+        self.sweep()
+        place = self.root / _TEMPORARY
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
+        try:
+            yield folder
+            settle(folder)
+            final = self.path(kind, key)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            # A folder cannot replace a non-empty one: whoever came first made the same content.
+            with contextlib.suppress(FileExistsError, OSError) if final.exists() else contextlib.nullcontext():
+                folder.rename(final)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write(self, kind: str, key: str, data: bytes) -> Path:
+        """Store a small file as an entry."""
+        final = self.path(kind, key)
+        write_atomic(final, data)
+        return final
+
+    def read(self, kind: str, key: str) -> bytes | None:
+        """A small entry's bytes, or None."""
+        try:
+            return self.path(kind, key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def read_json(self, kind: str, key: str) -> Any:
+        """A small JSON entry, or None when absent or damaged (a damaged entry costs time, never truth)."""
+        data = self.read(kind, key)
+        if data is None:
+            return None
+        try:
+            return json.loads(data)
+        except ValueError:
+            return None
+
+    def digest_of(self, path: Path) -> FileDigest:
+        """Digests of a local file, remembered by (path, size, mtime, inode).
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        stat = path.stat()
+        key = key_of([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        known = self.read_json("stat", key)
+        if isinstance(known, dict) and known.get("size") == stat.st_size and known.get("sha256"):
+            return FileDigest(stat.st_size, known["sha256"], known.get("blob_id"))
+        found = digest_file(path)
+        self.write("stat", key, json.dumps(found.to_json()).encode())
+        return found
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-made."""
+        place = self.root / _TEMPORARY
+        if not place.is_dir():
+            return
+        for entry in place.iterdir():
+            owner = entry.name.split("-", 1)[0]
+            if owner.isdigit() and not _alive(int(owner)):
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either as before or whole, also after power loss.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def settle(folder: Path) -> None:
+    """fsync every file in a folder, so that a rename after it never exposes empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,103 @@
+"""Content digests: the only identity saesync knows. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BLOCK = 1 << 20
+SHORT = 8
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON spelling of ``value`` that keys are made of: sorted keys, no spaces, UTF-8, no NaN.
+
+    Raises:
+        ValueError: ``value`` holds NaN or an infinity, which JSON cannot say.
+        TypeError: ``value`` holds something JSON has no form for.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def key_of(value: Any) -> str:
+    """sha256 (64 hex digits) of the canonical form of ``value``."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def short(digest: str) -> str:
+    """The first digits of a digest, as shown to people."""
+    return digest[:SHORT]
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What is known of one file's bytes. A Hub tree gives sha256 for LFS files and the git blob id for the others.
+
+    ``size`` is in bytes. At least one of ``sha256`` and ``blob_id`` is set.
+    """
+
+    size: int
+    sha256: str | None = None
+    blob_id: str | None = None
+
+    def same_bytes(self, other: FileDigest) -> bool:
+        """Whether both describe the same bytes, by any digest that both have; without a common digest, no."""
+        if self.sha256 is not None and other.sha256 is not None:
+            return self.sha256 == other.sha256
+        if self.blob_id is not None and other.blob_id is not None:
+            return self.blob_id == other.blob_id
+        return False
+
+    def to_json(self) -> dict[str, Any]:
+        """Only the fields that are known."""
+        pairs = {"size": self.size, "sha256": self.sha256, "blob_id": self.blob_id}
+        return {name: value for name, value in pairs.items() if value is not None}
+
+
+class Hasher:
+    """sha256 and git blob id of a stream of known length, in one pass.
+
+    The git blob id (sha1 of ``"blob {size}\\0"`` and the bytes) needs the size up front.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._sha256 = hashlib.sha256()
+        self._blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+
+    def update(self, block: bytes | memoryview) -> None:
+        """Take in the next bytes."""
+        self._sha256.update(block)
+        self._blob.update(block)
+
+    def digest(self) -> FileDigest:
+        """Digests of everything taken in so far."""
+        return FileDigest(self._size, self._sha256.hexdigest(), self._blob.hexdigest())
+
+
+def digest_bytes(data: bytes) -> FileDigest:
+    """Both digests of ``data``."""
+    hasher = Hasher(len(data))
+    hasher.update(data)
+    return hasher.digest()
+
+
+def digest_file(path: Path, progress: Callable[[int], None] | None = None) -> FileDigest:
+    """Both digests of a file, read in 1 MiB blocks; ``progress`` is told the bytes done so far.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    done = 0
+    with path.open("rb") as stream:
+        hasher = Hasher(path.stat().st_size)
+        while block := stream.read(BLOCK):
+            hasher.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done)
+    return hasher.digest()

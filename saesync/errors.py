@@ -1,0 +1,134 @@
+"""Errors a user may see, as one tree. Everything that goes wrong on purpose is a ``SaesyncError``.
+
+::
+
+    SaesyncError            exit 1   base; carries one or more diagnostics
+    ├── ManifestError       exit 1   a manifest cannot be read, or asks for something that is refused
+    ├── Refused             exit 1   a file is unsafe, or holds what SAELens cannot express
+    ├── ProofFailed         exit 1   the converted SAE is not the authors' function
+    ├── NotVisible          exit 1   401/403, gated, ambiguous 404: never taken for "absent"
+    ├── Unavailable         exit 1   network, server or quota, after bounded retries
+    ├── Conflict            exit 1   a target changed between observing and publishing
+    ├── Missing             exit 1   something the plan needs is not here (token, device, package, disk)
+    ├── PlanStale           exit 4   plan.json no longer describes what is asked or observed
+    └── Interrupted         exit 130 Ctrl-C
+
+Exit code 2 (usage) belongs to click. A ``Diagnostic`` has a *summary*, a constant without user data that can be
+searched for, and a *detail* in full sentences: what is wrong, why, and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A place in a file a user wrote. Lines and columns count from 1; ``width`` is what a caret underlines."""
+
+    file: str
+    line: int
+    column: int
+    width: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One thing that is wrong. ``detail`` ends in ``.`` or ``?`` and says what to do."""
+
+    summary: str
+    detail: str
+    origin: Origin | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The form that crosses process borders and stands in JSON events."""
+        where = self.origin
+        origin = None if where is None else [where.file, where.line, where.column, where.width]
+        return {"summary": self.summary, "detail": self.detail, "origin": origin}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of ``to_json``."""
+        origin = value.get("origin")
+        return cls(value["summary"], value["detail"], None if origin is None else Origin(*origin))
+
+    def at(self, origin: Origin | None) -> Diagnostic:
+        """The same diagnostic, placed at ``origin`` unless it already has a place."""
+        return self if self.origin is not None else Diagnostic(self.summary, self.detail, origin)
+
+
+class SaesyncError(Exception):
+    """Base of the tree. ``diagnostics`` is never empty."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, summary: str, detail: str, origin: Origin | None = None) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = (Diagnostic(summary, detail, origin),)
+        super().__init__(f"{summary}: {detail}")
+
+    @classmethod
+    def of(cls, diagnostics: Iterable[Diagnostic]) -> Self:
+        """One error for many diagnostics: everything that is wrong is said at once.
+
+        Raises:
+            ValueError: ``diagnostics`` is empty.
+        """
+        found = tuple(diagnostics)
+        if not found:
+            raise ValueError("an error needs at least one diagnostic")
+        error = cls(found[0].summary, found[0].detail, found[0].origin)
+        error.diagnostics = found
+        return error
+
+
+class ManifestError(SaesyncError):
+    """A manifest cannot be read, or asks for something that is refused."""
+
+
+class Refused(SaesyncError):
+    """A file is unsafe to read, or holds what SAELens cannot express. Nothing is approximated."""
+
+
+class ProofFailed(SaesyncError):
+    """The converted SAE differs from the original authors' forward pass."""
+
+
+class NotVisible(SaesyncError):
+    """The Hub does not let us see it: no statement about existence is possible."""
+
+
+class Unavailable(SaesyncError):
+    """Network, server or quota trouble that outlasted the bounded retries."""
+
+
+class Conflict(SaesyncError):
+    """A target was changed by somebody else between observing and publishing."""
+
+
+class Missing(SaesyncError):
+    """Something a plan needs is not at hand."""
+
+
+class PlanStale(SaesyncError):
+    """The plan file was made from other inputs than the ones here now."""
+
+    exit_code = 4
+
+
+class Interrupted(SaesyncError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+ERROR_TYPES: Mapping[str, type[SaesyncError]] = {
+    kind.__name__: kind
+    for kind in (
+        SaesyncError, ManifestError, Refused, ProofFailed, NotVisible, Unavailable, Conflict, Missing, PlanStale, Interrupted,
+    )
+}  # fmt: skip

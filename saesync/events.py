@@ -1,0 +1,27 @@
+"""What apply tells the world while it runs: flat, versioned JSON events. Progress bars and logs are drawn from them.
+
+Every event is a dict with "type". Types:
+
+=================  ====================================================================================
+version            saesync, format (1)
+plan               digest, steps (number), releases (names)
+step_started       address, step
+progress           address, step, done, total, unit ("B", "tokens")
+step_finished      address, step, seconds, cached (bool), and step-specific numbers (max_diff, metrics)
+step_failed        address, step, diagnostics (list)
+committed          release, location, commit, saes (ids), bytes
+sae_finished       address, outcome ("published", "failed", "failing", "skipped", "stopped"), seconds, metrics, proof
+note               text
+summary            outcomes (name -> count), failures, exit_code, seconds
+=================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Event = Mapping[str, Any]
+Emit = Callable[[Event], None]
+
+EVENT_FORMAT = 1

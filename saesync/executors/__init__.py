@@ -1,0 +1,1 @@
+"""Steps: fetch, convert, validate, publish. One module each."""

@@ -1,0 +1,114 @@
+"""What worker processes are asked to do, as plain data that crosses a pipe as JSON. Paths are absolute.
+
+Workers have no tokens and no network; everything they need is in the job or in the files it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Json = Any
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertJob:
+    """Convert one SAE and prove it. ``out`` is a fresh folder to fill: cfg.json, sae_weights.safetensors.
+
+    ``cfg`` are manifest overrides of cfg fields; ``metadata`` what goes into cfg.json's ``metadata`` (hook_name,
+    hf_hook_name, model_name, model_from_pretrained_kwargs, neuronpedia_id, prepend_bos, context_size ...).
+    ``activations`` may name a safetensors file with real activations (key "x", ``[n, d_in]``) to prove on as well.
+    """
+
+    address: str
+    format: str
+    options: Mapping[str, Json]
+    files: Mapping[str, str]
+    dtype: str
+    cfg: Mapping[str, Json]
+    metadata: Mapping[str, Json]
+    out: str
+    activations: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """``proof`` is flat JSON: max differences, tolerances, rows compared, feature scale, cast differences, versions."""
+
+    proof: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptJob:
+    """Prove that a published folder (``published``: cfg.json + weights) is the same function as the source."""
+
+    address: str
+    format: str
+    options: Mapping[str, Json]
+    files: Mapping[str, str]
+    published: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureSae:
+    """One SAE to measure. ``folder`` is in SAELens layout; ``key`` is its measure_key."""
+
+    address: str
+    key: str
+    folder: str
+    hook: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureJob:
+    """Measure several SAEs of one model on one dataset with shared forward passes.
+
+    ``model`` and ``dataset`` are local (a snapshot already fetched). ``kwargs`` and ``loader`` as in the manifest.
+    ``cache`` is a folder for tokenised shards.
+    """
+
+    model: str
+    loader: str
+    dtype: str
+    kwargs: Mapping[str, Json]
+    dataset: str
+    dataset_files: tuple[str, ...]
+    column: str
+    split: str
+    tokens: int
+    context: int
+    prepend_bos: bool
+    device: str
+    saes: tuple[MeasureSae, ...]
+    cache: str
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureResult:
+    """By address: metrics {name: {"value", "stderr"?}} and what is recorded beside them (device, versions, tokens)."""
+
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
+    about: Mapping[str, Mapping[str, Json]]
+    weights_sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureJob:
+    """Real activations for the proof: ``rows`` tokens at each hook, one safetensors file (key "x", float32 ``[rows, d_in]``)
+    per hook at ``out[hook]``. The other fields are as in MeasureJob."""
+
+    model: str
+    loader: str
+    dtype: str
+    kwargs: Mapping[str, Json]
+    dataset: str
+    dataset_files: tuple[str, ...]
+    column: str
+    split: str
+    context: int
+    prepend_bos: bool
+    device: str
+    rows: int
+    out: Mapping[str, str]
+    cache: str

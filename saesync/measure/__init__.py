@@ -1,0 +1,1 @@
+"""The streaming measurement engine under validate."""

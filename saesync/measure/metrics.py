@@ -1,0 +1,43 @@
+"""Names, versions and meanings of the metrics. No torch: manifests, keys, cards and plans need these names.
+
+Definitions are those of ``sae_lens.evals`` 6.54 where it has the metric. A version is bumped when a definition changes;
+it stands in the measure_key, so old numbers are then measured again instead of being compared with new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """``better`` is "high", "low" or "" (neither); ``stderr`` says over what the standard error is taken ("" for none)."""
+
+    name: str
+    version: int
+    summary: str
+    better: str = ""
+    stderr: str = "sequences"
+
+
+_DEFINITIONS = (
+    MetricDefinition("l0", 1, "mean number of non-zero features per token"),
+    MetricDefinition("explained_variance", 1, "1 - E|x - x̂|² / (E|x|² - |E x|²), pooled over all tokens", better="high"),
+    MetricDefinition("mse", 1, "mean over tokens of the squared error summed over d_in", better="low"),
+    MetricDefinition("cossim", 1, "mean over tokens of the cosine between x and x̂", better="high"),
+    MetricDefinition("l2_ratio", 1, "mean over tokens of |x̂| / |x|"),
+    MetricDefinition("ce_loss_without_sae", 1, "next-token cross-entropy of the model as it is (nats)", better="low"),
+    MetricDefinition("ce_loss_with_sae", 1, "cross-entropy with the hook replaced by the reconstruction (nats)", better="low"),
+    MetricDefinition("ce_loss_with_ablation", 1, "cross-entropy with the hook set to zero (nats)"),
+    MetricDefinition("ce_loss_score", 1, "(CE ablated - CE with SAE) / (CE ablated - CE without SAE)", better="high"),
+    MetricDefinition("dead_features", 1, "fraction of features that never fired on these tokens", better="low", stderr=""),
+)
+
+METRICS: Mapping[str, MetricDefinition] = MappingProxyType({metric.name: metric for metric in _DEFINITIONS})
+
+
+def metric_versions() -> dict[str, int]:
+    """What goes into a measure_key."""
+    return {name: definition.version for name, definition in METRICS.items()}

@@ -1,0 +1,367 @@
+"""The nouns of saesync, frozen: what a manifest asks for, what a target holds, and the plan between them.
+
+Nothing here does I/O or imports a heavy package. The published side (records and evidence) stands in ``record``.
+Shapes and names are the field's own: ``d_in``, ``d_sae``, ``hook``, ``explained_variance``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from saesync.digest import FileDigest, key_of
+from saesync.errors import Diagnostic, Origin
+from saesync.record import Evidence, Record
+
+Json = Any  # a value json.loads may give
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def nothing() -> Mapping[str, Any]:
+    """Default of mapping fields: the one empty, read-only mapping."""
+    return NOTHING
+
+
+WEIGHTS_FILE = "sae_weights.safetensors"
+CFG_FILE = "cfg.json"
+SAE_FILES = (CFG_FILE, WEIGHTS_FILE)
+CARD_FILE = "README.md"
+RECORD_FOLDER = "saesync"
+
+
+# ---------------------------------------------------------------------------------------------- what is asked
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The language model an SAE reads. Exactly one of ``name`` (Hub id, with ``revision``) and ``path`` (folder) is set."""
+
+    name: str | None
+    path: str | None
+    revision: str | None
+    loader: str = "TransformerBridge"
+    dtype: str = "float32"
+    kwargs: Mapping[str, Json] = field(default_factory=nothing)
+
+    @property
+    def label(self) -> str:
+        """The name written to cfg.json and shown to people: the Hub id, or the folder's own name."""
+        return self.name or str(self.path).rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpec:
+    """Where the original weights are. With ``repo``, ``path`` is inside it ("" is its root); else a local absolute path."""
+
+    repo: str | None
+    revision: str | None
+    path: str
+    format: str
+    options: Mapping[str, Json] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec:
+    """Text to measure on: a Hub dataset at a pinned revision, or a local file or saved dataset (absolute ``path``)."""
+
+    repo: str | None
+    path: str | None
+    revision: str | None = None
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+    @property
+    def label(self) -> str:
+        """The name shown to people."""
+        return self.repo or str(self.path).rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One bound on one metric: ``metric >= bound`` for ``min``, ``metric <= bound`` for ``max``. ``origin`` is the bound's."""
+
+    metric: str
+    kind: str  # "min" | "max"
+    bound: float
+    origin: Origin | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a measured value satisfies the bound. NaN satisfies nothing."""
+        return value >= self.bound if self.kind == "min" else value <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class ValidateSpec:
+    """How an SAE is measured. ``tokens`` is the total, ``context`` the tokens per sequence including BOS."""
+
+    dataset: DatasetSpec
+    tokens: int
+    context: int
+    prepend_bos: bool = True
+    require: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PublishSpec:
+    """Where a release is published. ``location`` is a Hub id (huggingface) or an absolute folder (local)."""
+
+    target: str
+    location: str
+    license: str | None = None
+    private: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sae:
+    """One SAE as a manifest asks for it, after expansion. ``id`` is also its folder in the target.
+
+    ``origins`` maps dotted manifest keys ("hook", "source.revision", "validate.tokens") to their places.
+    """
+
+    release: str
+    id: str
+    hook: str
+    model: ModelSpec
+    source: SourceSpec | None
+    dtype: str
+    validate: ValidateSpec | None
+    origin: Origin | None = None
+    neuronpedia_id: str | None = None
+    train: Mapping[str, Json] | None = None
+    cfg: Mapping[str, Json] = field(default_factory=nothing)
+    origins: Mapping[str, Origin] = field(default_factory=nothing, compare=False)
+
+    @property
+    def address(self) -> str:
+        """What users type: ``release/id``."""
+        return f"{self.release}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One manifest. ``later`` names the sections whose executors this version does not have: planned as held, never ignored."""
+
+    name: str
+    manifest: str
+    publish: PublishSpec | None
+    saes: tuple[Sae, ...]
+    retire: bool = False
+    records: PublishSpec | None = None
+    later: tuple[tuple[str, Origin], ...] = ()
+    origin: Origin | None = None
+
+
+# ------------------------------------------------------------------------------------------------------- keys
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the three keys are made of, kept flat (dotted names) so that a difference can be named.
+
+    ``weights``: source digest, format, converter version, options, dtype, cfg fields that change the function.
+    ``build``: the rest of cfg and metadata. ``measure``: hook, model, dataset, tokens, context, BOS, dtype and
+    the versions of metric definitions; None without a ``validate`` section. Thresholds stand in none of them.
+    """
+
+    weights: Mapping[str, Json]
+    build: Mapping[str, Json]
+    measure: Mapping[str, Json] | None
+
+    @property
+    def weights_key(self) -> str:
+        """Identity of the weights' bytes."""
+        return key_of({"weights": dict(self.weights)})
+
+    @property
+    def build_key(self) -> str:
+        """Identity of the published folder: weights, cfg and metadata."""
+        return key_of({"weights": dict(self.weights), "build": dict(self.build)})
+
+    @property
+    def measure_key(self) -> str | None:
+        """Identity of the numbers: weights and all that they were measured with."""
+        if self.measure is None:
+            return None
+        return key_of({"weights": dict(self.weights), "measure": dict(self.measure)})
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One SAE with its keys. ``inputs`` is None when they cannot be known, and ``blocked`` then says why.
+
+    ``source_here`` is False when the keys use the digest of an earlier record because the local source is not on this machine.
+    ``evidence`` is what the cache or ``records:`` knows under this measure_key (passing or failing), if anything.
+    """
+
+    sae: Sae
+    inputs: Inputs | None
+    blocked: Reason | None = None
+    source_here: bool = True
+    evidence: Evidence | None = None
+
+
+# --------------------------------------------------------------------------------------------- what is observed
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a target holds at one location (a Hub repo or a local folder), at one instant.
+
+    ``head`` is the commit (None: local, or nothing there). ``files`` maps repo paths to digests. ``records`` maps
+    release names to records; ``locked`` maps release names whose record cannot be read to the reason.
+    ``unknown`` is set when the location is not visible; everything else is then empty and means nothing.
+    """
+
+    target: str
+    location: str
+    exists: bool = False
+    head: str | None = None
+    visibility: str | None = None  # "public" | "private" | None (local or absent)
+    files: Mapping[str, FileDigest] = field(default_factory=nothing)
+    records: Mapping[str, Record] = field(default_factory=nothing)
+    locked: Mapping[str, Reason] = field(default_factory=nothing)
+    readme: str | None = None
+    unknown: Reason | None = None
+
+    def folder(self, sae_id: str) -> dict[str, FileDigest]:
+        """Files under one SAE's folder, by name relative to it."""
+        prefix = f"{sae_id}/"
+        return {path[len(prefix) :]: digest for path, digest in self.files.items() if path.startswith(prefix)}
+
+
+# --------------------------------------------------------------------------------------------------- the plan
+
+
+class Status(StrEnum):
+    """Rows of the planner's table, in the order in which the first match wins."""
+
+    UNKNOWN = "unknown"
+    LOCKED = "locked"
+    TAKEN = "taken"
+    ABSENT = "absent"
+    FOREIGN = "foreign"
+    DRIFTED = "drifted"
+    OUTDATED = "outdated"
+    RELABEL = "relabel"
+    MOVED = "moved"
+    UNPROVEN = "unproven"
+    FAILING = "failing"
+    CURRENT = "current"
+    HELD = "held"  # asked for something this version, or this machine, cannot do
+    ORPHANED = "orphaned"  # in the record, in no manifest
+    RETIRED = "retired"  # to be deleted on request
+
+
+class StepKind(StrEnum):
+    """What apply can do for one SAE or one release."""
+
+    CREATE = "create"  # the repo, per release
+    FETCH = "fetch"
+    CONVERT = "convert"
+    ADOPT = "adopt"  # prove that foreign published files are the function asked for
+    RELABEL = "relabel"  # rewrite cfg.json, keep weights and evidence
+    MOVE = "move"  # copy inside the target
+    VALIDATE = "validate"
+    PUBLISH = "publish"
+    CARD = "card"  # README.md only, per release
+    DELETE = "delete"
+
+
+class ReasonCode(StrEnum):
+    """Why, as data. Every code has one rendering in ``render`` and a test."""
+
+    NOT_PUBLISHED = "not_published"  # location
+    CHANGED = "changed"  # name, before, after: one differing input
+    NOT_VISIBLE = "not_visible"  # location, detail
+    RECORD_NEWER = "record_newer"  # found, known
+    RECORD_UNREADABLE = "record_unreadable"  # detail
+    TAKEN_BY = "taken_by"  # release
+    FOREIGN_FILES = "foreign_files"  # files
+    FILES_CHANGED = "files_changed"  # file, recorded, found
+    FILES_MISSING = "files_missing"  # file
+    MOVED_FROM = "moved_from"  # id
+    NOT_MEASURED = "not_measured"
+    METRIC_MISSING = "metric_missing"  # metric
+    BELOW_MIN = "below_min"  # metric, value, bound, stderr
+    ABOVE_MAX = "above_max"  # metric, value, bound, stderr
+    SOURCE_NOT_HERE = "source_not_here"  # path
+    SOURCE_UNREACHABLE = "source_unreachable"  # repo, revision: reachable only from a pull request
+    SOURCE_MISSING = "source_missing"  # path, detail
+    VISIBILITY = "visibility"  # asked, found
+    REPO_MISSING = "repo_missing"  # location
+    REPO_RENAMED = "repo_renamed"  # location, now
+    CARD_CHANGED = "card_changed"
+    ORPHAN = "orphan"  # in the record, in no manifest
+    RETIRE = "retire"
+    PRUNE = "prune"
+    ADOPT = "adopt"
+    REPLACE = "replace"
+    NOT_IN_THIS_VERSION = "not_in_this_version"  # section
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One reason with the data its rendering needs. ``data`` is flat JSON."""
+
+    code: ReasonCode
+    data: Mapping[str, Json] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What the plan says of one SAE (``id`` set) or of a release as a whole (``id`` None).
+
+    ``held`` items are skipped by apply and named. ``steps`` is empty for held, failing and current items.
+    ``basis`` is what was asked and observed, digested part by part; plan files are compared by it.
+    """
+
+    release: str
+    id: str | None
+    status: Status
+    steps: tuple[StepKind, ...] = ()
+    held: bool = False
+    reasons: tuple[Reason, ...] = ()
+    origin: Origin | None = None
+    basis: Mapping[str, Json] = field(default_factory=nothing)
+    move_from: str | None = None
+
+    @property
+    def address(self) -> str:
+        """``release/id``, or the release's name."""
+        return self.release if self.id is None else f"{self.release}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All items in manifest order, release items after their SAEs. ``digest`` covers every item's steps and basis."""
+
+    items: tuple[Item, ...]
+    digest: str
+    releases: tuple[Release, ...]
+
+    @property
+    def pending(self) -> tuple[Item, ...]:
+        """Items with something to do."""
+        return tuple(item for item in self.items if item.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the user allowed on the command line. Globs over addresses; ``prune`` holds release names, typed out."""
+
+    adopt: tuple[str, ...] = ()
+    replace: tuple[str, ...] = ()
+    prune: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One SAE that did not make it, and why; ``origin`` is a place in the manifest."""
+
+    address: str
+    step: StepKind
+    diagnostics: tuple[Diagnostic, ...]

@@ -1,0 +1,79 @@
+"""What a target is: a place that holds releases, with ``observe``, ``publish`` and ``delete``. One module, one ``TARGET`` object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from saesync.digest import FileDigest
+from saesync.model import Observed, nothing
+from saesync.record import Record, SaeRecord
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One whole SAE to put in place. ``files`` are local paths by name inside the SAE's folder; their bytes must hash to
+    ``record.files``, and are hashed again while they are sent. With ``copy_from`` the weights are copied inside the target
+    from that folder (a move) and ``files`` holds only what is new."""
+
+    record: SaeRecord
+    files: Mapping[str, Path] = field(default_factory=nothing)
+    copy_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One atomic commit: whole SAEs of one release, its record and the card. Never half an SAE.
+
+    ``card`` makes the README from the merged record and the README found (None: none); it is called again after a
+    lost race. It returns the README's text and the digest of what it was made of, kept in the record. ``removed`` are SAEs
+    deleted in the same commit (only files whose digests equal the record's).
+    """
+
+    release: str
+    uploads: Mapping[str, Upload]
+    card: Callable[[Record, str | None], tuple[str, str]]
+    removed: frozenset[str] = frozenset()
+    message: str = ""
+    replace: frozenset[str] = frozenset()  # SAE folders that may overwrite files we did not record (--replace, --adopt)
+    private: bool = False  # visibility for a repo that has to be created
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A place that holds releases. Locations are Hub ids or absolute folders."""
+
+    name: str
+    summary: str
+
+    def observe(self, location: str) -> Observed:
+        """What is there now. Never raises for invisibility: that is ``Observed.unknown``."""
+        ...
+
+    def publish(self, location: str, batch: Batch, expect: Observed, progress: Progress | None = None) -> Observed:
+        """Put one batch in place, atomically, and return what is there then.
+
+        Idempotent: a batch already in place writes nothing. Only the folders of the batch must be as in ``expect``;
+        other people's changes elsewhere in the repo are kept and merged.
+
+        Raises:
+            Conflict: a folder of the batch, or the release's record of it, is not as in ``expect`` nor as in the batch.
+            NotVisible, Unavailable: as named.
+        """
+        ...
+
+    def check_write(self, location: str, private: bool) -> None:
+        """Before any work: may we write here (or create it)?
+
+        Raises:
+            Missing: no, and what to do about it.
+        """
+        ...
+
+    def fetch(self, location: str, observed: Observed, path: str, into: Path, progress: Progress | None = None) -> FileDigest:
+        """Bring one published file to ``into`` and check its digest (for validate and adopt)."""
+        ...
