@@ -1,0 +1,46 @@
+# Two commands set everything up on a fresh machine with Python 3.11 or newer:
+#   make demo    a small real world, planned, applied and loaded again
+#   make test    the test suite
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test slow lint types docs bench ci clean
+.DELETE_ON_ERROR:
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python tools/demo.py ./demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow'
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tools/docs.py --check
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python tools/docs.py
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+ci: test lint types slow
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

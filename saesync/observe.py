@@ -1,0 +1,41 @@
+"""Look at every place the manifests name, each once, several at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from saesync.cache import Cache
+from saesync.model import Observed, PublishSpec, Release
+from saesync.targets import open_target
+
+LANES = 8
+
+Place = tuple[str, str]
+
+
+def places(releases: Iterable[Release]) -> list[Place]:
+    """The (target, location) pairs the releases publish to or keep records in, in manifest order, without repeats."""
+    named: list[PublishSpec] = []
+    for release in releases:
+        named += [spec for spec in (release.publish, release.records) if spec is not None]
+    return list(dict.fromkeys((spec.target, spec.location) for spec in named))
+
+
+def observe(
+    releases: Iterable[Release], cache: Cache, progress: Callable[[int, int], None] | None = None
+) -> Mapping[Place, Observed]:
+    """What is published at every place, read in parallel. Invisible places are ``Observed.unknown``, never absent."""
+    wanted = places(releases)
+    targets = {name: open_target(name, cache) for name in {target for target, _ in wanted}}
+
+    def look(place: Place) -> Observed:
+        return targets[place[0]].observe(place[1])
+
+    found: dict[Place, Observed] = {}
+    with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="observe") as pool:
+        for place, observed in zip(wanted, pool.map(look, wanted), strict=True):
+            found[place] = observed
+            if progress is not None:
+                progress(len(found), len(wanted))
+    return found

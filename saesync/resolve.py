@@ -1,0 +1,298 @@
+"""From a manifest's words to keys: what each SAE's source, model and dataset are, by content.
+
+Reads listings and local files' digests, never weights from the network. The result is what the planner compares.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from saesync import formats
+from saesync.cache import Cache
+from saesync.digest import FileDigest, key_of
+from saesync.errors import NotVisible, Refused, Unavailable
+from saesync.hooks import hf_hook_name
+from saesync.hub import Hub
+from saesync.measure.metrics import metric_versions
+from saesync.model import (
+    DatasetSpec, Inputs, ModelSpec, Observed, Reason, ReasonCode, Release, Sae, SourceSpec, Wanted,
+)  # fmt: skip
+from saesync.record import Evidence, RecordUnreadable, SaeRecord
+
+LANES = 8
+SNAPSHOT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # what a model snapshot holds: no code, no pickles
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file of a source: where it is in the repo or on disk, and its digest."""
+
+    place: str
+    digest: FileDigest
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSource:
+    """The files of one SAE's source by relative name; ``digest`` is over names and content, not over places."""
+
+    files: Mapping[str, SourceFile]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the source's content."""
+        return key_of({name: file.digest.sha256 or file.digest.blob_id for name, file in self.files.items()})
+
+
+class _Blocked(Exception):
+    """Keys cannot be made; carries the reason the plan shows."""
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+        super().__init__(reason.code)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one repo at one commit, sorted for looking up one folder among many thousand."""
+
+    files: Mapping[str, FileDigest]
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self.files)
+
+    def near(self, path: str) -> list[str]:
+        """Names that can belong to the SAE at ``path``: the folder's content, or a file and its neighbours."""
+        folder = path.rpartition("/")[0] if path in self.files else path
+        if not folder:
+            return self._sorted
+        prefix = f"{folder}/"
+        start = bisect_left(self._sorted, prefix)
+        return self._sorted[start : bisect_left(self._sorted, prefix[:-1] + "0", lo=start)]
+
+
+@dataclass
+class Resolver:
+    """Resolves sources, models and datasets; everything looked up once per run. ``hub`` is opened on first use."""
+
+    cache: Cache
+    open_hub: Callable[[], Hub]
+    _listings: dict[tuple[str, str], Listing | Reason] = field(default_factory=dict)
+    _local: dict[Path, str] = field(default_factory=dict)
+
+    def resolve(
+        self, releases: Sequence[Release], observed: Mapping[tuple[str, str], Observed]
+    ) -> Mapping[str, Wanted]:  # fmt: skip
+        """Keys of every SAE, by address."""
+        saes = [(release, sae) for release in releases for sae in release.saes]
+        self._list_repos(sae.source for _, sae in saes)
+        return {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
+
+    def source(self, spec: SourceSpec) -> ResolvedSource:
+        """The files of a source with their digests.
+
+        Raises:
+            Refused: the files the format needs are not there.
+            NotVisible, Unavailable: the repo cannot be listed.
+            FileNotFoundError: a local source that is not on this machine.
+        """
+        format_ = formats.get(spec.format)
+        if spec.repo is None:
+            return _local_source(spec, format_, self.cache)
+        listing = self._listing(spec.repo, spec.revision or "")
+        if isinstance(listing, Reason):
+            raise _Blocked(listing)
+        chosen = format_.files(listing.near(spec.path), spec.path)
+        return ResolvedSource({name: SourceFile(place, listing.files[place]) for name, place in chosen.items()})
+
+    def _wanted(self, release: Release, sae: Sae, observed: Mapping[tuple[str, str], Observed]) -> Wanted:
+        if sae.source is None:
+            return Wanted(sae, None, Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": "train"}))
+        here = True
+        try:
+            digest = self.source(sae.source).digest
+        except FileNotFoundError:
+            recorded = _recorded(release, sae, observed)
+            known = recorded.inputs.get("weights", {}).get("source.digest") if recorded is not None else None
+            if not isinstance(known, str):
+                return Wanted(sae, None, Reason(ReasonCode.SOURCE_NOT_HERE, {"path": sae.source.path}), source_here=False)
+            digest, here = known, False
+        except _Blocked as blocked:
+            return Wanted(sae, None, blocked.reason)
+        except Refused as error:
+            detail = error.diagnostics[0].detail
+            return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, {"path": sae.source.path, "detail": detail}))
+        try:
+            inputs = self._inputs(sae, sae.source, digest)
+        except FileNotFoundError as error:
+            detail = "It is not on this machine."
+            return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, {"path": str(error.filename), "detail": detail}))
+        return Wanted(sae, inputs, source_here=here, evidence=self._evidence(release, sae, inputs, observed))
+
+    def _inputs(self, sae: Sae, source: SourceSpec, digest: str) -> Inputs:
+        format_ = formats.get(source.format)
+        weights = {
+            "source.digest": digest,
+            "source.format": source.format,
+            "source.converter": format_.version,
+            "writer": formats.WRITER_VERSION,
+            "dtype": sae.dtype,
+            **{f"source.{name}": value for name, value in source.options.items()},
+            **{f"cfg.{name}": value for name, value in sae.cfg.items()},
+        }
+        build = {
+            **{f"metadata.{name}": value for name, value in metadata_for(sae).items()},
+            **self._model(sae.model),
+        }
+        return Inputs(weights, build, self._measure(sae))
+
+    def _measure(self, sae: Sae) -> Mapping[str, Any] | None:
+        spec = sae.validate
+        if spec is None:
+            return None
+        return {
+            "hook": sae.hook,
+            **self._model(sae.model),
+            **self._dataset(spec.dataset),
+            "validate.tokens": spec.tokens,
+            "validate.context": spec.context,
+            "validate.prepend_bos": spec.prepend_bos,
+            "metrics": ",".join(f"{name}:{version}" for name, version in sorted(metric_versions().items())),
+        }
+
+    def _model(self, model: ModelSpec) -> dict[str, Any]:
+        found = {"model.loader": model.loader, "model.dtype": model.dtype, "model.kwargs": dict(model.kwargs)}
+        if model.path is not None:
+            return {"model.digest": self._folder_digest(Path(model.path)), **found}
+        return {"model.name": model.name, "model.revision": model.revision, **found}
+
+    def _dataset(self, dataset: DatasetSpec) -> dict[str, Any]:
+        where: dict[str, Any] = {"validate.dataset.split": dataset.split, "validate.dataset.column": dataset.column}
+        if dataset.path is not None:
+            return {"validate.dataset.digest": self._folder_digest(Path(dataset.path)), **where}
+        named = {"repo": dataset.repo, "revision": dataset.revision, "config": dataset.config}
+        return {**{f"validate.dataset.{name}": value for name, value in named.items()}, **where}
+
+    def _folder_digest(self, path: Path) -> str:
+        if path not in self._local:
+            self._local[path] = local_digest(path, self.cache)
+        return self._local[path]
+
+    def _evidence(
+        self, release: Release, sae: Sae, inputs: Inputs, observed: Mapping[tuple[str, str], Observed]
+    ) -> Evidence | None:
+        """Measured before under this very key: in ``records:``, else in the cache."""
+        key = inputs.measure_key
+        if key is None:
+            return None
+        if release.records is not None:
+            place = observed.get((release.records.target, release.records.location))
+            record = place.records.get(release.name) if place is not None else None
+            entry = record.saes.get(sae.id) if record is not None else None
+            for evidence in entry.evidence if entry is not None else ():
+                if evidence.measure_key == key:
+                    return evidence
+        found = self.cache.read_json("evidence", key)
+        try:
+            return None if found is None else Evidence.from_json(found)
+        except RecordUnreadable:
+            return None  # a damaged cache entry costs a measurement, never truth
+
+    def _list_repos(self, sources: Iterable[SourceSpec | None]) -> None:
+        repos = dict.fromkeys((s.repo, s.revision or "") for s in sources if s is not None and s.repo is not None)
+        if repos:
+            with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="sources") as pool:
+                list(pool.map(lambda pair: self._listing(*pair), repos))
+
+    def _listing(self, repo: str, revision: str) -> Listing | Reason:
+        if (repo, revision) not in self._listings:
+            self._listings[repo, revision] = self._look(repo, revision)
+        return self._listings[repo, revision]
+
+    def _look(self, repo: str, revision: str) -> Listing | Reason:
+        hub = self.open_hub()
+        try:
+            listing = Listing(hub.tree(repo, revision))
+            if not hub.reachable(repo, revision):
+                return Reason(ReasonCode.SOURCE_UNREACHABLE, {"repo": repo, "revision": revision})
+        except (NotVisible, Unavailable) as error:
+            return Reason(ReasonCode.NOT_VISIBLE, {"location": repo, "detail": error.diagnostics[0].detail})
+        return listing
+
+
+def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:
+    """What the manifest says for cfg.json's ``metadata`` (names as SAELens reads them).
+
+    ``model_type`` (config.json's) adds hf_hook_name; it is a function of the model, so keys leave it out.
+    ``model_class_name`` is what ``sae_lens.load_model`` takes: a TransformerBridge without processing computes what
+    ``HookedTransformer.from_pretrained_no_processing`` does.
+    """
+    hooked = sae.model.loader in ("TransformerBridge", "HookedTransformer")
+    found: dict[str, Any] = {
+        "model_name": sae.model.label,
+        "hook_name": sae.hook,
+        "model_class_name": "HookedTransformer" if hooked else sae.model.loader,
+        "model_from_pretrained_kwargs": dict(sae.model.kwargs),
+    }
+    if sae.neuronpedia_id is not None:
+        found["neuronpedia_id"] = sae.neuronpedia_id
+    if sae.validate is not None:
+        found |= {"prepend_bos": sae.validate.prepend_bos, "context_size": sae.validate.context}
+    hf_name = hf_hook_name(sae.hook, model_type) if hooked else sae.hook
+    return found if hf_name is None or model_type is None else {**found, "hf_hook_name": hf_name}
+
+
+def snapshot_names(names: Iterable[str]) -> list[str]:
+    """Which files of a model repo make up model and tokenizer: no code, no pickles, nothing in subfolders."""
+    return sorted(name for name in names if "/" not in name and name.endswith(SNAPSHOT_SUFFIXES))
+
+
+def local_files(path: Path) -> dict[str, Path]:
+    """The files of a local file or folder by relative name, hidden ones left out.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if path.is_file():
+        return {path.name: path}
+    if not path.is_dir():
+        raise FileNotFoundError(2, "No such file or folder", str(path))
+    found = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
+    return {name: p for name, p in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+
+
+def local_digest(path: Path, cache: Cache) -> str:
+    """Identity of a local file or folder: sha256 of every file by relative name.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    return key_of({name: cache.digest_of(file).sha256 for name, file in local_files(path).items()})
+
+
+def _local_source(spec: SourceSpec, format_: Any, cache: Cache) -> ResolvedSource:
+    path = Path(spec.path)
+    if path.is_file():
+        names, inside, base = sorted(p.name for p in path.parent.iterdir() if p.is_file()), path.name, path.parent
+    else:
+        names, inside, base = list(local_files(path)), "", path
+    chosen = format_.files(names, inside)
+    return ResolvedSource(
+        {name: SourceFile(str(base / place), cache.digest_of(base / place)) for name, place in chosen.items()}
+    )
+
+
+def _recorded(release: Release, sae: Sae, observed: Mapping[tuple[str, str], Observed]) -> SaeRecord | None:
+    if release.publish is None:
+        return None
+    place = observed.get((release.publish.target, release.publish.location))
+    record = place.records.get(release.name) if place is not None else None
+    return record.saes.get(sae.id) if record is not None else None
+
+
