@@ -6,7 +6,7 @@ Reads listings and local files' digests, never weights from the network. The res
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -79,10 +79,10 @@ class Listing:
 
 @dataclass
 class Resolver:
-    """Resolves sources, models and datasets; everything looked up once per run. ``hub`` is opened on first use."""
+    """Resolves sources, models and datasets; everything is looked up once per run. The Hub is opened when first needed."""
 
     cache: Cache
-    open_hub: Callable[[], Hub]
+    hub: Hub | None = None
     _listings: dict[tuple[str, str], Listing | Reason] = field(default_factory=dict)
     _local: dict[Path, str] = field(default_factory=dict)
 
@@ -216,7 +216,9 @@ class Resolver:
         return self._listings[repo, revision]
 
     def _look(self, repo: str, revision: str) -> Listing | Reason:
-        hub = self.open_hub()
+        if self.hub is None:
+            self.hub = Hub(self.cache)
+        hub = self.hub
         try:
             listing = Listing(hub.tree(repo, revision))
             if not hub.reachable(repo, revision):

@@ -21,7 +21,6 @@ from saesync.measure.metrics import METRICS
 from saesync.targets import targets
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- generated: {name} -->", "<!-- end generated: {name} -->"
 
 
 def cli_reference() -> str:

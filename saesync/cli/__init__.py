@@ -1,0 +1,103 @@
+"""The command line: the only place that prints, prompts or exits. stdout carries data, stderr the rest.
+
+Commands are loaded when they are called, so that ``saesync --help`` and completion stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+
+import click
+
+from saesync import __version__
+from saesync.carets import show
+from saesync.cli.output import colored, say
+from saesync.errors import SaesyncError
+
+_COMMANDS = {
+    "init": "inspect",
+    "inspect": "inspect",
+    "check": "check",
+    "plan": "plan",
+    "apply": "apply",
+    "show": "show",
+    "pin": "pin",
+    "formats": "catalog",
+    "targets": "catalog",
+    "schema": "catalog",
+    "demo": "demo",
+}
+
+
+class _Commands(click.Group):
+    """Commands by name, imported on use, listed in the order in which a newcomer meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+            if near and "Did you mean" not in error.message:
+                error.message += f" Did you mean {near[0]!r}?"
+            raise
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "-V", "--version", prog_name="saesync", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks, for reporting a bug.")
+@click.option("--no-color", is_flag=True, help="No colors. NO_COLOR in the environment does the same.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, no_color: bool) -> None:
+    """Publish sparse autoencoders like infrastructure: write a manifest, read the plan, apply.
+
+    Start with `saesync demo ./demo`: a small real world, offline, in a few minutes.
+    """
+    ctx.obj = {"debug": debug}
+    ctx.color = colored(no_color)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the program and exit with the code the design gives each end."""
+    words = sys.argv[1:] if args is None else args
+    debug = "--debug" in words
+    try:
+        code = cli.main(words, prog_name="saesync", standalone_mode=False)
+    except click.exceptions.Exit as end:
+        code = end.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        say("Interrupted.")
+        code = 130
+    except SaesyncError as error:
+        if debug:
+            traceback.print_exc()
+        say(show(error.diagnostics, color=colored("--no-color" in words)))
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output went away (`saesync plan | head`): not an error worth a message.
+        sys.stderr.close()
+        code = 0
+    except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
+        if debug:
+            traceback.print_exc()
+        say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

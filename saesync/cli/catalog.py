@@ -1,0 +1,47 @@
+"""formats, targets, schema: what this installation knows."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from saesync.cli.output import put
+
+
+def _rows(rows: list[tuple[str, str]], as_json: bool) -> None:
+    if as_json:
+        put(json.dumps([{"name": name, "summary": summary} for name, summary in rows], indent=2))
+        return
+    width = max(len(name) for name, _ in rows)
+    for name, summary in rows:
+        put(f"{name:<{width}}  {summary}")
+
+
+_format = click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True)
+
+
+@click.command()
+@_format
+def formats(format_: str) -> None:
+    """List the weight formats that can be read."""
+    from saesync.formats import formats as known
+
+    _rows([(name, each.summary) for name, each in sorted(known().items())], format_ == "json")
+
+
+@click.command()
+@_format
+def targets(format_: str) -> None:
+    """List the places SAEs can be published to."""
+    from saesync.targets import targets as known
+
+    _rows([(name, each.summary) for name, each in sorted(known().items())], format_ == "json")
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of manifests, for editors."""
+    from saesync.schema import build
+
+    put(json.dumps(build(), indent=2, ensure_ascii=False))
