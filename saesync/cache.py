@@ -61,9 +61,12 @@ class Cache:
             settle(folder)
             final = self.path(kind, key)
             final.parent.mkdir(parents=True, exist_ok=True)
-            # A folder cannot replace a non-empty one: whoever came first made the same content.
-            with contextlib.suppress(FileExistsError, OSError) if final.exists() else contextlib.nullcontext():
+            try:
                 folder.rename(final)
+            except OSError:
+                # A folder cannot replace a non-empty one: whoever came first made the same content.
+                if not final.exists():
+                    raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -21,8 +21,17 @@ from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
 from saesync.measure.metrics import metric_versions
 from saesync.model import (
-    DatasetSpec, Inputs, ModelSpec, Observed, Reason, ReasonCode, Release, Sae, SourceSpec, Wanted,
-)  # fmt: skip
+    DatasetSpec,
+    Inputs,
+    ModelSpec,
+    Observed,
+    Reason,
+    ReasonCode,
+    Release,
+    Sae,
+    SourceSpec,
+    Wanted,
+)
 from saesync.record import Evidence, RecordUnreadable, SaeRecord
 
 LANES = 8
@@ -86,9 +95,7 @@ class Resolver:
     _listings: dict[tuple[str, str], Listing | Reason] = field(default_factory=dict)
     _local: dict[Path, str] = field(default_factory=dict)
 
-    def resolve(
-        self, releases: Sequence[Release], observed: Mapping[tuple[str, str], Observed]
-    ) -> Mapping[str, Wanted]:  # fmt: skip
+    def resolve(self, releases: Sequence[Release], observed: Mapping[tuple[str, str], Observed]) -> Mapping[str, Wanted]:
         """Keys of every SAE, by address."""
         saes = [(release, sae) for release in releases for sae in release.saes]
         self._list_repos(sae.source for _, sae in saes)
@@ -207,6 +214,7 @@ class Resolver:
     def _list_repos(self, sources: Iterable[SourceSpec | None]) -> None:
         repos = dict.fromkeys((s.repo, s.revision or "") for s in sources if s is not None and s.repo is not None)
         if repos:
+            self.hub = self.hub or Hub(self.cache)
             with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="sources") as pool:
                 list(pool.map(lambda pair: self._listing(*pair), repos))
 
@@ -216,9 +224,7 @@ class Resolver:
         return self._listings[repo, revision]
 
     def _look(self, repo: str, revision: str) -> Listing | Reason:
-        if self.hub is None:
-            self.hub = Hub(self.cache)
-        hub = self.hub
+        hub = self.hub = self.hub or Hub(self.cache)
         try:
             listing = Listing(hub.tree(repo, revision))
             if not hub.reachable(repo, revision):
@@ -285,9 +291,7 @@ def _local_source(spec: SourceSpec, format_: Any, cache: Cache) -> ResolvedSourc
     else:
         names, inside, base = list(local_files(path)), "", path
     chosen = format_.files(names, inside)
-    return ResolvedSource(
-        {name: SourceFile(str(base / place), cache.digest_of(base / place)) for name, place in chosen.items()}
-    )
+    return ResolvedSource({name: SourceFile(str(base / place), cache.digest_of(base / place)) for name, place in chosen.items()})
 
 
 def _recorded(release: Release, sae: Sae, observed: Mapping[tuple[str, str], Observed]) -> SaeRecord | None:
@@ -296,5 +300,3 @@ def _recorded(release: Release, sae: Sae, observed: Mapping[tuple[str, str], Obs
     place = observed.get((release.publish.target, release.publish.location))
     record = place.records.get(release.name) if place is not None else None
     return record.saes.get(sae.id) if record is not None else None
-
-

@@ -25,7 +25,12 @@ root_option = click.option(
 )
 only_option = click.option("--only", multiple=True, metavar="GLOB", help="Only SAEs whose release/id matches.")
 format_option = click.option(
-    "--format", "format_", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True, help="Output form."
+    "--format",
+    "format_",
+    type=click.Choice(["text", "markdown", "json"]),
+    default="text",
+    show_default=True,
+    help="Output form.",
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="One line per SAE: fold nothing.")
 

@@ -1,0 +1,113 @@
+"""Records: what saesync writes it reads back; what anybody else wrote never crashes it and never leaves its folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saesync.digest import FileDigest
+from saesync.record import (
+    RECORD_VERSION,
+    Evidence,
+    Metric,
+    Record,
+    RecordNewer,
+    RecordUnreadable,
+    SaeRecord,
+    parse_record,
+    safe_folder,
+)
+
+HEX = "0123456789abcdef"
+sha256s = st.text(HEX, min_size=64, max_size=64)
+flats = st.dictionaries(st.text(max_size=10), st.one_of(st.integers(), st.text(max_size=10), st.none()), max_size=3)
+digests = st.builds(FileDigest, st.integers(0, 2**40), sha256s, st.text(HEX, min_size=40, max_size=40))
+metrics = st.dictionaries(
+    st.sampled_from(["l0", "mse", "explained_variance"]),
+    st.builds(Metric, st.floats(allow_nan=False, allow_infinity=False), st.one_of(st.none(), st.floats(0, 1))),
+)
+evidences = st.builds(Evidence, sha256s, sha256s, metrics, flats, flats)
+saes = st.builds(
+    SaeRecord,
+    sha256s,
+    sha256s,
+    st.dictionaries(st.sampled_from(["cfg.json", "sae_weights.safetensors"]), digests),
+    st.dictionaries(st.sampled_from(["weights", "build"]), flats, max_size=2),
+    flats,
+    st.lists(evidences, max_size=2).map(tuple),
+    st.booleans(),
+    flats,
+    flats,
+)
+records = st.builds(
+    Record,
+    st.just("r"),
+    st.dictionaries(st.sampled_from(["a", "b/c", "layer_1/width_16k"]), saes),
+    st.one_of(st.none(), sha256s),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=10,
+)
+
+
+@given(records)
+@settings(max_examples=50, deadline=None)
+def test_round_trip(record: Record) -> None:
+    assert parse_record(record.to_bytes(), "r") == record
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=100, deadline=None)
+def test_random_bytes_are_unreadable(data: bytes) -> None:
+    with pytest.raises((RecordUnreadable, RecordNewer)):
+        parse_record(data, "r")
+
+
+@given(records, st.sampled_from(["saes", "card", "pending", "version", "release"]), values)
+@settings(max_examples=100, deadline=None)
+def test_a_spoiled_record_is_read_or_refused(record: Record, field: str, value: object) -> None:
+    data = json.loads(record.to_bytes())
+    data[field] = value
+    try:
+        found = parse_record(json.dumps(data).encode(), "r")
+    except (RecordUnreadable, RecordNewer):
+        return
+    assert all(safe_folder(name) for name in (*found.saes, *found.pending))
+
+
+@pytest.mark.parametrize("folder", ["../x", "/etc", "a/../b", "a\\b", ".git", "a/.hidden", "", "a//b", "a\nb", "a/ b"])
+def test_folders_that_could_leave_are_refused(folder: str) -> None:
+    assert not safe_folder(folder)
+    data = json.dumps({"version": RECORD_VERSION, "release": "r", "saes": {folder: {}}}).encode()
+    with pytest.raises(RecordUnreadable):
+        parse_record(data, "r")
+
+
+@pytest.mark.parametrize("name", ["../cfg.json", "a/b", ".hidden", "", "x" * 200])
+def test_files_that_could_leave_are_refused(name: str) -> None:
+    sae = SaeRecord("0" * 64, "1" * 64, {name: FileDigest(1, "2" * 64)})
+    with pytest.raises(RecordUnreadable):
+        parse_record(Record("r", {"a": sae}).to_bytes(), "r")
+
+
+def test_a_newer_record_is_told_from_an_unreadable_one() -> None:
+    with pytest.raises(RecordNewer) as caught:
+        parse_record(json.dumps({"version": RECORD_VERSION + 1}).encode(), "r")
+    assert caught.value.found == RECORD_VERSION + 1
+
+
+def test_a_record_of_another_release_is_unreadable() -> None:
+    with pytest.raises(RecordUnreadable):
+        parse_record(Record("other").to_bytes(), "r")
+
+
+def test_only_one_earlier_evidence_is_kept() -> None:
+    sae = SaeRecord("0" * 64, "1" * 64, {})
+    for digit in "345":
+        sae = sae.with_evidence(Evidence(digit * 64, "f" * 64, {}))
+    assert [e.measure_key[0] for e in sae.evidence] == ["5", "4"]
