@@ -5,8 +5,8 @@ Workers have no tokens and no network; everything they need is in the job or in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 Json = Any
@@ -65,7 +65,8 @@ class MeasureJob:
     """Measure several SAEs of one model on one dataset with shared forward passes.
 
     ``model`` and ``dataset`` are local (a snapshot already fetched). ``kwargs`` and ``loader`` as in the manifest.
-    ``cache`` is a folder for tokenised shards.
+    ``dataset_files`` are the files to read, in order, absolute or relative to ``dataset``; empty means all that is there.
+    ``cache`` is a folder for tokenised shards. ``model_name`` is the Hub id, if any: HookedTransformer goes by names.
     """
 
     model: str
@@ -82,15 +83,21 @@ class MeasureJob:
     device: str
     saes: tuple[MeasureSae, ...]
     cache: str
+    model_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureResult:
-    """By address: metrics {name: {"value", "stderr"?}} and what is recorded beside them (device, versions, tokens)."""
+    """By address: metrics {name: {"value", "stderr"?}} and what is recorded beside them (device, versions, tokens).
+
+    An SAE that could not be measured stands in ``failures`` alone, with its diagnostics as JSON (``Diagnostic.to_json``);
+    the others of the job are measured all the same.
+    """
 
     metrics: Mapping[str, Mapping[str, Mapping[str, float]]]
     about: Mapping[str, Mapping[str, Json]]
     weights_sha256: Mapping[str, str]
+    failures: Mapping[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +119,4 @@ class CaptureJob:
     rows: int
     out: Mapping[str, str]
     cache: str
+    model_name: str | None = None
