@@ -40,7 +40,7 @@ def test_the_module_gives_the_hooks_tensor(family: str, tmp_path: Path) -> None:
 
     name, fields = FAMILIES[family]
     config = getattr(transformers, f"{name}Config")(**fields)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(tmp_path)
     end = "<|endoftext|>"
     words = Tokenizer(models.WordLevel({end: 0, "a": 1}, unk_token=end))
