@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +20,82 @@ from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-paths_argument = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 root_option = click.option(
     "--root", "roots", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Also allow local paths in here."
 )
-only_option = click.option("--only", multiple=True, metavar="GLOB", help="Only SAEs whose release/id matches.")
 format_option = click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["text", "markdown", "json"]),
-    default="text",
-    show_default=True,
-    help="Output form.",
+    "--format", "format_", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True, help="Output form."
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="One line per SAE: fold nothing.")
+paths_argument = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 
 
-def choice_options(command: Command) -> Command:
-    """--adopt, --replace, --prune."""
-    for option in (
+@dataclass(frozen=True)
+class Asked:
+    """What was asked on the command line: where to look and what is allowed. A plan file carries it."""
+
+    paths: tuple[Path, ...] = ()
+    roots: tuple[Path, ...] = ()
+    only: tuple[str, ...] = ()
+    choices: Choices = Choices()
+
+    @property
+    def plan_file(self) -> Path | None:
+        """The plan file, when that is what was given."""
+        return self.paths[0] if len(self.paths) == 1 and self.paths[0].suffix == ".json" else None
+
+    def to_json(self) -> dict[str, list[str]]:
+        """The form kept in plan files; paths relative to where the command ran."""
+        choices = {"adopt": self.choices.adopt, "replace": self.choices.replace, "prune": self.choices.prune}
+        named = {"paths": map(str, self.paths), "roots": map(str, self.roots), "only": self.only, **choices}
+        return {name: list(values) for name, values in named.items()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, list[str]]) -> Asked:
+        """Inverse of ``to_json``, from a plan file that was checked when it was read."""
+        choices = Choices(tuple(value["adopt"]), tuple(value["replace"]), tuple(value["prune"]))
+        return cls(tuple(map(Path, value["paths"])), tuple(map(Path, value["roots"])), tuple(value["only"]), choices)
+
+    def words(self) -> tuple[str, ...]:
+        """The command-line words that ask this again."""
+        flags = [("--root", map(str, self.roots)), ("--only", self.only), ("--adopt", self.choices.adopt)]
+        flags += [("--replace", self.choices.replace), ("--prune", self.choices.prune)]
+        options = [word for flag, values in flags for value in values for word in (flag, value)]
+        return (*map(str, self.paths), *options)
+
+
+def asked_options(command: Command) -> Command:
+    """Add PATH..., --root, --only, --adopt, --replace and --prune, and hand them over as one ``asked``.
+
+    Raises:
+        click.UsageError: a plan file together with something that it already says.
+    """
+
+    @functools.wraps(command)
+    def wrapped(
+        paths: tuple[Path, ...],
+        roots: tuple[Path, ...],
+        only: tuple[str, ...],
+        adopt: tuple[str, ...],
+        replace: tuple[str, ...],
+        prune: tuple[str, ...],
+        **rest: Any,
+    ) -> Any:
+        asked = Asked(paths, roots, only, Choices(adopt, replace, prune))
+        if any(path.suffix == ".json" for path in paths) and asked != Asked(paths[:1]):
+            raise click.UsageError("A plan file stands alone: it already says which manifests, and what is allowed.")
+        return command(asked=asked, **rest)
+
+    for decorate in (
         click.option("--prune", multiple=True, metavar="RELEASE", help="Delete SAEs of RELEASE that no manifest names any more."),
         click.option("--replace", multiple=True, metavar="GLOB", help="Overwrite SAEs that were changed outside saesync."),
         click.option("--adopt", multiple=True, metavar="GLOB", help="Prove and take over files saesync did not publish."),
+        click.option("--only", multiple=True, metavar="GLOB", help="Only SAEs whose release/id matches."),
+        root_option,
+        paths_argument,
     ):
-        command = option(command)
-    return command
+        wrapped = decorate(wrapped)
+    return wrapped  # type: ignore[return-value]  # click's decorators keep what they wrap
 
 
 @dataclass(frozen=True)
@@ -58,7 +110,7 @@ class World:
     cache: Cache
 
 
-def look(paths: tuple[Path, ...], roots: tuple[Path, ...], only: tuple[str, ...], choices: Choices) -> World:
+def look(asked: Asked) -> World:
     """Load the manifests, look at every place they name, and plan.
 
     The whole folder of each manifest is loaded whatever PATH says: two manifests that claim the same folder, and SAEs that
@@ -67,9 +119,9 @@ def look(paths: tuple[Path, ...], roots: tuple[Path, ...], only: tuple[str, ...]
     Raises:
         ManifestError: with everything that is wrong in all of them.
     """
-    chosen = manifest.find(paths)
+    chosen = manifest.find(asked.paths)
     neighbours = manifest.find(tuple(dict.fromkeys(path.parent for path in chosen)))
-    everything = manifest.load(neighbours, roots=roots)
+    everything = manifest.load(neighbours, roots=asked.roots)
     files = {str(path) for path in chosen}
     releases = tuple(release for release in everything if release.manifest in files)
     cache = Cache()
@@ -77,5 +129,5 @@ def look(paths: tuple[Path, ...], roots: tuple[Path, ...], only: tuple[str, ...]
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)
     named = frozenset(release.name for release in everything)
-    plan = make_plan(releases, wanted, observed, choices, named=named)
-    return World(releases, wanted, observed, select(plan, only), resolver, cache)
+    plan = make_plan(releases, wanted, observed, asked.choices, named=named)
+    return World(releases, wanted, observed, select(plan, asked.only), resolver, cache)

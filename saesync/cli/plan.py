@@ -1,0 +1,54 @@
+"""plan: what is not true yet, and why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from saesync import planfile, render
+from saesync.cli.common import Asked, asked_options, format_option, look, verbose_option
+from saesync.cli.output import colored, put, say
+from saesync.model import Plan, Status
+
+PENDING, TROUBLE = 3, 1
+
+
+@click.command()
+@asked_options
+@format_option
+@verbose_option
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan to a file, for `saesync apply`."
+)
+@click.option("--check", is_flag=True, help="Exit 3 when steps are pending, else 1 when something is failing, held or unknown.")
+@click.pass_context
+def plan(ctx: click.Context, asked: Asked, format_: str, verbose: bool, out: Path | None, check: bool) -> None:
+    """Show what is not true yet of what the manifests ask, and why.
+
+    Reads what is really published; needs no GPU and downloads no weights. PATH is a manifest or a folder of manifests;
+    manifests/ unless given.
+    """
+    world = look(asked)
+    saved = planfile.plan_json(world.plan, asked=asked.to_json())
+    if out is not None:
+        planfile.write(out, saved)
+    if format_ == "json":
+        put(json.dumps(saved, indent=2, ensure_ascii=False))
+    elif format_ == "markdown":
+        put(render.markdown(saved))
+    else:
+        color = colored(ctx.color is False, "stdout")
+        put(render.plan_text(saved, arguments=asked.words(), plan_file=out, verbose=verbose, color=color))
+    if out is not None and format_ != "text":
+        say(f"Wrote {out}.")
+    ctx.exit(check_code(world.plan) if check else 0)
+
+
+def check_code(plan: Plan) -> int:
+    """Exit code of ``plan --check``."""
+    if plan.pending:
+        return PENDING
+    trouble = any(item.held or item.status in (Status.FAILING, Status.UNKNOWN) for item in plan.items)
+    return TROUBLE if trouble else 0
