@@ -1,0 +1,76 @@
+"""What all tests share: a clean environment, and loopback Hubs.
+
+The Hub client reads HF_HOME, HF_ENDPOINT and others when it is first imported. They are set here, before anything imports it,
+so that no test sees a developer's token, cache or endpoint.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_HOME = Path(tempfile.mkdtemp(prefix="saesync-tests-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+
+
+def _clean_environment() -> None:
+    foreign = ("HF_", "HUGGING", "GH_", "GITHUB_", "AWS_", "ACTIONS_", "SAESYNC_")
+    for name in [name for name in os.environ if name.startswith(foreign)]:
+        del os.environ[name]
+    os.environ |= {
+        "HF_HOME": str(_HOME / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there: a forgotten endpoint fails, it never leaves this machine
+        "SAESYNC_CACHE": str(_HOME / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NO_COLOR": "1",
+    }
+
+
+_clean_environment()
+sys.path.insert(0, str(Path(__file__).parent))
+
+from servers.loopback import ALICE, HubServer, running_hub  # noqa: E402  (after the environment is clean)
+
+
+@pytest.fixture
+def clean_environ() -> dict[str, str]:
+    """An environment for client processes without any Hub setting; add ``hub_server.environment(token)`` to it."""
+    drop = ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_DISABLE_XET")
+    return {name: value for name, value in os.environ.items() if name not in drop}
+
+
+@pytest.fixture(scope="module", params=["lfs", "xet"])
+def hub_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """A loopback Hub for one test module, once per upload protocol. Its state stays from test to test.
+
+    One protocol only: ``@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)``.
+    """
+    with running_hub(tmp_path_factory.mktemp("hub"), request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def hub_server(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+    """A wiped loopback Hub; clients in this process and in its children talk to it as alice, who may write.
+
+    Other users: ``monkeypatch.setenv("HF_TOKEN", BOB)``, or ``delenv`` for none.
+    """
+    import huggingface_hub.constants as constants
+
+    hub_process.wipe()
+    monkeypatch.setattr(constants, "ENDPOINT", hub_process.base)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", hub_process.mode == "lfs")
+    monkeypatch.setenv("SAESYNC_CACHE", str(tmp_path / "saesync-cache"))
+    for name, value in hub_process.environment(ALICE).items():
+        monkeypatch.setenv(name, value)
+    return hub_process
