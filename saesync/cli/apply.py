@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
@@ -56,9 +55,9 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
         raise Missing.of(missing)
     kind = "json" if format_ == "json" else "terminal" if sys.stderr.isatty() else "lines"
     stop = StopFlag()
-    with progress.reporter(kind, sys.stdout if format_ == "json" else sys.stderr, colored(ctx.color is False)) as emit:
-        with _interruptible(stop):
-            result = run(world.plan, context, emit, stop)
+    stream = sys.stdout if format_ == "json" else sys.stderr
+    with progress.reporter(kind, stream, colored(ctx.color is False)) as emit, _interruptible(stop):
+        result = run(world.plan, context, emit, stop)
     ctx.exit(result.exit_code)
 
 
