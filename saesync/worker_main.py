@@ -1,0 +1,198 @@
+"""The inside of a worker process: ``python -P -m saesync.worker_main``. Foreign weights and models are only opened here.
+
+Requests come as JSON lines on stdin, ``{"job": name, "data": ...}``; replies go, one JSON line each, to what stdout was at
+the start (prints of third parties go to stderr instead)::
+
+    {"type": "progress", "done": n, "total": n}
+    {"type": "result", "data": ...}
+    {"type": "error", "kind": "Refused", "diagnostics": [...]}      the process goes on
+    {"type": "crash", "error": "RuntimeError: ..."}                 the process ends
+
+The process has no secret in its environment, no network, and ends when its parent does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from saesync.errors import SaesyncError
+from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, MeasureJob, MeasureSae
+
+PARENT_VARIABLE = "SAESYNC_PARENT"
+_CLONE_NEWNET = 0x40000000
+_CLONE_NEWUSER = 0x10000000
+_PR_SET_PDEATHSIG = 1
+_REFUSED_EVENTS = frozenset(
+    {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
+     "socket.gethostbyaddr", "socket.getnameinfo", "socket.listen"}
+)  # fmt: skip
+_PROGRESS_EVERY = 0.1  # seconds
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One kind of work: ``function`` of ``module``, imported when first asked for, called with (data, progress)."""
+
+    module: str
+    function: str
+    decode: Callable[[Mapping[str, Any]], Any]
+
+
+def _measure_job(data: Mapping[str, Any]) -> MeasureJob:
+    saes = tuple(MeasureSae(**sae) for sae in data["saes"])
+    return MeasureJob(**{**data, "saes": saes, "dataset_files": tuple(data["dataset_files"])})
+
+
+def _capture_job(data: Mapping[str, Any]) -> CaptureJob:
+    return CaptureJob(**{**data, "dataset_files": tuple(data["dataset_files"])})
+
+
+JOBS: Mapping[str, Job] = {
+    "convert": Job("saesync.executors.convert", "run", lambda data: ConvertJob(**data)),
+    "adopt": Job("saesync.executors.convert", "adopt", lambda data: AdoptJob(**data)),
+    "measure": Job("saesync.executors.validate", "run", _measure_job),
+    "capture": Job("saesync.executors.validate", "capture", _capture_job),
+    "devices": Job("saesync.worker_main", "devices", dict),
+}
+
+
+def encode(value: Any) -> Any:
+    """Jobs and results as plain JSON: dataclasses and mappings become objects, tuples lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): encode(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(entry) for entry in value]
+    return value
+
+
+def devices(_data: Mapping[str, Any], _progress: Progress) -> Mapping[str, Any]:
+    """Which torch devices this machine has, best first, with their names."""
+    import torch
+
+    found = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    if torch.backends.mps.is_available():
+        found["mps"] = "Apple GPU"
+    return {"devices": {**found, "cpu": f"{torch.get_num_threads()} threads"}}
+
+
+# ------------------------------------------------------------------------------------------------------ isolation
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that happens (Linux; elsewhere stdin's end does)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def leave_network() -> bool:
+    """Move this process into an empty network namespace where the kernel allows it; says whether it did.
+
+    Must run before any thread is started. Native code cannot get around it, which an audit hook could not promise.
+    """
+    if sys.platform != "linux":
+        return False
+    uid, gid = os.getuid(), os.getgid()
+    unshare = ctypes.CDLL(None).unshare
+    if unshare(_CLONE_NEWNET) == 0:
+        return True
+    if unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+        return False
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    except OSError:
+        pass  # only the names shown for our own ids suffer
+    return True
+
+
+class NetworkGuard:
+    """An audit hook that refuses every socket operation that could leave the process, and remembers the last one."""
+
+    def __init__(self) -> None:
+        self.last: str | None = None
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        """The hook. Raises PermissionError for a refused event."""
+        if event in _REFUSED_EVENTS:
+            self.last = event
+            raise PermissionError(f"{event}: worker processes have no network")
+
+
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+def serve(requests: BinaryIO, replies: BinaryIO, jobs: Mapping[str, Job] = JOBS) -> None:
+    """Answer requests until ``requests`` ends; then end the process. Isolation must be in place."""
+    guard = NetworkGuard()
+    sys.addaudithook(guard)
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests, inbox), daemon=True, name="requests").start()
+
+    def reply(message: Mapping[str, Any]) -> None:
+        replies.write(json.dumps(message, allow_nan=True).encode() + b"\n")
+        replies.flush()
+
+    reply({"type": "ready"})
+    while True:
+        request = json.loads(inbox.get())
+        guard.last = None
+        try:
+            reply({"type": "result", "data": _answer(jobs[request["job"]], request["data"], reply)})
+        except SaesyncError as error:
+            found = [diagnostic.to_json() for diagnostic in error.diagnostics]
+            reply({"type": "error", "kind": type(error).__name__, "diagnostics": found})
+        except BaseException as error:
+            reply({"type": "crash", "error": f"{type(error).__name__}: {error}", "network": guard.last})
+            raise
+
+
+def _listen(requests: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> NoReturn:
+    for line in requests:
+        inbox.put(line)
+    os._exit(0)  # the parent is gone, or wants no more
+
+
+def _answer(job: Job, data: Mapping[str, Any], reply: Callable[[Mapping[str, Any]], None]) -> Any:
+    said = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _PROGRESS_EVERY or done >= total:
+            said = now
+            reply({"type": "progress", "done": done, "total": total})
+
+    function = getattr(importlib.import_module(job.module), job.function)
+    return encode(function(job.decode(data), progress))
+
+
+def main(jobs: Mapping[str, Job] = JOBS) -> None:
+    """Entry point of a spawned worker."""
+    die_with(int(os.environ[PARENT_VARIABLE]))
+    leave_network()
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, replies, jobs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""Worker processes: where convert and measure run, without secrets and without network.
+
+``Worker.run(job, data)`` sends one job and waits for its result. An error that the job raised on purpose arrives here as the
+same ``SaesyncError``; a process that died (killed for memory, crashed in native code) becomes one with its last words.
+Two ways to start a process stand behind one interface: ``spawn`` (a fresh interpreter; the one users get) and ``fork`` (a copy
+of this process, for callers that have the heavy imports done and hold no secret).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from saesync import worker_main
+from saesync.errors import ERROR_TYPES, Diagnostic, Interrupted, SaesyncError
+
+Progress = Callable[[int, int], None]
+
+_KEPT = ("PATH", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "PYTORCH_", "TORCH_", "ROCR_", "HIP_")
+_NEVER = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "_KEY", "DSN")
+_LAST_WORDS = 20  # lines of stderr kept
+_SHOWN_WORDS = 3
+_GRACE = 5.0  # seconds a worker gets to end by itself
+
+
+def scrubbed(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The environment of a worker: an allow-list, switches that keep libraries offline, and an empty home folder, so that
+    no token file is found either."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if (name in _KEPT or name.startswith(_KEPT_PREFIXES)) and not any(word in name.upper() for word in _NEVER)
+    }
+    return kept | {
+        "HOME": str(home),
+        "HF_HOME": str(home / "huggingface"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_MODE": "disabled",
+        "DO_NOT_TRACK": "1",
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
+        "PYTHONUNBUFFERED": "1",
+        worker_main.PARENT_VARIABLE: str(os.getpid()),
+    }
+
+
+@dataclass(frozen=True)
+class Child:
+    """A started process: its pipes, and how to wait for it (returns the exit status; negative for a signal)."""
+
+    pid: int
+    requests: IO[bytes]
+    replies: IO[bytes]
+    stderr: IO[bytes]
+    wait: Callable[[], int]
+
+
+Launcher = Callable[[Path], Child]
+
+
+def spawn(home: Path, module: str = "saesync.worker_main") -> Child:
+    """A fresh interpreter in a session of its own (Ctrl-C in the terminal does not reach it).
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
+        [sys.executable, "-P", "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=home,
+        env=scrubbed(os.environ, home),
+        start_new_session=True,
+    )
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise OSError("the worker has no pipes")
+    return Child(process.pid, process.stdin, process.stdout, process.stderr, process.wait)
+
+
+def fork(home: Path, jobs: Mapping[str, worker_main.Job] = worker_main.JOBS) -> Child:
+    """A copy of this process, cut off in the same way. Its memory holds what this process's memory holds.
+
+    Raises:
+        OSError: the process cannot be started.
+    """
+    pipes = [os.pipe() for _ in range(3)]
+    (requests_out, requests_in), (replies_out, replies_in), (errors_out, errors_in) = pipes
+    parent = os.getpid()
+    environment = scrubbed(os.environ, home)
+    pid = os.fork()
+    if pid == 0:
+        _forked(parent, home, environment, (requests_out, replies_in, errors_in), jobs)
+    for end in (requests_out, replies_in, errors_in):
+        os.close(end)
+    return Child(
+        pid,
+        os.fdopen(requests_in, "wb"),
+        os.fdopen(replies_out, "rb"),
+        os.fdopen(errors_out, "rb"),
+        lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]),
+    )
+
+
+def _forked(
+    parent: int,
+    home: Path,
+    environment: Mapping[str, str],
+    pipes: tuple[int, int, int],
+    jobs: Mapping[str, worker_main.Job],
+) -> None:
+    """The child's side of ``fork``; never returns."""
+    requests, replies, errors = pipes
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for wanted, end in ((0, nothing), (1, errors), (2, errors)):
+            os.dup2(end, wanted)
+        _close_all_but(requests, replies)
+        worker_main.die_with(parent)
+        worker_main.leave_network()
+        os.chdir(home)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        worker_main.serve(os.fdopen(requests, "rb"), os.fdopen(replies, "wb"), jobs)
+    finally:
+        os._exit(1)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close every descriptor above stderr except some. Those keep their numbers, so that no file object inherited from the
+    parent can close them when it is collected."""
+    start = 3
+    for end in sorted(kept):
+        os.closerange(start, end)
+        start = end + 1
+    os.closerange(start, max(start, os.sysconf("SC_OPEN_MAX")))
+
+
+class Worker:
+    """One process at a time, started when first needed and again after it died. Used by one thread at a time, which must
+    outlive it: the kernel ends the process with the thread that started it."""
+
+    def __init__(self, home: Path, start: Launcher = spawn) -> None:
+        self._home, self._start = home, start
+        self._child: Child | None = None
+        self._words: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._drain: threading.Thread | None = None
+        self._killed = False
+
+    def warm(self) -> None:
+        """Start the process if there is none.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if self._child is None:
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._words.clear()
+            self._child = self._start(self._home)
+            self._drain = threading.Thread(target=self._read_words, args=(self._child.stderr,), daemon=True, name="worker-stderr")
+            self._drain.start()
+
+    def run(self, job: str, data: Any, progress: Progress | None = None) -> Any:
+        """Do one job and return its result as plain JSON.
+
+        Raises:
+            SaesyncError: what the job raised on purpose, or what became of the process.
+            Interrupted: ``kill`` was called.
+        """
+        self.warm()
+        for reply in self._exchange({"job": job, "data": worker_main.encode(data)}):
+            kind = reply["type"]
+            if kind == "progress" and progress is not None:
+                progress(reply["done"], reply["total"])
+            elif kind == "result":
+                return reply["data"]
+            elif kind == "error":
+                raise _raised(reply)
+            elif kind == "crash":
+                self._reap()
+                raise self._crashed(job, reply)
+        raise self._died(job, self._reap())
+
+    @property
+    def last_words(self) -> tuple[str, ...]:
+        """The last lines the process wrote to stderr (for ``--debug``)."""
+        return tuple(self._words)
+
+    def close(self) -> None:
+        """Let the process end; kill it if it does not."""
+        child = self._child
+        if child is None:
+            return
+        timer = threading.Timer(_GRACE, _kill, (child.pid,))
+        timer.start()
+        self._reap()
+        timer.cancel()
+
+    def kill(self) -> None:
+        """End the process now; a ``run`` that waits for it raises Interrupted. May be called from any thread."""
+        self._killed = True
+        if (child := self._child) is not None:
+            _kill(child.pid)
+
+    def _exchange(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+        """Send a request and yield replies until the pipe ends."""
+        child = self._child
+        if child is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            child.requests.write(json.dumps(request).encode() + b"\n")
+            child.requests.flush()
+        for line in child.replies:
+            yield json.loads(line)
+
+    def _reap(self) -> int:
+        child, self._child = self._child, None
+        if child is None:
+            return 0
+        with contextlib.suppress(BrokenPipeError):
+            child.requests.close()
+        status = child.wait()
+        if self._drain is not None:
+            self._drain.join(_GRACE)
+        child.replies.close()
+        return status
+
+    def _read_words(self, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self._words.append(line.decode(errors="replace").rstrip())
+
+    def _crashed(self, job: str, reply: Mapping[str, Any]) -> SaesyncError:
+        if reply.get("network"):
+            return SaesyncError(
+                "Worker reached for the network",
+                f"While it did {job!r}, a library tried to open a connection ({reply['network']}), which worker processes may"
+                " not do. A file it needs is probably missing from what was fetched.",
+            )
+        return SaesyncError(
+            "Worker failed unexpectedly",
+            f"While it did {job!r}: {reply['error']}. Run again with --debug to see where."
+            " If it says that memory ran out, use a machine with more of it.",
+        )
+
+    def _died(self, job: str, status: int) -> SaesyncError:
+        if self._killed:
+            return Interrupted("Interrupted", f"{job} was stopped before it finished.")
+        words = " / ".join(list(self._words)[-_SHOWN_WORDS:])
+        said = f" Its last words: {words}." if words else ""
+        return SaesyncError("Worker process died", f"While it did {job!r}, the process {_how(status)}.{said}")
+
+
+def _raised(reply: Mapping[str, Any]) -> SaesyncError:
+    """The error a job raised, as it was."""
+    found = [Diagnostic.from_json(entry) for entry in reply["diagnostics"]]
+    return ERROR_TYPES.get(reply["kind"], SaesyncError).of(found)
+
+
+def _how(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed (SIGKILL), most often because memory ran out; lower the number of workers or use a larger machine"
+    if status < 0:
+        return f"crashed in native code ({signal.Signals(-status).name})"
+    return f"ended with status {status}"
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

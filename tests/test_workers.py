@@ -1,0 +1,186 @@
+"""Worker processes: no secrets, no network, no orphan, and every end of them becomes a clear diagnostic."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from saesync.errors import Interrupted, Origin, Refused, SaesyncError
+from saesync.jobs import MeasureJob, MeasureSae
+from saesync.model import nothing
+from saesync.worker_main import JOBS, encode
+from saesync.workers import Worker, scrubbed, spawn
+
+CANARY = "hf_canary_5f1d"
+probe = partial(spawn, module="worker_probe")
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    found = Worker(tmp_path / "home", probe)
+    yield found
+    found.kill()
+    found.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def test_no_secret_reaches_a_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HF_TOKEN", "GITHUB_TOKEN", "NEURONPEDIA_DSN", "AWS_SECRET_ACCESS_KEY", "CUDA_TOKEN", "SOMETHING"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "real"))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "token").write_text(CANARY)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told: list[tuple[int, int]] = []
+    found = worker.run("look", {"x": [1, None]}, lambda done, total: told.append((done, total)))
+    environment = found["environment"]
+    assert CANARY not in str(found)
+    assert found["given"] == {"x": [1, None]}
+    assert found["tokens"] == []
+    assert environment["OMP_NUM_THREADS"] == "1"
+    assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
+    assert Path(environment["HOME"]) == Path(found["cwd"]) == tmp_path / "home"
+    assert told[-1] == (2, 2)
+
+
+def test_the_allow_list_is_an_allow_list(tmp_path: Path) -> None:
+    environment = scrubbed({"PATH": "/bin", "LC_ALL": "C", "LC_SECRET": "s", "PGPASSWORD": "p", "OMP_NUM_THREADS": "2"}, tmp_path)
+    assert (environment["PATH"], environment["LC_ALL"], environment["OMP_NUM_THREADS"]) == ("/bin", "C", "2")
+    assert not {"LC_SECRET", "PGPASSWORD"} & set(environment)
+
+
+def test_the_network_is_refused_by_name(worker: Worker, listener: socket.socket) -> None:
+    with pytest.raises(SaesyncError) as caught:
+        worker.run("dial", {"port": listener.getsockname()[1]})
+    assert caught.value.diagnostics[0].summary == "Worker reached for the network"
+    listener.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        listener.accept()
+
+
+def test_a_hidden_refusal_is_still_a_refusal(worker: Worker, listener: socket.socket) -> None:
+    assert worker.run("swallow", {"port": listener.getsockname()[1]}) != "connected"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs the right to make a network namespace")
+def test_the_kernel_takes_the_network_away(worker: Worker) -> None:
+    assert worker.run("interfaces", {}) in ([], ["lo"])
+
+
+def test_errors_come_back_as_they_were_and_the_process_goes_on(worker: Worker) -> None:
+    with pytest.raises(Refused) as caught:
+        worker.run("refuse", {})
+    assert [d.summary for d in caught.value.diagnostics] == ["One", "Two"]
+    assert caught.value.diagnostics[0].origin == Origin("m.yaml", 3, 4)
+    first = worker.run("look", {})["environment"]["SAESYNC_PARENT"]
+    assert first == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("job", "summary", "words"),
+    [
+        ("fail", "Worker failed unexpectedly", "ValueError: third-party trouble"),
+        ("die", "Worker process died", "about to run out of memory"),
+        ("segfault", "Worker process died", "SIGSEGV"),
+    ],
+)
+def test_every_end_is_a_diagnostic_and_the_next_job_gets_a_new_process(
+    worker: Worker, job: str, summary: str, words: str
+) -> None:
+    with pytest.raises(SaesyncError) as caught:
+        worker.run(job, {})
+    assert caught.value.diagnostics[0].summary == summary
+    assert words in caught.value.diagnostics[0].detail
+    assert worker.run("look", {"again": 1})["given"] == {"again": 1}
+
+
+def test_killed_on_request(worker: Worker) -> None:
+    timer = threading.Timer(0.2, worker.kill)
+    with pytest.raises(Interrupted):
+        worker.run("wait", {}, lambda _done, _total: timer.start())
+
+
+def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+    program = f"""
+        import sys
+        from functools import partial
+        from pathlib import Path
+        from saesync.workers import Worker, spawn
+        worker = Worker(Path({str(tmp_path)!r}), partial(spawn, module="worker_probe"))
+        worker.run("wait", {{}}, lambda pid, _: print(pid, flush=True))
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path(__file__).parent)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    assert gone(pid), "the worker outlived its parent"
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within five seconds; a zombie waiting for init counts."""
+    for _ in range(100):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_forked_worker_is_cut_off_in_the_same_way(tmp_path: Path) -> None:
+    """In a process of its own: pytest's has threads and captured files."""
+    program = f"""
+        import os, sys
+        os.environ["HF_TOKEN"] = {CANARY!r}
+        import worker_probe as probe
+        from saesync import worker_main, workers
+        from pathlib import Path
+        jobs = {{f.__name__: worker_main.Job("worker_probe", f.__name__, dict) for f in probe.FUNCTIONS}}
+        worker = workers.Worker(Path({str(tmp_path)!r}), lambda home: workers.fork(home, jobs))
+        found = worker.run("look", {{"x": 1}})
+        assert "HF_TOKEN" not in found["environment"], found
+        assert found["given"] == {{"x": 1}}
+        try:
+            worker.run("dial", {{"port": 9}})
+        except workers.SaesyncError as error:
+            assert error.diagnostics[0].summary == "Worker reached for the network", error
+        else:
+            raise AssertionError("connected")
+        try:
+            worker.run("die", {{}})
+        except workers.SaesyncError as error:
+            assert "SIGKILL" in str(error) and "about to run out" in str(error), error
+        worker.close()
+        print("ok")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "ok\n", done.stderr
+
+
+def test_jobs_survive_the_wire() -> None:
+    sae = MeasureSae("r/a", "k", "/f", "blocks.0.hook_resid_post")
+    job = MeasureJob(
+        model="/m", loader="TransformerBridge", dtype="float32", kwargs=nothing(), dataset="/d", dataset_files=("a", "b"),
+        column="text", split="train", tokens=10, context=5, prepend_bos=True, device="cpu", saes=(sae,), cache="/c",
+    )  # fmt: skip
+    assert JOBS["measure"].decode(encode(job)) == job

@@ -1,0 +1,74 @@
+"""A worker process whose jobs misbehave on request: what ``tests/test_workers.py`` starts instead of the real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saesync.errors import Diagnostic, Origin, Refused
+from saesync.worker_main import Job, Progress, main
+
+
+def look(data: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+    print("noise on stdout")  # must not corrupt the protocol
+    os.write(1, b"noise from native code\n")
+    progress(1, 2)
+    progress(2, 2)
+    tokens = [str(p) for p in Path(os.environ["HF_HOME"]).rglob("*")]
+    return {"environment": dict(os.environ), "tokens": tokens, "given": data, "cwd": str(Path.cwd())}
+
+
+def dial(data: Mapping[str, Any], progress: Progress) -> str:
+    with socket.socket() as plug:
+        plug.settimeout(2)
+        plug.connect(("127.0.0.1", data["port"]))
+    return "connected"
+
+
+def swallow(data: Mapping[str, Any], progress: Progress) -> str:
+    """A library that hides the refusal, with the hook out of the way: only the kernel can say no."""
+    import _socket
+
+    try:
+        _socket.socket().connect(("127.0.0.1", data["port"]))
+    except OSError as error:
+        return type(error).__name__
+    return "connected"
+
+
+def interfaces(data: Mapping[str, Any], progress: Progress) -> list[str]:
+    return [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
+
+
+def refuse(data: Mapping[str, Any], progress: Progress) -> None:
+    raise Refused.of([Diagnostic("One", "First.", Origin("m.yaml", 3, 4)), Diagnostic("Two", "Second.")])
+
+
+def fail(data: Mapping[str, Any], progress: Progress) -> None:
+    raise ValueError("third-party trouble")
+
+
+def die(data: Mapping[str, Any], progress: Progress) -> None:
+    print("about to run out of memory", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def segfault(data: Mapping[str, Any], progress: Progress) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def wait(data: Mapping[str, Any], progress: Progress) -> None:
+    progress(os.getpid(), 1 << 40)
+    time.sleep(60)
+
+
+FUNCTIONS = (look, dial, swallow, interfaces, refuse, fail, die, segfault, wait)
+
+if __name__ == "__main__":
+    main({function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS})
