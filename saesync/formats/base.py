@@ -124,7 +124,7 @@ class Format(Protocol):
         ...
 
     def reference(self, files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, reconstruction ``[n, d_in]``)."""
+        """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, output ``[n, d_out]``)."""
         ...
 
     def example(self, folder: Path, seed: int) -> Any:

@@ -1,0 +1,63 @@
+"""Weight formats, found by name. A module in this package with a ``FORMAT`` object, or an entry point of the group
+``saesync.formats`` naming such an object, is a format; nothing else has to be edited."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+from saesync.errors import Refused
+from saesync.formats.base import Format
+
+GROUP = "saesync.formats"
+# Part of every weights_key: bumped by hand when the writer's bytes for the same source should change.
+WRITER_VERSION = 1
+
+
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """All known formats by name, built-ins first; a third party cannot replace a built-in."""
+    found: dict[str, Format] = {}
+    for module in pkgutil.iter_modules(__path__):
+        if not module.name.startswith("_") and module.name != "base":
+            candidate = importlib.import_module(f"{__name__}.{module.name}").FORMAT
+            found[candidate.name] = candidate
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        candidate = entry.load()
+        found.setdefault(candidate.name, candidate)
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def get(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        Refused: there is none.
+    """
+    try:
+        return formats()[name]
+    except KeyError:
+        known = ", ".join(formats())
+        raise Refused("Unknown format", f"{name!r} is not a known format. Known: {known}.") from None
+
+
+def make_options(chosen: Format, values: Mapping[str, Any]) -> Any:
+    """The format's ``Options`` from manifest values.
+
+    Raises:
+        Refused: a value's name is not an option of this format, or a required one is missing.
+    """
+    known = {option.name: option for option in dataclasses.fields(chosen.Options)}
+    if unknown := sorted(set(values) - set(known)):
+        names = ", ".join(known) or "none"
+        raise Refused("Unknown option", f"{unknown[0]!r} is not an option of format {chosen.name}. Options: {names}.")
+    try:
+        return chosen.Options(**values)
+    except TypeError as error:
+        raise Refused("Missing option", f"Format {chosen.name} needs more options: {error}.") from error

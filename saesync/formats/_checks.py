@@ -1,0 +1,73 @@
+"""Checks every format needs, with messages that name the tensor. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from saesync.errors import Refused
+from saesync.formats._lazy import FLOATS
+from saesync.formats.base import TensorInfo
+
+MAX_JSON = 4 << 20
+
+
+def require_tensors(
+    file: str, found: Mapping[str, TensorInfo], expected: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()
+) -> None:
+    """Names, shapes and dtypes exactly as expected.
+
+    Raises:
+        Refused: a tensor is missing, unknown, of another shape, or not floating point.
+    """
+    if missing := sorted(set(expected) - set(found) - set(optional)):
+        raise Refused("Missing tensor", f"{file} has no tensor {missing[0]!r}. It has: {_names(found)}.")
+    if unknown := sorted(set(found) - set(expected)):
+        raise Refused(
+            "Unknown tensor",
+            f"{file} holds {unknown[0][:100]!r}, which this format does not know. Leaving it out could change the function, "
+            "so nothing is converted. Is the format right?",
+        )
+    for name, info in found.items():
+        if info.shape != expected[name]:
+            shape = f"{file}: {name} has shape {list(info.shape)}, expected {list(expected[name])}."
+            raise Refused("Wrong shape", shape + _turned(info, expected[name]))
+        if info.dtype not in FLOATS:
+            raise Refused("Wrong dtype", f"{file}: {name} is {info.dtype}; weights must be one of {', '.join(FLOATS)}.")
+
+
+def _turned(info: TensorInfo, expected: tuple[int, ...]) -> str:
+    return " It is stored transposed: is the format right?" if info.shape == expected[::-1] and len(expected) == 2 else ""
+
+
+def _names(found: Mapping[str, Any]) -> str:
+    shown = sorted(name[:60] for name in found)
+    return ", ".join(shown[:12]) + (" ..." if len(shown) > 12 else "") if shown else "none"
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """A JSON side file that must be an object.
+
+    Raises:
+        Refused: it is too large, not JSON, or not an object.
+    """
+    if path.stat().st_size > MAX_JSON:
+        raise Refused("Damaged file", f"{name} is larger than {MAX_JSON >> 20} MiB; a config is a few kilobytes.")
+    return parse_json(path.read_bytes(), name)
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """JSON bytes that must be an object.
+
+    Raises:
+        Refused: they are not.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Refused("Damaged file", f"{name} is not JSON: {str(error)[:200]}.") from error
+    if not isinstance(value, dict):
+        raise Refused("Damaged file", f"{name} is not a JSON object.")
+    return value

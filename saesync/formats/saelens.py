@@ -1,0 +1,191 @@
+"""SAELens's own folders: v6, legacy (v2 to v5), and training checkpoints, also of BatchTopK and Matryoshka BatchTopK SAEs.
+
+BatchTopK keeps k x batch features of a whole batch while training; SAELens's own inference form of it is JumpReLU at the
+running threshold (``BatchTopKTrainingSAE.process_state_dict_for_saving_inference``), after folding decoder norms when
+``rescale_acts_by_decoder_norm`` is on. A factor of ``expected_average_only_in`` is folded as
+``SAE.fold_activation_norm_scaling_factor`` does; it also divides a threshold that is in units of decoder norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesync.errors import Refused
+from saesync.formats._bytes import LocalBytes
+from saesync.formats._checks import read_json, require_tensors
+from saesync.formats._lazy import Filled, Mapped, Stored, map_file, spans, whole
+from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, require_factor
+from saesync.formats._safetensors import parse
+from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, Weights
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHTS = "sae_weights.safetensors"
+SCALER = "activation_scaler.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SaelensOptions:
+    """What the files of a SAELens SAE may fail to say."""
+
+    norm_scaling_factor: float | None = field(
+        default=None,
+        metadata={"help": "Factor inputs are multiplied by; needed exactly when cfg.json says expected_average_only_in."},
+    )
+
+
+class Saelens:
+    """See the module's docstring."""
+
+    name = "saelens"
+    version = 1
+    summary = "SAELens folders: v6, legacy, and training checkpoints (cfg.json + sae_weights.safetensors)"
+    Options: type[Any] = SaelensOptions
+
+    def files(self, names: Sequence[str], path: str) -> Mapping[str, str]:
+        """cfg.json and the weights in folder ``path`` (or beside the weights file ``path``), and the scaler if it is there."""
+        present = set(names)
+        folder = path.rstrip("/")
+        if folder in present and folder.rsplit("/", 1)[-1] in (WEIGHTS, CFG):
+            folder = folder.rpartition("/")[0]
+        prefix = f"{folder}/" if folder else ""
+        for name in (CFG, WEIGHTS):
+            if prefix + name not in present:
+                raise Refused("Missing file", f"{prefix}{name} is not in the source; a SAELens SAE is {CFG} with {WEIGHTS}.")
+        return {name: prefix + name for name in (CFG, WEIGHTS, SCALER) if prefix + name in present}
+
+    def sniff(self, headers: Headers) -> Candidate | None:
+        """Certain when cfg.json parses and tensors agree; recognised but refused when only the names fit."""
+        cfg, tensors = headers.json.get(CFG), headers.tensors.get(WEIGHTS)
+        if not isinstance(cfg, Mapping) or tensors is None or not {"d_in", "d_sae"} <= set(cfg):
+            return None
+        try:
+            config = parse_cfg(cfg)
+            require_tensors(WEIGHTS, tensors, _expected(config, "scaling_factor" in tensors, "log_threshold" in tensors))
+        except Refused as refusal:
+            return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
+        facts = {
+            "architecture": config.architecture,
+            "converted_as": config.target,
+            "d_in": config.d_in,
+            "d_sae": config.d_sae,
+            "dtype": tensors["W_dec"].dtype,
+            "layout": "legacy" if config.legacy else "v6",
+            "hook": config.metadata.get("hook_name"),
+            "model": config.metadata.get("model_name"),
+        }
+        scaler = headers.json.get(SCALER)
+        factor = scaler.get("scaling_factor") if config.norm == SCALED and isinstance(scaler, Mapping) else None
+        needs = ("norm_scaling_factor",) if config.norm == SCALED and factor is None else ()
+        options = {} if factor is None else {"norm_scaling_factor": factor}
+        return Candidate(self.name, 1.0, {key: value for key, value in facts.items() if value is not None}, options, needs)
+
+    def read(self, files: SourceFiles, options: SaelensOptions) -> Weights:
+        """See ``Format.read``."""
+        config, factor = _config(files, options)
+        extents = parse(LocalBytes(files.paths[WEIGHTS]), WEIGHTS)
+        found = {name: extent.info for name, extent in extents.items()}
+        require_tensors(WEIGHTS, found, _expected(config, "scaling_factor" in found, "log_threshold" in found))
+        buffer = map_file(files.paths[WEIGHTS])
+        tensors: dict[str, LazyTensor] = {name: Stored(buffer, extent) for name, extent in extents.items()}
+        if (log := tensors.pop("log_threshold", None)) is not None:
+            tensors["threshold"] = Mapped(log, lambda block, *_: block.exp())
+        _fold_fine_tuning(config, tensors)
+        if factor != 1.0:
+            tensors["W_enc"] = Mapped(tensors["W_enc"], lambda block, *_: block * factor)
+            tensors["W_dec"] = Mapped(tensors["W_dec"], lambda block, *_: block / factor)
+            tensors["b_dec"] = Mapped(tensors["b_dec"], lambda block, *_: block / factor)
+        if config.architecture in BATCH:
+            _fold_threshold(config, factor, tensors)
+        metadata = dict(config.metadata)
+        if config.architecture != config.target:
+            metadata.setdefault("training_architecture", config.architecture)
+        return Weights(config.cfg(), tensors, metadata)
+
+    def reference(self, files: SourceFiles, options: SaelensOptions, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``Format.reference``."""
+        from saesync.formats._saelens_reference import forward
+
+        config, factor = _config(files, options)
+        return forward(config, factor, files.paths[WEIGHTS], x)
+
+    def example(self, folder: Path, seed: int) -> SaelensOptions:
+        """A BatchTopK training checkpoint: the kind with most to fold."""
+        from saesync.formats._saelens_reference import write_example
+
+        write_example(folder, seed)
+        return SaelensOptions()
+
+
+FORMAT = Saelens()
+
+
+def _config(files: SourceFiles, options: SaelensOptions) -> tuple[Config, float]:
+    config = parse_cfg(read_json(files.paths[CFG], CFG))
+    hint = read_json(files.paths[SCALER], SCALER).get("scaling_factor") if SCALER in files.paths else None
+    return config, require_factor(config, options.norm_scaling_factor, hint)
+
+
+def _expected(config: Config, scaled: bool, logarithmic: bool) -> dict[str, tuple[int, ...]]:
+    """Tensors the file must hold; some training checkpoints hold the logarithm of the threshold."""
+    expected = config.shapes()
+    if scaled:
+        expected["scaling_factor"] = (config.d_sae,)
+    if logarithmic and "threshold" in expected:
+        expected["log_threshold"] = expected.pop("threshold")
+    return expected
+
+
+def _fold_fine_tuning(config: Config, tensors: dict[str, LazyTensor]) -> None:
+    """``decode`` multiplied features by this tensor in SAELens before v6; it goes into the decoder's rows."""
+    scale = tensors.pop("scaling_factor", None)
+    if scale is None:
+        return
+    factors = whole(scale).double()
+    if bool((factors == 1).all()):
+        return
+    if not config.fine_tuned:
+        raise Refused(
+            "Unexplained scaling factor",
+            f"{WEIGHTS} holds a scaling_factor that is not all ones, but {CFG} does not say finetuning_scaling_factor: true. "
+            "Whether it belongs to the function is not known.",
+        )
+    if config.rescale:
+        raise Refused("Cannot be expressed in SAELens", "A scaling_factor would change the decoder norms that choose features.")
+    tensors["W_dec"] = Mapped(tensors["W_dec"], lambda block, start, stop: block * factors[start:stop, None])
+
+
+def _fold_threshold(config: Config, factor: float, tensors: dict[str, LazyTensor]) -> None:
+    threshold = whole(tensors.pop("topk_threshold")).double().item()
+    if not threshold > 0:
+        raise Refused(
+            "Untrained threshold",
+            f"topk_threshold is {threshold:g}: this {config.architecture} checkpoint has not learned its inference threshold; "
+            "without one every positive feature would fire. Train it further, or calibrate the threshold on data.",
+        )
+    if config.rescale:
+        threshold /= factor
+        norms = _row_norms(tensors["W_dec"])
+        for name in ("W_enc", "b_enc"):
+            tensors[name] = _scaled_columns(tensors[name], norms)
+        tensors["W_dec"] = Mapped(tensors["W_dec"], lambda block, start, stop: block / norms[start:stop, None])
+    tensors["threshold"] = Filled(threshold, (config.d_sae,))
+
+
+def _scaled_columns(tensor: LazyTensor, norms: torch.Tensor) -> Mapped:
+    if len(tensor.shape) == 1:
+        return Mapped(tensor, lambda block, start, stop: block * norms[start:stop])
+    return Mapped(tensor, lambda block, *_: block * norms)
+
+
+def _row_norms(W_dec: LazyTensor) -> torch.Tensor:
+    """L2 norm of each feature's decoder row, clamped as in SAELens's ``get_W_dec_norm``. Shape ``[d_sae]``, float64."""
+    import torch
+
+    rows, columns = W_dec.shape
+    blocks = [W_dec.rows(start, stop).double().norm(dim=1) for start, stop in spans(rows, columns * 8)]
+    return torch.cat(blocks).clamp(min=1e-8)
