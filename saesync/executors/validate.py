@@ -1,0 +1,175 @@
+"""Measure SAEs on their real model, and capture real activations for proofs. Runs in a worker: no network, no tokens.
+
+Nothing heavy is imported until a job runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesync.cache import Cache
+from saesync.digest import digest_file, key_of
+from saesync.errors import Missing, Refused, SaesyncError
+from saesync.jobs import CaptureJob, MeasureJob, MeasureResult
+from saesync.model import WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+    from saesync.measure.dataset import Tokens
+    from saesync.measure.passes import LanguageModel
+    from saesync.measure.statistics import Estimate
+
+Progress = Callable[[int, int], None]
+
+
+def run(job: MeasureJob, progress: Progress | None = None) -> MeasureResult:
+    """All metrics (``saesync.measure.metrics``) of the job's SAEs. ``progress`` is told tokens done and tokens in all.
+
+    ``tokens`` is rounded up to whole sequences. SAEs that cannot be measured are in the result's ``failures``.
+
+    Raises:
+        Missing: model, dataset, text or device is not here.
+        Refused: the model cannot be loaded, or a file cannot be read safely.
+        SaesyncError: none of the SAEs could be measured (with the diagnostics of all).
+    """
+    from sae_lens.util import get_special_token_ids
+
+    from saesync.measure.engine import Engine
+
+    model = _model(job)
+    sequences = -(-job.tokens // job.context)
+    rows = _rows(job, model, sequences, None)
+    outcome = Engine(model, rows, get_special_token_ids(model.tokenizer), progress).run(job.saes)
+    if job.saes and not outcome.metrics:
+        raise SaesyncError.of(found for diagnostics in outcome.failures.values() for found in diagnostics)
+    about = {**_versions(), **_setting(job, model), "tokens": int(rows.size), "sequences": len(rows)}
+    weights = {sae.address: sae.folder for sae in job.saes if sae.address in outcome.metrics}
+    return MeasureResult(
+        {address: {name: _plain(found) for name, found in named.items()} for address, named in outcome.metrics.items()},
+        dict.fromkeys(outcome.metrics, about),
+        {address: str(digest_file(Path(folder, WEIGHTS_FILE)).sha256) for address, folder in weights.items()},
+        {address: [found.to_json() for found in diagnostics] for address, diagnostics in outcome.failures.items()},
+    )
+
+
+def capture(job: CaptureJob, progress: Progress | None = None) -> None:
+    """Write real activations at each hook: key "x", float32 ``[rows, d_in]``, at positions that count in measuring.
+
+    Where the dataset is short, there are fewer rows, never none. Heads are joined.
+
+    Raises:
+        Missing: model, dataset, text or device is not here, or there is no hook of that name.
+        Refused: the model cannot be loaded, or a file cannot be read safely.
+    """
+    import torch
+    from sae_lens.util import get_special_token_ids
+    from safetensors.torch import save_file
+
+    from saesync.measure.checks import unknown_hook
+    from saesync.measure.engine import Engine
+
+    model = _model(job)
+    unknown = [unknown_hook(model, "capture", hook) for hook in job.out if hook not in model.points]
+    if unknown:
+        raise Missing.of(unknown)
+    sequences = -(-job.rows // max(1, job.context - 2)) + 1
+    rows = _rows(job, model, sequences, 1)
+    found: dict[str, list[torch.Tensor]] = {hook: [] for hook in job.out}
+    with torch.no_grad():
+        for batch in Engine(model, rows, get_special_token_ids(model.tokenizer)).batches():
+            _, seen = model.clean(batch.tokens, frozenset(job.out))
+            for hook, parts in found.items():
+                parts.append(_activations(hook, seen.hooks, batch.keep))
+            done = sum(len(part) for part in next(iter(found.values()), []))
+            if progress is not None:
+                progress(min(done, job.rows), job.rows)
+            if done >= job.rows:
+                break
+    for hook, path in job.out.items():
+        x = torch.cat(found[hook])[: job.rows].contiguous()
+        if not len(x):
+            raise Missing("No tokens to measure on", "Every token of the dataset is a special one. Use another dataset.")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": x}, path)
+
+
+def _activations(hook: str, hooks: Mapping[str, torch.Tensor], keep: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if hook not in hooks:
+        raise Missing("Hook never fires", f"The hook {hook!r} exists, but the model as it is loaded gives no tensor there.")
+    raw = hooks[hook]
+    return raw.reshape(*raw.shape[:2], -1)[keep].to("cpu", torch.float32)
+
+
+def _model(job: MeasureJob | CaptureJob) -> LanguageModel:
+    import torch
+
+    from saesync.measure.devices import device_for
+    from saesync.measure.models import load_model
+
+    torch.set_float32_matmul_precision("highest")  # no TF32: it would blur what is measured
+    device = device_for(job.device)
+    model = load_model(Path(job.model), job.loader, job.dtype, job.kwargs, device, job.model_name)
+    if job.context < 2 or (model.longest is not None and job.context > model.longest):
+        most = "" if model.longest is None else f" and at most {model.longest:,}, which is what the model can read"
+        raise Refused("Context does not fit the model", f"The context is {job.context:,} tokens; it must be at least 2{most}.")
+    return model
+
+
+def _rows(job: MeasureJob | CaptureJob, model: LanguageModel, sequences: int, least: int | None) -> Tokens:
+    """The job's token rows, checked against the model's vocabulary."""
+    from saesync.measure.dataset import Cutting, TextSpec, tokenised
+
+    bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
+    if job.prepend_bos and bos is None:
+        raise Refused(
+            "Tokenizer has no BOS", "prepend_bos is set, but the model's tokenizer has no BOS token. Set `prepend_bos: false`."
+        )
+    spec = TextSpec(job.dataset, job.dataset_files, job.column, job.split)
+    cutting = Cutting(job.context, bos if job.prepend_bos else None, eos if bos is None else bos)
+    rows = tokenised(spec, cutting, sequences, model.token_ids, _tokenizer(job), Cache(Path(job.cache)), least)
+    if rows.size and int(rows.max()) >= model.vocab:
+        raise Refused(
+            "Tokenizer does not fit the model",
+            f"The tokenizer gives token id {int(rows.max()):,}, but the model has {model.vocab:,} embeddings. "
+            "Use the tokenizer the model was trained with (and `prepend_bos: false` if it has no BOS).",
+        )
+    return rows
+
+
+def _tokenizer(job: MeasureJob | CaptureJob) -> dict[str, Any]:
+    """What decides how text becomes tokens."""
+    import transformers
+
+    from saesync.measure.folder import TOKENIZER_FILES
+
+    files = [Path(job.model, name) for name in TOKENIZER_FILES]
+    digests = {path.name: digest_file(path).sha256 for path in files if path.is_file()}
+    return {"files": key_of(digests), "loader": job.loader, "transformers": transformers.__version__}
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name.replace("-", "_"): version(name) for name in ("torch", "sae-lens", "transformer-lens", "transformers")}
+
+
+def _setting(job: MeasureJob, model: LanguageModel) -> dict[str, Any]:
+    from saesync.measure.devices import device_label
+
+    bos = int(model.tokenizer.bos_token_id) if job.prepend_bos else None
+    return {
+        "device": device_label(model.device),
+        "loader": job.loader,
+        "dtype": job.dtype,
+        "context": job.context,
+        "bos_token_id": bos,
+    }
+
+
+def _plain(found: Estimate) -> dict[str, float]:
+    return {"value": found.value} if found.stderr is None else {"value": found.value, "stderr": found.stderr}

@@ -1,0 +1,272 @@
+"""Measure many SAEs of one model on one set of token rows.
+
+One clean pass of a batch serves every SAE: it gives the activations at all hooks and the clean loss. The zero ablation runs
+once per hook. Then each SAE costs one encoding, one decoding and the blocks after its hook.
+
+Definitions are those of ``sae_lens.evals`` 6.54:
+
+- Positions whose input token is BOS, EOS, PAD, SEP or decoder start do not count. The loss at a position is that of the
+  next token; it counts when the position does, so the last position never does.
+- With the SAE, positions that do not count keep their activation; the ablation zeroes all positions.
+
+Differences: the loss is taken in float32 whatever the model's dtype, sums in float64; and the cosine of a zero vector is 0
+where SAELens has NaN for the whole metric.
+
+An SAE's numbers do not depend on which others are measured with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from saesync.errors import Diagnostic, Missing, SaesyncError
+from saesync.jobs import MeasureSae
+from saesync.measure.checks import misfit, unknown_hook
+from saesync.measure.dataset import Tokens
+from saesync.measure.devices import limits_for, wide
+from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
+from saesync.measure.saes import LoadedSae, load_sae
+from saesync.measure.sites import Site
+from saesync.measure.statistics import Estimate, Tally, ce_loss_score, clusters_for, explained_variance, ratio
+
+Progress = Callable[[int, int], None]
+_TINY_NORM = 1e-4  # SAELens divides by 1 where |x| is below it
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows ``first ...`` as ``tokens [batch, ctx]`` on the device; ``keep [batch, ctx]`` is True where a position counts."""
+
+    first: int
+    tokens: torch.Tensor
+    keep: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Sums of one SAE; ``fired [d_sae]`` counts how often each feature was non-zero."""
+
+    tally: Tally
+    fired: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Estimates by address and metric; addresses that could not be measured are in ``failures`` alone."""
+
+    metrics: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    failures: dict[str, tuple[Diagnostic, ...]] = field(default_factory=dict)
+
+
+class Engine:
+    """Measures SAEs of ``model`` on ``rows [sequences, context]``. ``special`` are the token ids that do not count."""
+
+    def __init__(self, model: LanguageModel, rows: Tokens, special: Iterable[int], progress: Progress | None = None) -> None:
+        self.model = model
+        self.rows = rows
+        self.special = torch.tensor(sorted(special), dtype=torch.long, device=model.device)
+        self.limits = limits_for(model.device)
+        self._progress = progress or (lambda done, total: None)
+        context = rows.shape[1]
+        logits = context * model.vocab * 4
+        self._batch = max(1, min(self.limits.tokens // context, self.limits.logits // logits))
+        self._clusters = clusters_for(len(rows))
+        self._clean = Tally(self._clusters)
+        self._sites: dict[Site, Tally] = {}
+
+    @torch.no_grad()
+    def run(self, wanted: Sequence[MeasureSae]) -> Outcome:
+        """All metrics of all SAEs.
+
+        Raises:
+            Missing: no position counts, or the device's memory does not suffice.
+        """
+        outcome = Outcome()
+        if not any(bool(batch.keep[:, :-1].any()) for batch in self.batches()):
+            raise Missing("No tokens to measure on", "Every token of the dataset is a special one. Use another dataset.")
+        ordered = sorted(wanted, key=lambda sae: (layer_of(sae.hook) or 0, sae.hook, sae.address))
+        finished = 0
+        try:
+            for group in self._groups(ordered, outcome):
+                self._group(group, outcome, finished / len(ordered), len(group) / len(ordered))
+                finished += len(group)
+        except torch.OutOfMemoryError as error:
+            raise Missing("Not enough memory", f"Measuring does not fit on {self.model.device}. Use a larger device.") from error
+        self._progress(self.rows.size, self.rows.size)
+        return outcome
+
+    def batches(self) -> Iterator[Batch]:
+        """All rows in order, in batches of a size that depends on model, context and kind of device alone."""
+        for first in range(0, len(self.rows), self._batch):
+            tokens = torch.from_numpy(self.rows[first : first + self._batch]).to(self.model.device, torch.long)
+            yield Batch(first, tokens, ~torch.isin(tokens, self.special))
+
+    def _groups(self, wanted: Sequence[MeasureSae], outcome: Outcome) -> Iterator[list[LoadedSae]]:
+        """As many SAEs at a time as the device may hold, with the activations they need."""
+        group: list[LoadedSae] = []
+        held = 0
+        for request in wanted:
+            if request.hook not in self.model.points:
+                outcome.failures[request.address] = (unknown_hook(self.model, request.address, request.hook),)
+                continue
+            try:
+                sae = load_sae(request, self.model.device)
+            except SaesyncError as error:
+                outcome.failures[request.address] = error.diagnostics
+                continue
+            needed = sae.size
+            if all(sae.site != other.site for other in group):
+                needed += 2 * 4 * sae.d_in * self._batch * self.rows.shape[1]
+            if group and held + needed > self.limits.resident:
+                yield group
+                group, held = [], 0
+            group.append(sae)
+            held += needed
+        if group:
+            yield group
+
+    def _group(self, group: list[LoadedSae], outcome: Outcome, before: float, share: float) -> None:
+        sound = self._sound(group, outcome)
+        if not sound:
+            return
+        first = torch.from_numpy(self.rows[:1]).to(self.model.device, torch.long)
+        routes = self.model.routes(first, frozenset(sae.site.hook for sae in sound))
+        new = {sae.site for sae in sound} - self._sites.keys()
+        self._sites.update({site: Tally(self._clusters) for site in new})
+        measured = {sae.address: Measured(Tally(self._clusters), _no_counts(sae, self.model.device)) for sae in sound}
+        count_clean = not self._clean.sums
+        for batch in self.batches():
+            self._batch_of(batch, sound, routes, measured, new, count_clean)
+            done = (batch.first + len(batch.tokens)) * self.rows.shape[1]
+            self._progress(int(self.rows.size * before + done * share), self.rows.size)
+        for sae in sound:
+            estimates = self._estimates(sae.site, measured[sae.address])
+            wrong = _not_numbers(sae, estimates)
+            if wrong:
+                outcome.failures[sae.address] = wrong
+            else:
+                outcome.metrics[sae.address] = estimates
+
+    def _sound(self, group: Sequence[LoadedSae], outcome: Outcome) -> list[LoadedSae]:
+        tokens = torch.from_numpy(self.rows[:1]).to(self.model.device, torch.long)
+        _, seen = self.model.clean(tokens, frozenset(sae.site.hook for sae in group))
+        sound = []
+        for sae in group:
+            wrong = misfit(self.model, sae, tokens, seen, self.limits.dense)
+            if wrong is None:
+                sound.append(sae)
+            else:
+                outcome.failures[sae.address] = (wrong,)
+        return sound
+
+    def _batch_of(
+        self,
+        batch: Batch,
+        group: Sequence[LoadedSae],
+        routes: Mapping[str, Route],
+        measured: Mapping[str, Measured],
+        new: Iterable[Site],
+        count_clean: bool,
+    ) -> None:
+        blocks = frozenset(route.start - 1 for route in routes.values() if route.start and not route.direct)
+        logits, seen = self.model.clean(batch.tokens, frozenset(routes), blocks)
+        if count_clean:
+            counted = {"ce": _losses(logits, batch), "ce_count": batch.keep[:, :-1].sum(1), "count": batch.keep.sum(1)}
+            self._clean.add(batch.first, counted)
+        del logits
+        for site in new:
+            self._site(batch, site, routes[site.hook], seen)
+        for sae in group:
+            self._sae(batch, sae, routes[sae.site.hook], seen, measured[sae.address])
+
+    def _site(self, batch: Batch, site: Site, route: Route, seen: Seen) -> None:
+        """What all SAEs at a site share: moments of x and the loss with x set to zero."""
+        x = site.read(seen.hooks[site.hook])
+        precise = wide(x.device)
+        logits = self.model.changed(
+            batch.tokens, site.hook, route, lambda raw: site.write(raw, torch.zeros_like(site.read(raw))), seen
+        )
+        squares = torch.linalg.vector_norm(x, dim=-1, dtype=precise).pow(2)
+        total = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~batch.keep[..., None], 0).sum(1, dtype=precise)
+        sums = {"square": _summed(squares, batch.keep), "total": total, "ce": _losses(logits, batch)}
+        self._sites[site].add(batch.first, sums)
+
+    def _sae(self, batch: Batch, sae: LoadedSae, route: Route, seen: Seen, into: Measured) -> None:
+        site, keep = sae.site, batch.keep
+        x = site.read(seen.hooks[site.hook])
+        coded = sae.coded(x, keep, self.limits.dense)
+        x, output = x.to(torch.promote_types(x.dtype, torch.float32)), coded.output
+        precise = wide(x.device)
+        norm_in = torch.linalg.vector_norm(x, dim=-1, dtype=precise)
+        norm_out = torch.linalg.vector_norm(output, dim=-1, dtype=precise)
+        product = norm_in * norm_out
+        per_token = {
+            "error": torch.linalg.vector_norm(x - output, dim=-1, dtype=precise).pow(2),
+            "cossim": torch.where(product == 0, 0, (x * output).sum(-1, dtype=precise) / product),
+            "l2_ratio": norm_out / torch.where(norm_in < _TINY_NORM, 1, norm_in),
+            "l0": coded.active,
+        }
+        sums = {name: _summed(values, keep) for name, values in per_token.items()}
+
+        def spliced(raw: torch.Tensor) -> torch.Tensor:
+            old = site.read(raw)
+            return site.write(raw, torch.where(keep[..., None], output.to(raw.dtype), old))
+
+        sums["ce"] = _losses(self.model.changed(batch.tokens, site.hook, route, spliced, seen), batch)
+        into.tally.add(batch.first, sums)
+        into.fired.add_(coded.fired)
+
+    def _estimates(self, site: Site, measured: Measured) -> dict[str, Estimate]:
+        clean, at, own = self._clean, self._sites[site], measured.tally
+        n, n_ce = clean["count"], clean["ce_count"]
+        return {
+            "l0": ratio(own["l0"], n),
+            "explained_variance": explained_variance(own["error"], at["square"], at["total"], n),
+            "mse": ratio(own["error"], n),
+            "cossim": ratio(own["cossim"], n),
+            "l2_ratio": ratio(own["l2_ratio"], n),
+            "ce_loss_without_sae": ratio(clean["ce"], n_ce),
+            "ce_loss_with_sae": ratio(own["ce"], n_ce),
+            "ce_loss_with_ablation": ratio(at["ce"], n_ce),
+            "ce_loss_score": ce_loss_score(at["ce"], own["ce"], clean["ce"]),
+            "dead_features": Estimate(float((measured.fired == 0).double().mean().cpu())),
+        }
+
+
+def _no_counts(sae: LoadedSae, device: torch.device) -> torch.Tensor:
+    return torch.zeros(sae.d_sae, dtype=torch.long, device=device)
+
+
+def _summed(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """Per-sequence sums ``[batch]`` of ``values [batch, ctx]`` over the positions that count, in float64 on the CPU."""
+    return values.to("cpu").to(torch.float64).masked_fill(~keep.to("cpu"), 0).sum(1)
+
+
+def _losses(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Per-sequence sums ``[batch]`` of the next token's cross-entropy, in nats, over the positions that count."""
+    rows = [
+        cross_entropy(row[:-1].to(torch.promote_types(row.dtype, torch.float32)), target[1:], reduction="none")
+        for row, target in zip(logits, batch.tokens, strict=True)
+    ]
+    return _summed(torch.stack(rows), batch.keep[:, :-1])
+
+
+def _not_numbers(sae: LoadedSae, estimates: Mapping[str, Estimate]) -> tuple[Diagnostic, ...]:
+    """A diagnostic per metric that is not a finite number: JSON has no word for it, and no gate could judge it."""
+    found = []
+    for name, estimate in estimates.items():
+        if math.isfinite(estimate.value) and math.isfinite(estimate.stderr or 0):
+            continue
+        why = (
+            f"Setting {sae.site.hook!r} to zero does not change the model's loss, so there is nothing to compare with: "
+            "does the model use this hook's value?"
+            if name == "ce_loss_score" and math.isfinite(estimates["ce_loss_with_sae"].value)
+            else "Look for NaN or infinite weights, and for activations too large for the model's dtype."
+        )
+        found.append(Diagnostic("Metric is not a number", f"{sae.address}: {name} came out as {estimate.value}. {why}"))
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""What a model folder must hold before anything of it is loaded: weights as safetensors, a tokenizer, no code of its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from saesync.errors import Diagnostic, Missing, Refused
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face model folder that can be loaded safely.
+
+    Raises:
+        Missing: files are not there; every missing one is named.
+        Refused: it needs code of its own, or its weights are pickled.
+    """
+    if not folder.is_dir():
+        raise Missing("Model is not here", f"There is no model folder {folder}. Fetch the model, or correct model.path.")
+    config = _json(folder, "config.json")
+    missing = [*_weights(folder), *_tokenizer(folder)]
+    if missing:
+        raise Missing.of(missing)
+    _check_code(folder, config)
+    return config
+
+
+def _check_code(folder: Path, config: dict[str, Any]) -> None:
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    classes = [name for name in config.get("architectures") or () if isinstance(name, str)]
+    known = kind in CONFIG_MAPPING_NAMES and all(hasattr(transformers, name) for name in classes[:1])
+    named = f"{classes[0] if classes else kind} in {folder.name}"
+    if not known and config.get("auto_map"):
+        raise Refused(
+            "Model needs its own code",
+            f"{named} can only be loaded by running code that comes with it, which saesync never does. "
+            "Use a model that transformers has built in.",
+        )
+    if not known:
+        raise Refused(
+            "Model is not known",
+            f"transformers {transformers.__version__} does not know {named}. Install a version that does, or correct model.path.",
+        )
+    if config.get("is_encoder_decoder"):
+        raise Refused("Model is not causal", f"{named} is an encoder-decoder; only causal language models are measured.")
+    if (folder / "adapter_config.json").exists():
+        raise Refused(
+            "Model folder holds an adapter",
+            f"{folder} holds a PEFT adapter, whose base model would be fetched. Merge it into its base model first.",
+        )
+
+
+def _weights(folder: Path) -> list[Diagnostic]:
+    if (folder / _WEIGHTS).is_file():
+        return []
+    if (folder / _INDEX).is_file():
+        listed = _json(folder, _INDEX).get("weight_map")
+        shards = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+        inside = [name for name in shards if Path(name).name == name]
+        if not shards or len(inside) != len(shards):
+            raise Refused("Model index is unreadable", f"{_INDEX} in {folder} does not list the shards of the model.")
+        absent = [name for name in shards if not (folder / name).is_file()]
+        if not absent:
+            return []
+        shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        return [Diagnostic("Model is incomplete", f"{folder} lacks {len(absent)} of {len(shards)} weight files: {shown}.")]
+    if any(path.suffix in _PICKLES for path in folder.iterdir()):
+        raise Refused(
+            "Model weights are pickled",
+            f"{folder} has no {_WEIGHTS}, only weights in a form that can run code when it is read. "
+            "Use a revision with safetensors.",
+        )
+    return [Diagnostic("Model is incomplete", f"{folder} holds neither {_WEIGHTS} nor {_INDEX}. Fetch the whole model.")]
+
+
+def _tokenizer(folder: Path) -> list[Diagnostic]:
+    if any((folder / name).is_file() for name in _VOCABULARIES):
+        return []
+    wanted = ", ".join(_VOCABULARIES)
+    return [Diagnostic("Tokenizer is missing", f"{folder} holds none of {wanted}. Save the model's tokenizer into it.")]
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / name).read_bytes())
+    except FileNotFoundError as error:
+        raise Missing("Model is incomplete", f"{folder} holds no {name}. Fetch the whole model.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise Refused("Model file is unreadable", f"{name} in {folder} is not readable JSON.") from error
+    if not isinstance(value, dict):
+        raise Refused("Model file is unreadable", f"{name} in {folder} is not a JSON object.")
+    return value

@@ -1,0 +1,228 @@
+"""Forward passes: clean ones that keep what is needed, and changed ones that skip every block before the change.
+
+A changed pass differs from the clean one only from the hook on. So the blocks before it are not run again: while it lasts,
+they hand on the activation that the clean pass had there. This works alike for the three loaders (TransformerLens's own
+``start_at_layer`` exists in HookedTransformer only). It is not taken on trust: before the first use at a hook, a pass with the
+activation left as it is must give the clean logits; where it does not (models whose blocks share more than the residual
+stream), the whole model is run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+_LEVEL = 1_000_000  # context level of our hooks, so that removing them leaves all others
+_LAYER = re.compile(r"\.(\d+)(?:\.|$)")
+_ROUTE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How to change one hook: blocks before ``start`` are skipped; ``direct`` says that the hook is the output of block
+    ``start - 1``, which is then given as changed, without a hook. ``arity`` is the length of the tuple that blocks return
+    (0: a bare tensor)."""
+
+    start: int = 0
+    direct: bool = False
+    arity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a clean pass left: activations by hook as the hook sees them, and what blocks returned (a tensor, or a tuple that
+    begins with it)."""
+
+    hooks: Mapping[str, torch.Tensor]
+    blocks: Mapping[int, Any]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A loaded model. ``module`` is what SAELens would use; ``points`` are its hooks by name.
+
+    ``vocab`` is the number of token ids it embeds, ``longest`` the tokens it can read at once (None: unlimited).
+    """
+
+    module: Any
+    device: torch.device
+    points: Mapping[str, Any]
+    blocks: tuple[torch.nn.Module, ...]
+    vocab: int
+    longest: int | None
+
+    @classmethod
+    def of(cls, module: Any, config: Any, device: torch.device) -> Self:
+        """Wrap a TransformerBridge, HookedTransformer or HookedProxyLM; ``config`` is the Hugging Face text config."""
+        inner: Any = getattr(module, "original_model", None) or getattr(module, "model", None)
+        if hasattr(getattr(inner, "config", None), "use_cache"):
+            inner.config.use_cache = False  # keys and values of past tokens are of no use here
+        blocks = getattr(module, "blocks", None)
+        if blocks is None:
+            blocks = _layers(inner, getattr(config, "num_hidden_layers", 0))
+        lengths = [
+            length
+            for length in (getattr(config, "max_position_embeddings", None), getattr(getattr(module, "cfg", None), "n_ctx", None))
+            if isinstance(length, int) and length > 0
+        ]
+        return cls(module, device, dict(module.hook_dict), tuple(blocks), int(config.vocab_size), min(lengths, default=None))
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer as the loader set it up."""
+        return self.module.tokenizer
+
+    def token_ids(self, text: str) -> list[int]:
+        """Token ids of a text, no BOS, as SAELens's ActivationsStore asks for them."""
+        tokens = self.module.to_tokens(text, prepend_bos=False, truncate=False, move_to_device=False, **self._padding)
+        return [int(token) for token in tokens.squeeze(0).tolist()]
+
+    @property
+    def _padding(self) -> dict[str, None]:
+        return {"padding_side": None} if not hasattr(self.module, "cfg") else {}
+
+    def clean(
+        self, tokens: torch.Tensor, hooks: frozenset[str], blocks: frozenset[int] = frozenset()
+    ) -> tuple[torch.Tensor, Seen]:
+        """Run ``tokens [batch, ctx]``: logits ``[batch, ctx, vocab]``, activations at ``hooks`` and outputs of ``blocks``.
+
+        A hook that does not fire is absent from the result.
+        """
+        kept: dict[str, torch.Tensor] = {}
+        outputs: dict[int, Any] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook_fn(value: torch.Tensor, hook: Any = None) -> None:
+                kept[name] = value
+
+            return hook_fn
+
+        handles = [
+            self.blocks[index].register_forward_hook(lambda _m, _i, out, index=index: outputs.update({index: out}))
+            for index in blocks
+        ]
+        try:
+            with self._hooked({name: keep(name) for name in hooks}):
+                logits = self._logits(tokens)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return logits, Seen(kept, outputs)
+
+    def changed(self, tokens: torch.Tensor, hook: str, route: Route, change: Change, seen: Seen) -> torch.Tensor:
+        """Logits ``[batch, ctx, vocab]`` with the activation at ``hook`` replaced by ``change`` of it.
+
+        ``seen`` is of a clean pass of the same tokens that kept ``hook`` and, for a route with ``start``, block ``start - 1``.
+        """
+        if route.direct:
+            entry = change(seen.hooks[hook])
+            with self._skipping(route, entry):
+                return self._logits(tokens)
+
+        def hook_fn(value: torch.Tensor, hook: Any = None) -> torch.Tensor:
+            return change(value)
+
+        with self._hooked({hook: hook_fn}):
+            if route.start == 0:
+                return self._logits(tokens)
+            with self._skipping(route, _first(seen.blocks[route.start - 1])):
+                return self._logits(tokens)
+
+    def routes(self, tokens: torch.Tensor, hooks: frozenset[str]) -> dict[str, Route]:
+        """The shortest proven route to each of ``hooks`` that fires, tried out on ``tokens [batch, ctx]``."""
+        near = frozenset(
+            index
+            for hook in hooks
+            for layer in [layer_of(hook)]
+            if layer is not None
+            for index in (layer - 1, layer)
+            if 0 <= index < len(self.blocks)
+        )
+        logits, seen = self.clean(tokens, hooks, near)
+        return {hook: self._route(tokens, hook, logits, seen) for hook in hooks if hook in seen.hooks}
+
+    def _route(self, tokens: torch.Tensor, hook: str, logits: torch.Tensor, seen: Seen) -> Route:
+        layer, value = layer_of(hook), seen.hooks[hook]
+        candidates = []
+        if layer is not None:
+            plain = getattr(self.points[hook], "hook_conversion", None) is None
+            same = [index for index, out in seen.blocks.items() if plain and _same_tensor(_first(out), value)]
+            candidates = [Route(index + 1, direct=True, arity=_arity(seen.blocks[index])) for index in same]
+            if layer - 1 in seen.blocks:
+                candidates.append(Route(layer, arity=_arity(seen.blocks[layer - 1])))
+        for route in candidates:
+            try:
+                again = self.changed(tokens, hook, route, lambda x: x, seen)
+            except _ROUTE_ERRORS:
+                continue
+            scale = float(logits.abs().max())
+            if again.shape == logits.shape and torch.allclose(again, logits, rtol=1e-4, atol=1e-5 * scale):
+                return route
+        return Route()
+
+    def _logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.module(tokens, return_type="logits")
+        return logits
+
+    @contextmanager
+    def _hooked(self, functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+        try:
+            for name, function in functions.items():
+                self.points[name].add_hook(function, level=_LEVEL)
+            yield
+        finally:
+            for name in functions:
+                self.points[name].remove_hooks(level=_LEVEL)
+
+    @contextmanager
+    def _skipping(self, route: Route, entry: torch.Tensor) -> Iterator[None]:
+        """While it lasts, the route's skipped blocks are not run; each returns ``entry`` in the form blocks return."""
+        skipped = self.blocks[: route.start]
+        output = (entry, *[None] * (route.arity - 1)) if route.arity else entry
+        for block in skipped:
+            block.__dict__["forward"] = _constant(output)
+        try:
+            yield
+        finally:
+            for block in skipped:
+                del block.__dict__["forward"]
+
+
+def layer_of(hook: str) -> int | None:
+    """The layer number in a hook's name, as SAELens reads it: the first ``.<int>`` segment."""
+    found = _LAYER.search(hook)
+    return None if found is None else int(found.group(1))
+
+
+def _constant(output: Any) -> Callable[..., Any]:
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return output
+
+    return forward
+
+
+def _first(output: Any) -> torch.Tensor:
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def _arity(output: Any) -> int:
+    return len(output) if isinstance(output, tuple) else 0
+
+
+def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+
+
+def _layers(module: Any, count: int) -> tuple[torch.nn.Module, ...]:
+    """The decoder blocks of a Hugging Face model: its first list of that many modules."""
+    for child in module.modules():
+        if isinstance(child, torch.nn.ModuleList) and len(child) == count:
+            return tuple(child)
+    return ()

@@ -1,0 +1,105 @@
+"""SAEs as they are measured: loaded by stock SAELens, computing in float32, which is what ``SAE.from_pretrained`` gives users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from saesync.errors import Missing, Refused
+from saesync.jobs import MeasureSae
+from saesync.measure.sites import Site
+from saesync.model import SAE_FILES
+
+_LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
+_UNFOLDED = ("expected_average_only_in", "covariance_whitening")
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """``output [batch, ctx, d_in]`` is the reconstruction, ``active [batch, ctx]`` the non-zero features of each token,
+    ``fired [d_sae]`` how often each feature was non-zero at the positions kept."""
+
+    output: torch.Tensor
+    active: torch.Tensor
+    fired: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSae:
+    """``site`` is what the SAE reads. ``rows`` says that tokens are encoded independently of each other, so that they may be
+    taken in blocks of any size."""
+
+    address: str
+    site: Site
+    sae: Any
+    d_in: int
+    d_sae: int
+    rows: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.sae.state_dict().values())
+
+    def coded(self, x: torch.Tensor, keep: torch.Tensor, dense: int) -> Coded:
+        """Encode and decode ``x [batch, ctx, d_in]``, at most about ``dense`` feature values at a time.
+
+        ``keep [batch, ctx]`` is False at positions that do not count.
+        """
+        step = max(16, dense // self.d_sae)
+        blocks = torch.split(x.reshape(-1, self.d_in), step) if self.rows else torch.split(x, max(1, step // x.shape[1]))
+        kept = torch.split(keep.reshape(-1), [block.numel() // self.d_in for block in blocks])
+        parts = [self._block(block, mask) for block, mask in zip(blocks, kept, strict=True)]
+        output = torch.cat([part.output for part in parts]).reshape(*x.shape[:-1], -1)
+        active = torch.cat([part.active for part in parts]).reshape(x.shape[:-1])
+        return Coded(output, active, torch.stack([part.fired for part in parts]).sum(0))
+
+    def _block(self, x: torch.Tensor, keep: torch.Tensor) -> Coded:
+        features = self.sae.encode(x)
+        output = self.sae.decode(features)
+        if features.is_sparse:
+            features = features.to_dense()
+        row, column = features.reshape(-1, self.d_sae).nonzero(as_tuple=True)
+        active = torch.bincount(row, minlength=keep.shape[0])
+        fired = torch.bincount(column[keep[row]], minlength=self.d_sae)
+        return Coded(output.reshape(-1, output.shape[-1]), active, fired)
+
+
+def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
+    """One SAE from its folder in SAELens layout.
+
+    Raises:
+        Missing: the folder is incomplete.
+        Refused: SAELens cannot load it, or it cannot be measured truthfully.
+    """
+    from sae_lens import SAE
+
+    folder = Path(wanted.folder)
+    absent = [name for name in SAE_FILES if not (folder / name).is_file()]
+    if absent:
+        raise Missing("SAE is incomplete", f"{wanted.address}: {folder} lacks {' and '.join(absent)}. Convert it again.")
+    try:
+        sae: Any = SAE.load_from_disk(folder, device=str(device), dtype="float32")
+    except _LOAD_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+        raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason}.") from error
+    architecture = sae.cfg.architecture()
+    if hasattr(sae.cfg, "d_out"):
+        raise Refused(
+            "Transcoders are not measured",
+            f"{wanted.address} is a {architecture}: it predicts another hook than it reads, which these metrics do not cover. "
+            "Leave out `validate` for it.",
+        )
+    if sae.cfg.normalize_activations in _UNFOLDED:
+        raise Refused(
+            "Input scale is not folded",
+            f"{wanted.address} was trained on scaled activations ({sae.cfg.normalize_activations}) and the scale is not in its "
+            "weights, so its numbers would be wrong. Declare the scaling factor in the source's options.",
+        )
+    sae.turn_off_forward_pass_hook_z_reshaping()  # heads are joined by the engine, as sae_lens.evals does
+    site = Site(wanted.hook, sae.cfg.metadata.hook_head_index)
+    return LoadedSae(wanted.address, site, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture != "temporal")

@@ -1,0 +1,105 @@
+"""Sums that merge, and the metrics and standard errors made of them.
+
+Every metric is a smooth function of sums over tokens. The sums are kept per *cluster* of sequences (one sequence per cluster
+while there are at most ``CLUSTERS``, else sequences are dealt out in turn), because tokens of one sequence are not independent
+of each other. All metrics here are homogeneous of degree 0 in the sums, so by Euler's theorem the linearised contributions
+``u_i = Σ_j ∂f/∂S_j · s_ij`` of the clusters sum to 0, and the variance is
+
+    var(f) = m / (m - 1) · Σ_i u_i²
+
+with m clusters: the delta method, also called the infinitesimal jackknife (Efron, *The Jackknife, the Bootstrap and Other
+Resampling Plans*, 1982, ch. 6). For a ratio it is the ratio estimator of survey sampling (Cochran, *Sampling Techniques*,
+3rd ed. 1977, ch. 6) with clusters as units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+CLUSTERS = 256
+_NO_VARIANCE = 1e-10  # below it SAELens calls an activation constant
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its standard error over sequences, None where there are too few sequences to tell."""
+
+    value: float
+    stderr: float | None = None
+
+
+class Tally:
+    """Float64 sums on the CPU by name: ``[clusters]`` or ``[clusters, width]``. Adding and merging commute."""
+
+    def __init__(self, clusters: int) -> None:
+        self.clusters = clusters
+        self.sums: dict[str, torch.Tensor] = {}
+
+    def add(self, first: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Add per-sequence sums ``[sequences]`` or ``[sequences, width]`` of sequences ``first, first + 1, ...``."""
+        for name, value in values.items():
+            flat = value.detach().to("cpu").to(torch.float64)
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(self.clusters, *flat.shape[1:], dtype=torch.float64)
+            index = torch.arange(first, first + flat.shape[0]) % self.clusters
+            self.sums[name].index_add_(0, index, flat)
+
+    def merged(self, other: Tally) -> Tally:
+        """The tally of both parts.
+
+        Raises:
+            ValueError: the parts were not made for the same number of clusters.
+        """
+        if self.clusters != other.clusters:
+            raise ValueError(f"tallies of {self.clusters} and {other.clusters} clusters do not merge")
+        both = Tally(self.clusters)
+        both.sums = {name: value.clone() for name, value in self.sums.items()}
+        for name, value in other.sums.items():
+            both.sums[name] = both.sums[name] + value if name in both.sums else value.clone()
+        return both
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.sums[name]
+
+
+def clusters_for(sequences: int) -> int:
+    """How many clusters a measurement of that many sequences has."""
+    return max(1, min(CLUSTERS, sequences))
+
+
+def ratio(above: torch.Tensor, below: torch.Tensor) -> Estimate:
+    """``Σ above / Σ below`` with ``u_i = (above_i - R · below_i) / Σ below``; both ``[clusters]``."""
+    value = above.sum() / below.sum()
+    return _estimate(value, (above - value * below) / below.sum())
+
+
+def explained_variance(error: torch.Tensor, square: torch.Tensor, total: torch.Tensor, count: torch.Tensor) -> Estimate:
+    """``1 - E|x - x̂|² / (E|x|² - |E x|²)``, as ``sae_lens.evals.ExplainedVarianceCalculator``.
+
+    ``error``, ``square`` and ``count`` ``[clusters]`` are the sums of |x - x̂|², |x|² and 1; ``total`` ``[clusters, d_in]`` is
+    that of x. With D = Σ|x|² · N - |Σx|² the value is ``1 - Σ|x - x̂|² · N / D``.
+    """
+    errors, squares, n, mean = error.sum(), square.sum(), count.sum(), total.sum(0)
+    spread = squares * n - mean.pow(2).sum()
+    if float(spread / n**2) < _NO_VARIANCE:
+        return Estimate(1.0 if float(errors / n) < _NO_VARIANCE else 0.0)
+    slope = squares * count + n * square - 2 * (total @ mean)
+    return _estimate(1 - errors * n / spread, -(error * n + errors * count) / spread + errors * n * slope / spread**2)
+
+
+def ce_loss_score(ablated: torch.Tensor, spliced: torch.Tensor, clean: torch.Tensor) -> Estimate:
+    """``(CE ablated - CE with SAE) / (CE ablated - CE without SAE)`` from sums over the same tokens, each ``[clusters]``.
+
+    Not a number where ablating changes nothing at all: the caller says so.
+    """
+    return ratio(ablated - spliced, ablated - clean)
+
+
+def _estimate(value: torch.Tensor, influence: torch.Tensor) -> Estimate:
+    m = influence.shape[0]
+    if m < 2:
+        return Estimate(float(value))
+    return Estimate(float(value), float((influence.pow(2).sum() * m / (m - 1)).sqrt()))
