@@ -25,7 +25,7 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         world = Path(name) / "demo"
         env = {**os.environ, "SAESYNC_CACHE": str(Path(name) / "cache"), "HF_HOME": str(Path(name) / "home")}
-        must(SAESYNC + ["demo", str(world)], env)
+        must([*SAESYNC, "demo", str(world)], env)
         good = str(world / "manifests" / "good.yaml")
         must([*SAESYNC, "apply", "-y", good], env)
         imports = best_of(5, IMPORTS, env)
