@@ -1,0 +1,123 @@
+"""Manifests: YAML files to frozen releases, every value with its file:line:col, everything that is wrong said at once.
+
+``find`` turns what a user typed into files, ``load`` turns files into releases. Nothing here reads weights or the network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from saesync.errors import Diagnostic, ManifestError
+from saesync.manifest.check import check
+from saesync.manifest.collisions import collisions
+from saesync.manifest.expand import Budget
+from saesync.manifest.paths import Bounds
+from saesync.manifest.releases import release_of
+from saesync.manifest.yaml12 import MAX_BYTES, Node, decode, parse
+from saesync.model import Release
+
+__all__ = ["DEFAULT_FOLDER", "find", "load", "read_tree"]
+
+DEFAULT_FOLDER = Path("manifests")
+_SUFFIXES = (".yaml", ".yml")
+_LOOKS_LIKE_ONE = re.compile(rb"^(\xef\xbb\xbf)?(apiVersion\s*:\s*[\"']?saesync/|[\"']?(release|saes)[\"']?\s*:)", re.MULTILINE)
+
+
+def find(paths: Sequence[Path]) -> list[Path]:
+    """The manifests that ``paths`` name, sorted, each once; ``manifests/`` when there are none.
+
+    A file is taken as it is. Of a folder, the .yaml and .yml files directly in it that look like manifests (other tools'
+    YAML may stand beside them); hidden files are left out.
+
+    Raises:
+        ManifestError: a path does not exist, a folder holds no manifest, or a file in it is a link that leads out of it.
+    """
+    found: dict[Path, None] = {}
+    wrong: list[Diagnostic] = []
+    for path in paths or (DEFAULT_FOLDER,):
+        try:
+            found.update(dict.fromkeys(_in_folder(path) if path.is_dir() else [_existing(path)]))
+        except ManifestError as error:
+            wrong += error.diagnostics
+    if wrong:
+        raise ManifestError.of(wrong)
+    return sorted(found)
+
+
+def load(files: Sequence[Path], *, roots: Sequence[Path] = ()) -> tuple[Release, ...]:
+    """The releases of ``files``, in their order. ``roots`` are folders that local paths may lead to besides the project.
+
+    Raises:
+        ManifestError: everything that is wrong in all of them, sorted by place.
+    """
+    budget = Budget()
+    releases: list[Release] = []
+    wrong: list[Diagnostic] = []
+    for file in files:
+        try:
+            expanded = check(read_tree(file), str(file), budget)
+            releases.append(release_of(expanded, Bounds.of(file, roots)))
+        except ManifestError as error:
+            wrong += error.diagnostics
+    wrong += collisions(releases)
+    if wrong:
+        raise ManifestError.of(sorted(wrong, key=_place))
+    return tuple(releases)
+
+
+def read_tree(file: Path) -> Node:
+    """The YAML tree of one file.
+
+    Raises:
+        ManifestError: it cannot be read, or is not YAML as manifests are written in.
+    """
+    return parse(decode(read_bytes(file), str(file))[1], str(file))
+
+
+def read_bytes(file: Path) -> bytes:
+    """The bytes of a manifest, at most one more than is allowed.
+
+    Raises:
+        ManifestError: it cannot be read, or is not a regular file.
+    """
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ManifestError("Manifest cannot be read", f"{file} is not a regular file.")
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ManifestError("Manifest cannot be read", f"{file}: {error.strerror}.") from error
+
+
+def _existing(path: Path) -> Path:
+    if not os.path.lexists(path):
+        advice = " Write one with `saesync init`, or name a manifest." if path == DEFAULT_FOLDER else " Check the name."
+        raise ManifestError("No such manifest", f"There is no {path} here.{advice}")
+    return path
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """The manifests directly in a folder."""
+    real = folder.resolve()
+    found = []
+    for path in folder.iterdir():
+        if path.suffix not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.is_symlink() and not path.resolve().is_relative_to(real):
+            detail = f"{path} is a link to a file outside {folder}. Name the file itself, or copy it."
+            raise ManifestError("Link leads outside", detail)
+        if _LOOKS_LIKE_ONE.search(read_bytes(path)):
+            found.append(path)
+    if not found:
+        detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`."
+        raise ManifestError("No manifest found", detail)
+    return found
+
+
+def _place(diagnostic: Diagnostic) -> tuple[str, int, int]:
+    where = diagnostic.origin
+    return ("", 0, 0) if where is None else (where.file, where.line, where.column)

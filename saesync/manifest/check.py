@@ -1,0 +1,159 @@
+"""From a tree of nodes to expanded documents that fit the schema, or everything that is wrong with it.
+
+Expand first, validate after: what an SAE's value becomes is what counts. An error that many SAEs share stands once, at the
+template's line.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from saesync.errors import Diagnostic, ManifestError, Origin
+from saesync.manifest.expand import MAX_EXPANDED, Budget, Row, Rows, Templates, rows_of
+from saesync.manifest.explain import explain
+from saesync.manifest.yaml12 import Node
+from saesync.schema import build, expanded
+from saesync.schema.fast import Check, compile_schema
+
+MAX_EXPLAINED = 100  # rows whose errors are spelled out; the rest have the same template
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """A manifest that fits the schema. ``fixed`` is all but ``saes``; ``saes`` holds (row, section, neuronpedia.set) per SAE."""
+
+    file: str
+    root: Node
+    fixed: Mapping[str, Any]
+    saes: tuple[tuple[Row, Mapping[str, Any], str | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """The compiled schema, whole and by the parts that differ between the SAEs of one manifest."""
+
+    written: Mapping[str, Any]
+    schema: Mapping[str, Any]
+    document: Check
+    saes: Check
+    set: Check
+    for_each: Check
+
+
+@functools.cache
+def checks() -> Checks:
+    """Compiled once per process."""
+    written = build()
+    schema = expanded(written)
+    properties = schema["properties"]
+
+    def part(sub: Mapping[str, Any]) -> Check:
+        return compile_schema({**sub, "$defs": schema["$defs"]})
+
+    return Checks(
+        written,
+        schema,
+        compile_schema(schema),
+        part(properties["saes"]),
+        part(properties["neuronpedia"]["properties"]["set"]),
+        part(properties["saes"]["properties"]["for_each"]),
+    )
+
+
+def check(root: Node, file: str, budget: Budget) -> Expanded:
+    """The expanded manifest.
+
+    Raises:
+        ManifestError: everything that is wrong with it.
+    """
+    if not isinstance(root.value, dict):
+        detail = "A manifest is a mapping: it begins with `apiVersion: saesync/v1`."
+        raise ManifestError("Not a manifest", detail, root.origin(file))
+    found: list[Diagnostic] = []
+    saes, set_ = root.get("saes"), root.get("neuronpedia", "set")
+    rows = _rows(root, file, found)
+    if rows is None or saes is None or not isinstance(saes.value, dict):
+        _as_written(root, file, found)
+    else:
+        templates = Templates(file, tuple(rows.names))
+        section, fill = templates.compile(saes, frozenset({"for_each"}))
+        set_value, set_fill = templates.compile(set_) if set_ is not None else (None, None)
+        found += [*templates.diagnostics, *templates.unused(rows.names)]
+        if found:
+            _as_written(root, file, found)
+        else:
+            budget.take(rows.count, root.place(("saes", "for_each")).origin(file))
+            made = []
+            for row in rows.make():
+                made.append((row, section if fill is None else fill(row), set_value if set_fill is None else set_fill(row)))
+                budget.characters -= templates.length(row)
+                if budget.characters < 0:
+                    detail = f"All placeholders together expand to more than {MAX_EXPANDED:,} characters. Shorten the values."
+                    raise ManifestError("Text is too long", detail, root.place(("saes", "for_each")).origin(file))
+            return _fitting(root, file, made)
+    raise ManifestError.of(found)
+
+
+def _rows(root: Node, file: str, found: list[Diagnostic]) -> Rows | None:
+    """The rows, if ``for_each`` is such that there are any; what is wrong otherwise goes to ``found``."""
+    node = root.get("saes", "for_each")
+    if node is not None and not checks().for_each(node.plain_value()):
+        return None
+    try:
+        return rows_of(node, file)
+    except ManifestError as error:
+        found += error.diagnostics
+        return None
+
+
+def _as_written(root: Node, file: str, found: list[Diagnostic]) -> None:
+    """Add what is wrong with the manifest before expansion: everything is said at once, even if it cannot be expanded."""
+    places = {diagnostic.origin for diagnostic in found}
+    written = checks().written
+    found += [each for each in explain(root.plain_value(), root, file, written) if each.origin not in places]
+
+
+def _fitting(root: Node, file: str, made: list[tuple[Row, Any, Any]]) -> Expanded:
+    """The expanded manifest, if every SAE fits the schema."""
+    fixed = {key: node.plain_value() for key, node in root.value.items() if key != "saes"}
+    compiled = checks()
+
+    def document(section: Any, set_: Any) -> dict[str, Any]:
+        whole = {**fixed, "saes": section}
+        return whole if set_ is None else {**whole, "neuronpedia": {**fixed["neuronpedia"], "set": set_}}
+
+    if not made:
+        detail = "The exceptions leave no SAE. Remove some."
+        raise ManifestError("for_each has no values", detail, root.place(("saes", "for_each")).origin(file))
+    _, section, set_ = made[0]
+    if not compiled.document(document(section, set_)):
+        failing = made
+    else:
+        failing = [each for each in made[1:] if not (compiled.saes(each[1]) and (each[2] is None or compiled.set(each[2])))]
+    if failing:
+        explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in failing[:MAX_EXPLAINED]]
+        raise ManifestError.of(_merged(explained))
+    return Expanded(file, root, fixed, tuple(made))
+
+
+def _merged(explained: Iterable[list[Diagnostic]]) -> list[Diagnostic]:
+    """Each kind of error once per place; where its text differs between SAEs, the first is shown and the others counted."""
+    groups: dict[tuple[str, Origin | None], list[str]] = {}
+    first: dict[tuple[str, Origin | None], Diagnostic] = {}
+    for diagnostics in explained:
+        for each in diagnostics:
+            key = (each.summary, each.origin)
+            first.setdefault(key, each)
+            groups.setdefault(key, []).append(each.detail)
+    merged = []
+    for key, details in groups.items():
+        others = len(details) - 1
+        if len(set(details)) == 1:
+            merged.append(first[key])
+        else:
+            suffix = f" The same goes for {others} other SAE{'s' * (others != 1)} of this template."
+            merged.append(replace(first[key], detail=first[key].detail + suffix))
+    return merged

@@ -1,0 +1,85 @@
+"""What no single manifest can show: two that claim the same name, the same folder, or folders inside each other."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from saesync.errors import Diagnostic, Origin
+from saesync.model import Release, Sae
+
+
+def collisions(releases: Sequence[Release]) -> list[Diagnostic]:
+    """Every collision once per pair of places, at the later place, naming the earlier."""
+    found: dict[tuple[str, Origin | None, Origin | None], Diagnostic] = {}
+    for first, diagnostic in (*_names(releases), *_folders(releases), *_neuronpedia(releases)):
+        found.setdefault((diagnostic.summary, first, diagnostic.origin), diagnostic)
+    return list(found.values())
+
+
+def _folded(text: str) -> str:
+    """One spelling of what some file systems, or Hub and disk together, take for the same name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def _names(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    seen: dict[str, Release] = {}
+    for release in releases:
+        first = seen.setdefault(_folded(release.name), release)
+        if first is not release:
+            detail = f'"{release.name}" is already the release at {first.origin}. Every release has a name of its own.'
+            yield first.origin, Diagnostic("Release name is taken", detail, release.origin)
+
+
+def _folders(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    """Folders per target; without one, ids need only differ within their release."""
+    seen: dict[tuple[str, str], Sae] = {}
+    placed: list[tuple[str, str, Sae]] = []
+    for release in releases:
+        target = release.publish.target if release.publish is not None else ""
+        base = _folded(release.publish.location if release.publish is not None else release.name)
+        for sae in release.saes:
+            folder = f"{base}/{_folded(sae.id)}"
+            first = seen.setdefault((target, folder), sae)
+            if first is not sae:
+                yield first.origin, Diagnostic("Folder is taken", _same_folder(sae, first), sae.origin)
+            else:
+                placed.append((target, folder, sae))
+    for target, folder, sae in placed:
+        for outer in _above(folder):
+            holder = seen.get((target, outer))
+            if holder is not None:
+                inside = f'"{sae.id}" is inside "{holder.id}" of {holder.origin}.'
+                detail = f"{inside} Folders of SAEs cannot hold each other: change one id."
+                yield holder.origin, Diagnostic("Folder is inside another", detail, sae.origin)
+
+
+def _same_folder(sae: Sae, first: Sae) -> str:
+    if sae.origins is first.origins:
+        return (
+            f'Two SAEs of this template are both "{sae.id}". Use every placeholder of for_each that tells them apart in the id.'
+        )
+    spelt = f' (as "{first.id}")' if first.id != sae.id else ""
+    return f'"{sae.id}" is already published there by {first.release}{spelt}, at {first.origin}. Change one id, or one target.'
+
+
+def _above(folder: str) -> Iterator[str]:
+    while "/" in folder:
+        folder = folder.rpartition("/")[0]
+        yield folder
+
+
+def _neuronpedia(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    seen: dict[str, Sae] = {}
+    for release in releases:
+        for sae in release.saes:
+            if sae.neuronpedia_id is None:
+                continue
+            first = seen.setdefault(_folded(sae.neuronpedia_id), sae)
+            if first is not sae:
+                place, other = (each.origins.get("neuronpedia.set", each.origin) for each in (sae, first))
+                detail = (
+                    f"{sae.address} and {first.address} ({other}) would both be {sae.neuronpedia_id}. "
+                    "Give each its own set; it may hold placeholders, such as `res-{width}-acme`."
+                )
+                yield other, Diagnostic("Neuronpedia id is taken", detail, place)

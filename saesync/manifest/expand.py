@@ -1,0 +1,263 @@
+"""``for_each`` and placeholders: one template becomes many SAEs. Counted before they are made, bounded throughout.
+
+The whole language is ``{name}`` and ``{name:02d}``: no attributes, indices, conversions, nesting, conditions, arithmetic.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from saesync.errors import Diagnostic, ManifestError, Origin
+from saesync.manifest.yaml12 import Node, Scalar
+from saesync.record import MAX_SAES
+
+MAX_TEMPLATES = 64
+MAX_TEXT = 4_000
+MAX_EXPANDED = 64_000_000
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+_SPEC = re.compile(r"[<>^]?0?[0-9]{0,2}(?:\.[0-9]{1,2})?[dxXofeEgGs]?")
+
+Row = Mapping[str, Scalar]
+Fill = Callable[[Row], Any]
+
+
+@dataclass
+class Budget:
+    """What one run of all manifests may still expand to."""
+
+    saes: int = MAX_SAES
+    characters: int = MAX_EXPANDED
+
+    def take(self, count: int, origin: Origin) -> None:
+        """Set aside room for ``count`` SAEs before any of them is made.
+
+        Raises:
+            ManifestError: there is not that much room.
+        """
+        if count > self.saes:
+            before = MAX_SAES - self.saes
+            others = f", with {before:,} of the manifests before it" if before else ""
+            detail = f"This asks for {count:,} SAEs{others}; one run handles at most {MAX_SAES:,}. Split the manifests."
+            raise ManifestError("Too many SAEs", detail, origin)
+        self.saes -= count
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with placeholders. ``whole`` names the placeholder that is all of it, so that its value keeps its type."""
+
+    text: str
+    names: frozenset[str]
+    whole: str | None
+    origin: Origin
+
+    def fill(self, row: Row) -> Scalar:
+        """The value for one row.
+
+        Raises:
+            ManifestError: a format does not fit a value, or the result is too long.
+        """
+        if self.whole is not None:
+            return row[self.whole]
+        try:
+            filled = self.text.format_map(row)
+        except ValueError as error:
+            values = ", ".join(f"{name} is {row[name]!r}" for name in sorted(self.names))
+            detail = f"This format does not fit the value: {values}. `d` formats are for whole numbers only."
+            raise ManifestError("Placeholder does not fit", detail, self.origin) from error
+        if len(filled) > MAX_TEXT:
+            raise ManifestError("Text is too long", f"It expands to more than {MAX_TEXT:,} characters.", self.origin)
+        return filled
+
+
+@dataclass
+class Templates:
+    """Every text with placeholders under some nodes; ``compile`` turns a node into a function from rows to plain values."""
+
+    file: str
+    known: Sequence[str]
+    found: list[Template] = field(default_factory=list)
+    diagnostics: list[Diagnostic] = field(default_factory=list)
+    guessed: set[str] = field(default_factory=set)
+    characters: int = 0
+
+    def compile(self, node: Node, skip: frozenset[str] = frozenset()) -> tuple[Any, Fill | None]:
+        """The plain value of ``node``, and how to fill it (None: nothing varies). ``skip`` names keys to leave out."""
+        if isinstance(node.value, dict):
+            parts = {key: self.compile(below) for key, below in node.value.items() if key not in skip}
+            fixed = {key: value for key, (value, _) in parts.items()}
+            fills = [(key, fill) for key, (_, fill) in parts.items() if fill is not None]
+            return fixed, None if not fills else lambda row: {**fixed, **{key: fill(row) for key, fill in fills}}
+        if isinstance(node.value, list):
+            items = [self.compile(below) for below in node.value]
+            if all(fill is None for _, fill in items):
+                return [value for value, _ in items], None
+            return None, lambda row: [value if fill is None else fill(row) for value, fill in items]
+        if isinstance(node.value, str) and ("{" in node.value or "}" in node.value):
+            return self._text(node)
+        return node.value, None
+
+    def length(self, row: Row) -> int:
+        """How many characters the texts with placeholders hold for one row, at most: what is counted against the budget."""
+        if not self.found:
+            return 0
+        values = sum(len(value) for value in row.values() if isinstance(value, str))
+        return self.characters + len(self.found) * (values + 40)
+
+    def _text(self, node: Node) -> tuple[Any, Fill | None]:
+        template = self._template(node)
+        if template is None:
+            return node.value, None
+        if not template.names:
+            return template.text.format_map({}), None
+        self.found.append(template)
+        self.characters += len(template.text)
+        if len(self.found) > MAX_TEMPLATES:
+            detail = f"At most {MAX_TEMPLATES} values of a manifest may hold placeholders."
+            raise ManifestError("Too many placeholders", detail, template.origin)
+        return node.value, template.fill
+
+    def _template(self, node: Node) -> Template | None:
+        """The template, or None after saying what is wrong with it."""
+        origin, text = node.origin(self.file), node.value
+        if len(text) > MAX_TEXT:
+            self._wrong("Text is too long", f"Texts with placeholders have at most {MAX_TEXT:,} characters.", origin)
+            return None
+        try:
+            parts = list(string.Formatter().parse(text))
+        except ValueError:
+            detail = (
+                "A brace is not closed, or not opened. Placeholders look like `{layer}`; a brace itself is written twice: `{{`."
+            )
+            self._wrong("Placeholder is malformed", detail, origin)
+            return None
+        names = set()
+        for _, name, spec, conversion in parts:
+            if name is None:
+                continue
+            if not self._fine(name, spec or "", conversion, origin):
+                return None
+            names.add(name)
+        only = parts[0] if len(parts) == 1 else None
+        whole = only[1] if only is not None and not only[0] and not only[2] else None
+        return Template(text, frozenset(names), whole, origin)
+
+    def _fine(self, name: str, spec: str, conversion: str | None, origin: Origin) -> bool:
+        """Whether one placeholder is allowed and known."""
+        if not _NAME.fullmatch(name) or conversion is not None:
+            detail = f"Placeholders are a name and a format, such as `{{layer}}` or `{{layer:02d}}`; `{{{name}}}` is not."
+            self._wrong("Placeholder is malformed", detail, origin)
+            return False
+        if not _SPEC.fullmatch(spec):
+            detail = f'"{spec}" is not a format that placeholders may have. Use a width of at most two digits: `{{{name}:02d}}`.'
+            self._wrong("Placeholder is malformed", detail, origin)
+            return False
+        if name not in self.known:
+            close = difflib.get_close_matches(name, self.known, 1)
+            self.guessed.update(close)
+            if not self.known:
+                advice = "There is no `for_each` that gives it values."
+            else:
+                advice = f"Did you mean `{{{close[0]}}}`?" if close else f"for_each has: {', '.join(self.known)}."
+            self._wrong("Unknown placeholder", f'"{name}" is not a name of for_each. {advice}', origin)
+            return False
+        return True
+
+    def _wrong(self, summary: str, detail: str, origin: Origin) -> None:
+        self.diagnostics.append(Diagnostic(summary, detail, origin))
+
+    def unused(self, places: Mapping[str, Origin]) -> Iterator[Diagnostic]:
+        """Names of ``for_each`` that no text uses, except those that a misspelt placeholder meant."""
+        used = set().union(*(template.names for template in self.found)) | self.guessed
+        for name, origin in places.items():
+            if name not in used:
+                detail = f"No value holds `{{{name}}}`. Use it, for example in the id, or remove it from for_each."
+                yield Diagnostic("Placeholder is never used", detail, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a ``for_each`` that fits the schema: how many, where its names stand, and the rows themselves."""
+
+    count: int
+    names: Mapping[str, Origin]
+    make: Callable[[], Iterator[Row]]
+
+
+def rows_of(node: Node | None, file: str) -> Rows:
+    """The rows of ``for_each`` (one empty row without it). Nothing is made until ``make`` is called.
+
+    Raises:
+        ManifestError: rows with different names, a range that runs backwards, an exception that matches nothing.
+    """
+    if node is None:
+        return Rows(1, {}, lambda: iter(({},)))
+    if isinstance(node.value, list):
+        return _listed(node, file)
+    axes = {name: _axis(axis, name, file) for name, axis in node.value.items() if name != "except"}
+    if not axes:
+        raise ManifestError("for_each has no values", "Give at least one placeholder values.", node.origin(file))
+    names = {name: node.keys[name].origin(file) for name in axes}
+    count = math.prod(len(values) for values in axes.values())
+    dropped = _exceptions(node.get("except"), axes, file)
+
+    def make() -> Iterator[Row]:
+        for values in itertools.product(*axes.values()):
+            row = dict(zip(axes, values, strict=True))
+            if not any(tuple(row[name] for name in chosen) in left_out for chosen, left_out in dropped.items()):
+                yield row
+
+    return Rows(count, names, make)
+
+
+def _axis(node: Node, name: str, file: str) -> Sequence[Scalar]:
+    if isinstance(node.value, list):
+        return [below.value for below in node.value]
+    first, last = int(node.value["first"].value), int(node.value["last"].value)
+    if last < first:
+        detail = f"{name} runs from {first} to {last}; `last` cannot be smaller than `first`."
+        raise ManifestError("Range runs backwards", detail, node.value["last"].origin(file))
+    return range(first, last + 1)
+
+
+def _listed(node: Node, file: str) -> Rows:
+    names = {name: key.origin(file) for name, key in node.value[0].keys.items()}
+    wrong = []
+    for row in node.value:
+        if row.keys.keys() != names.keys():
+            odd = sorted(row.keys.keys() ^ names.keys())
+            detail = f'Every row has the same names as the first; "{odd[0]}" is not in both.'
+            wrong.append(Diagnostic("Rows differ in their names", detail, row.origin(file)))
+    if wrong:
+        raise ManifestError.of(wrong)
+    rows = [{name: below.value for name, below in row.value.items()} for row in node.value]
+    return Rows(len(rows), names, lambda: iter(rows))
+
+
+def _exceptions(
+    node: Node | None, axes: Mapping[str, Sequence[Scalar]], file: str
+) -> dict[tuple[str, ...], set[tuple[Scalar, ...]]]:
+    """The values to leave out, by the names they are given for; all must be known and occur."""
+    found: dict[tuple[str, ...], set[tuple[Scalar, ...]]] = {}
+    wrong = []
+    for row in node.value if node is not None else ():
+        for name, below in row.value.items():
+            if name not in axes:
+                detail = f'"{name}" is not a name of for_each. Names: {", ".join(axes)}.'
+                wrong.append(Diagnostic("Unknown placeholder", detail, row.keys[name].origin(file)))
+            elif below.value not in axes[name]:
+                detail = f"No SAE has {name} = {below.value}, so this leaves nothing out."
+                wrong.append(Diagnostic("Exception matches nothing", detail, below.origin(file)))
+        names = tuple(sorted(row.value))
+        found.setdefault(names, set()).add(tuple(row.value[name].value for name in names))
+    if wrong:
+        raise ManifestError.of(wrong)
+    return found

@@ -1,0 +1,70 @@
+"""Which local paths a manifest may name. Manifests come in pull requests: their reach is the project's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saesync.errors import ManifestError, Origin
+
+_MANIFESTS = "manifests"
+
+
+@dataclass
+class Bounds:
+    """Where the paths of one manifest start (``folder``) and where they must stay (``allowed``), symlinks resolved."""
+
+    folder: Path
+    allowed: tuple[Path, ...]
+    _resolved: dict[Path, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Path, roots: Sequence[Path]) -> Bounds:
+        """The bounds of a manifest.
+
+        Its project is the nearest folder above it that holds ``.git``; without one, its own folder (the folder above
+        one named ``manifests``). The working directory counts too when the manifest is inside it.
+        """
+        folder = manifest.resolve().parent
+        above = (folder, *folder.parents)
+        project = next((each for each in above if (each / ".git").exists()), None)
+        if project is None:
+            project = folder.parent if folder.name == _MANIFESTS else folder
+        here = Path.cwd().resolve()
+        candidates = [project, *([here] if here in above else []), *(root.resolve() for root in roots)]
+        # A file system's root is no project: it would allow everything. Only a root that was typed may be one.
+        allowed = [each for index, each in enumerate(candidates) if each != each.parent or index >= len(candidates) - len(roots)]
+        return cls(folder, tuple(dict.fromkeys(allowed)))
+
+    def resolve(self, text: str, origin: Origin) -> str:
+        """The absolute path that ``text`` names, whether or not something is there.
+
+        Raises:
+            ManifestError: it is outside the bounds, or not a path at all.
+        """
+        if text.startswith("~"):
+            raise ManifestError(
+                "Path is refused", "`~` is not expanded in manifests. Write the path from the manifest's folder on.", origin
+            )
+        try:
+            found = self._real(self.folder / text)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ManifestError("Path is refused", "This is not a path that the system can follow.", origin) from error
+        if not any(found.is_relative_to(root) for root in self.allowed):
+            inside = " or ".join(str(root) for root in self.allowed) or "a folder named with --root"
+            detail = f"The path leads to {found}, which is outside {inside}. To allow it, add `--root {found.parent}`."
+            raise ManifestError("Path leads outside the project", detail, origin)
+        return str(found)
+
+    def _real(self, path: Path) -> Path:
+        """``path`` with symlinks resolved. Folders are resolved once: thousands of SAEs share one."""
+        path = Path(os.path.normpath(path)) if ".." not in path.parts else path
+        if path.name in ("", ".", ".."):
+            return path.resolve()
+        parent = self._resolved.get(path.parent)
+        if parent is None:
+            parent = self._resolved[path.parent] = path.parent.resolve()
+        found = parent / path.name
+        return found.resolve() if found.is_symlink() else found

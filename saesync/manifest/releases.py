@@ -1,0 +1,214 @@
+"""From an expanded manifest to the frozen nouns of ``model``: what a release asks for, with the place of every value."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from saesync.errors import Diagnostic, ManifestError, Origin
+from saesync.hooks import layer_of
+from saesync.manifest.check import Expanded, checks
+from saesync.manifest.paths import Bounds
+from saesync.manifest.yaml12 import Node
+from saesync.model import (
+    DatasetSpec,
+    ModelSpec,
+    PublishSpec,
+    Release,
+    Requirement,
+    Sae,
+    SourceSpec,
+    ValidateSpec,
+)
+from saesync.record import safe_folder
+
+_LATER = (
+    ("register",),
+    ("dashboards",),
+    ("neuronpedia", "postgres"),
+    ("neuronpedia", "export"),
+    ("neuronpedia", "inference"),
+)
+_SOURCE_KEYS = frozenset({"repo", "revision", "path", "format"})
+_NOT_A_TARGET = frozenset({"license", "private"})
+
+
+def release_of(manifest: Expanded, bounds: Bounds) -> Release:
+    """The release a manifest asks for.
+
+    Raises:
+        ManifestError: everything that the schema cannot say: paths out of bounds, bounds that exclude each other,
+            a hook without a layer where Neuronpedia needs one.
+    """
+    return _Maker(manifest, bounds).release()
+
+
+class _Maker:
+    """Makes one release; errors are collected and raised together, each place once."""
+
+    def __init__(self, manifest: Expanded, bounds: Bounds) -> None:
+        self.manifest, self.bounds = manifest, bounds
+        self.file, self.root, self.fixed = manifest.file, manifest.root, manifest.fixed
+        self.wrong: dict[tuple[str, Origin | None], Diagnostic] = {}
+        self.origins = MappingProxyType(_origins(self.root, self.file))
+
+    def release(self) -> Release:
+        model, validate = self._model(), self._validate()
+        name, publish, records = self.fixed["release"], self._place("publish"), self._place("records")
+        saes = tuple(self._sae(name, model, validate, section, set_) for _, section, set_ in self.manifest.saes)
+        self._other_paths()
+        if self.wrong:
+            raise ManifestError.of(self.wrong.values())
+        retire = self.fixed.get("retire", False)
+        return Release(name, self.file, publish, saes, retire, records, self._later(), self.origins["release"])
+
+    def _sae(self, release: str, model: ModelSpec, validate: ValidateSpec | None, section: Mapping[str, Any], set_: Any) -> Sae:
+        train = section.get("train")
+        if not safe_folder(section["id"]):
+            detail = "An id has no characters that cannot be seen, and no part of it begins or ends with a space."
+            self._say("Invalid value", detail, self.origins["id"])
+        return Sae(
+            release,
+            section["id"],
+            section["hook"],
+            model,
+            self._source(section["source"]) if "source" in section else None,
+            section.get("dtype", "float32"),
+            validate,
+            self.origins["id"],
+            self._neuronpedia(section["hook"], set_),
+            None if train is None else MappingProxyType(train),
+            MappingProxyType(section.get("cfg", {})),
+            self.origins,
+        )
+
+    def _source(self, section: Mapping[str, Any]) -> SourceSpec:
+        repo, path = section.get("repo"), section.get("path", "")
+        whole = _whole_options(section["format"])
+        options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
+        if repo is None:
+            path = self._local(path, "source.path")
+        return SourceSpec(
+            repo, section.get("revision"), path.strip("/") if repo else path, section["format"], MappingProxyType(options)
+        )
+
+    def _model(self) -> ModelSpec:
+        section = self.fixed["model"]
+        path = section.get("path")
+        return ModelSpec(
+            section.get("name"),
+            None if path is None else self._local(path, "model.path"),
+            section.get("revision"),
+            section.get("loader", "TransformerBridge"),
+            section.get("dtype", "float32"),
+            MappingProxyType(section.get("kwargs", {})),
+        )
+
+    def _validate(self) -> ValidateSpec | None:
+        section = self.fixed.get("validate")
+        if section is None:
+            return None
+        dataset = section["dataset"]
+        path = dataset.get("path")
+        return ValidateSpec(
+            DatasetSpec(
+                dataset.get("repo"),
+                None if path is None else self._local(path, "validate.dataset.path"),
+                dataset.get("revision"),
+                dataset.get("config"),
+                dataset.get("split", "train"),
+                dataset.get("column", "text"),
+            ),
+            int(section["tokens"]),
+            int(section["context"]),
+            section.get("prepend_bos", True),
+            self._requirements(section.get("require", {})),
+        )
+
+    def _requirements(self, section: Mapping[str, Mapping[str, float]]) -> tuple[Requirement, ...]:
+        found = []
+        for metric, bounds in section.items():
+            places = {kind: self.origins[f"validate.require.{metric}.{kind}"] for kind in bounds}
+            if "min" in bounds and "max" in bounds and bounds["min"] > bounds["max"]:
+                detail = f"No {metric} is at least {bounds['min']} and at most {bounds['max']}. Swap or change them."
+                self._say("Bounds exclude each other", detail, places["max"])
+            found += [Requirement(metric, kind, float(bound), places[kind]) for kind, bound in bounds.items()]
+        return tuple(found)
+
+    def _place(self, name: str) -> PublishSpec | None:
+        section = self.fixed.get(name)
+        if section is None:
+            return None
+        target = next(key for key in section if key not in _NOT_A_TARGET)
+        location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
+        return PublishSpec(target, location, section.get("license"), section.get("private", False))
+
+    def _neuronpedia(self, hook: str, set_: Any) -> str | None:
+        if set_ is None:
+            return None
+        layer = layer_of(hook)
+        if layer is None:
+            detail = (
+                f'Neuronpedia names SAEs by layer, and the hook "{hook}" speaks of none. Remove `neuronpedia`, or fix the hook.'
+            )
+            self._say("Hook has no layer", detail, self.origins["hook"])
+        return f"{self.fixed['neuronpedia']['model']}/{layer}-{set_}"
+
+    def _other_paths(self) -> None:
+        """Local paths of sections that are only carried along keep the same bounds."""
+        for dotted in ("train.dataset.path", "dashboards.dataset.path", "neuronpedia.export", "register.saelens"):
+            path = ("saes", *dotted.split(".")) if dotted.startswith("train.") else tuple(dotted.split("."))
+            node = self.root.get(*path)
+            text = node.value if node is not None else None
+            if not isinstance(text, str) or (dotted == "neuronpedia.export" and text.startswith("s3://")):
+                continue
+            if dotted != "register.saelens" or text.startswith((".", "/")):
+                self._local(text, dotted)
+
+    def _later(self) -> tuple[tuple[str, Origin], ...]:
+        """Sections that this version accepts and cannot carry out."""
+        found = [("train", self.origins["train"])] if "train" in self.origins else []
+        for path in _LATER:
+            node = self.root.get(*path)
+            if node is not None and node.value is not False:
+                found.append((".".join(path), self.origins[".".join(path)]))
+        return tuple(found)
+
+    def _local(self, text: str, dotted: str) -> str:
+        try:
+            return self.bounds.resolve(text, self.origins[dotted])
+        except ManifestError as error:
+            for each in error.diagnostics:
+                self._say(each.summary, each.detail, each.origin)
+            return text
+
+    def _say(self, summary: str, detail: str, origin: Origin | None) -> None:
+        self.wrong.setdefault((summary, origin), Diagnostic(summary, detail, origin))
+
+
+def _origins(root: Node, file: str) -> dict[str, Origin]:
+    """Dotted keys to places: the value's own, or the key of a block mapping or list. ``saes.`` is left out."""
+    found: dict[str, Origin] = {}
+
+    def walk(node: Node, prefix: str) -> None:
+        for key, below in node.value.items():
+            shown = node.keys[key] if below.block else below
+            found[f"{prefix}{key}"] = shown.origin(file)
+            if isinstance(below.value, dict):
+                walk(below, "" if not prefix and key == "saes" else f"{prefix}{key}.")
+
+    walk(root, "")
+    return found
+
+
+@functools.cache
+def _whole_options(format_: str) -> frozenset[str]:
+    """Options of a format that are whole numbers: ``1e3`` is one, and means 1000 in keys."""
+    source = checks().schema["properties"]["saes"]["properties"]["source"]
+    for rule in source["allOf"]:
+        if rule["if"].get("properties", {}).get("format") == {"const": format_}:
+            properties = rule["then"]["properties"]
+            return frozenset(name for name, part in properties.items() if part is not True and part.get("type") == "integer")
+    return frozenset()

@@ -1,0 +1,234 @@
+"""JSON Schema compiled to closures that only say yes or no.
+
+Checking 14,000 expanded SAEs one by one with jsonschema takes many seconds; with these closures it takes a fraction of
+one. They read the same schema and know the keywords it uses, nothing else; where they say no, jsonschema says why. Tests
+compare the two on random documents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Check = Callable[[Any], bool]
+Schema = Mapping[str, Any]
+
+ANNOTATIONS = frozenset({"$schema", "$defs", "title", "description", "default", "patternErrorMessage", "x-pin"})
+
+
+def compile_schema(schema: Schema) -> Check:
+    """A function that says whether a document fits ``schema``.
+
+    Raises:
+        ValueError: the schema uses a keyword that is not known here.
+    """
+    return _Compiler(schema.get("$defs", {})).check(schema)
+
+
+class _Compiler:
+    """Compiles schemas that share ``$defs``."""
+
+    def __init__(self, definitions: Schema) -> None:
+        self.definitions = definitions
+        self.compiled: dict[str, Check] = {}
+
+    def check(self, schema: Any) -> Check:
+        """The conjunction of a schema's keywords."""
+        if schema is True:
+            return _yes
+        checks = []
+        for keyword, value in schema.items():
+            if keyword in _SIMPLE:
+                checks.append(_SIMPLE[keyword](value))
+            elif keyword in self.nested:
+                checks.append(self.nested[keyword](self, value))
+            elif keyword not in ANNOTATIONS and keyword not in _BESIDE:
+                raise ValueError(f"keyword {keyword!r} is not compiled")
+        if any(keyword in schema for keyword in _MEMBERS):
+            checks.append(self.members(schema))
+        if "if" in schema:
+            checks.append(self.condition(schema))
+        return _all(checks)
+
+    def ref(self, target: str) -> Check:
+        """``$ref`` into ``$defs``; each is compiled once."""
+        name = target.removeprefix("#/$defs/")
+        if name not in self.compiled:
+            self.compiled[name] = self.check(self.definitions[name])
+        return self.compiled[name]
+
+    def members(self, schema: Schema) -> Check:
+        """``properties``, ``patternProperties`` and ``additionalProperties: false`` together."""
+        known = {name: self.check(part) for name, part in schema.get("properties", {}).items()}
+        patterns = [(re.compile(p), self.check(part)) for p, part in schema.get("patternProperties", {}).items()]
+        open_ = schema.get("additionalProperties", True)
+        if not isinstance(open_, bool):
+            raise ValueError("additionalProperties is compiled only as true or false")
+
+        def check(value: Any) -> bool:
+            if not isinstance(value, dict):
+                return True
+            for name, member in value.items():
+                check = known.get(name)
+                found = check is not None
+                if check is not None and not check(member):
+                    return False
+                for pattern, check in patterns:
+                    if pattern.search(name):
+                        found = True
+                        if not check(member):
+                            return False
+                if not found and not open_:
+                    return False
+            return True
+
+        return check
+
+    def condition(self, schema: Schema) -> Check:
+        """``if``, ``then`` and ``else``."""
+        test, then, otherwise = (self.check(schema.get(name, True)) for name in ("if", "then", "else"))
+        return lambda value: then(value) if test(value) else otherwise(value)
+
+    def any_of(self, schemas: list[Schema]) -> Check:
+        """At least one of them."""
+        checks = [self.check(schema) for schema in schemas]
+        return lambda value: any(check(value) for check in checks)
+
+    def one_of(self, schemas: list[Schema]) -> Check:
+        """Exactly one of them."""
+        checks = [self.check(schema) for schema in schemas]
+        return lambda value: sum(check(value) for check in checks) == 1
+
+    def all_of(self, schemas: list[Schema]) -> Check:
+        """Every one of them."""
+        return _all([self.check(schema) for schema in schemas])
+
+    def items(self, schema: Schema) -> Check:
+        """Every element of a list."""
+        check = self.check(schema)
+        return lambda value: not isinstance(value, list) or all(map(check, value))
+
+    nested: Mapping[str, Callable[[_Compiler, Any], Check]] = {
+        "$ref": ref,
+        "anyOf": any_of,
+        "oneOf": one_of,
+        "allOf": all_of,
+        "items": items,
+    }
+
+
+_MEMBERS = ("properties", "patternProperties", "additionalProperties")
+_BESIDE = frozenset({*_MEMBERS, "if", "then", "else"})
+
+
+def _yes(_: Any) -> bool:
+    return True
+
+
+def _all(checks: list[Check]) -> Check:
+    if len(checks) == 1:
+        return checks[0]
+    return lambda value: all(check(value) for check in checks) if len(checks) > 2 else _both(checks, value)
+
+
+def _both(checks: list[Check], value: Any) -> bool:
+    return not checks or (checks[0](value) and checks[1](value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TYPES: Mapping[str, Check] = {
+    "object": lambda value: isinstance(value, dict),
+    "array": lambda value: isinstance(value, list),
+    "string": lambda value: isinstance(value, str),
+    "boolean": lambda value: isinstance(value, bool),
+    "number": _is_number,
+    "integer": lambda value: _is_number(value) and (isinstance(value, int) or value.is_integer()),
+}
+
+
+def _type(names: str | list[str]) -> Check:
+    if isinstance(names, str):
+        return _TYPES[names]
+    checks = [_TYPES[name] for name in names]
+    return lambda value: any(check(value) for check in checks)
+
+
+def _pattern(pattern: str) -> Check:
+    search = re.compile(pattern).search
+    return lambda value: not isinstance(value, str) or search(value) is not None
+
+
+def _enum(values: list[str]) -> Check:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("enum is compiled only for texts")
+    known = frozenset(values)
+    return lambda value: isinstance(value, str) and value in known
+
+
+def _required(names: list[str]) -> Check:
+    if len(names) == 1:
+        (name,) = names
+        return lambda value: not isinstance(value, dict) or name in value
+    return lambda value: not isinstance(value, dict) or all(name in value for name in names)
+
+
+def _dependent(rules: Mapping[str, list[str]]) -> Check:
+    checks = {name: _required(needed) for name, needed in rules.items()}
+    return lambda value: not isinstance(value, dict) or all(name not in value or check(value) for name, check in checks.items())
+
+
+def _unique(wanted: bool) -> Check:
+    if not wanted:
+        raise ValueError("uniqueItems is compiled only as true")
+
+    def check(value: Any) -> bool:
+        if not isinstance(value, list):
+            return True
+        # 1 and 1.0 are equal, 1 and true are not. Elements that are no scalars fail the schema beside this keyword.
+        keys = {(isinstance(each, bool), each if isinstance(each, int | float | str) else repr(each)) for each in value}
+        return len(keys) == len(value)
+
+    return check
+
+
+def _bounded(kind: Any, holds: Callable[[Any, Any], bool]) -> Callable[[Any], Check]:
+    """A keyword that compares numbers, or the lengths of texts, lists or mappings."""
+    measure: Callable[[Any], Any] = len if kind is not float else lambda value: value
+
+    def make(bound: Any) -> Check:
+        applies = _is_number if kind is float else lambda value: isinstance(value, kind)
+        return lambda value: not applies(value) or holds(measure(value), bound)
+
+    return make
+
+
+def _least(value: Any, bound: Any) -> bool:
+    return bool(value >= bound)
+
+
+def _most(value: Any, bound: Any) -> bool:
+    return bool(value <= bound)
+
+
+_SIMPLE: Mapping[str, Callable[[Any], Check]] = {
+    "type": _type,
+    "pattern": _pattern,
+    "enum": _enum,
+    "const": lambda value: _enum([value]),
+    "required": _required,
+    "dependentRequired": _dependent,
+    "uniqueItems": _unique,
+    "minimum": _bounded(float, _least),
+    "maximum": _bounded(float, _most),
+    "exclusiveMinimum": _bounded(float, lambda value, bound: bool(value > bound)),
+    "minLength": _bounded(str, _least),
+    "maxLength": _bounded(str, _most),
+    "minItems": _bounded(list, _least),
+    "maxItems": _bounded(list, _most),
+    "minProperties": _bounded(dict, _least),
+    "maxProperties": _bounded(dict, _most),
+}
