@@ -300,6 +300,7 @@ class ReasonCode(StrEnum):
     PRUNE = "prune"
     ADOPT = "adopt"
     REPLACE = "replace"
+    RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
 
 

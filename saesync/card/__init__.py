@@ -1,0 +1,228 @@
+"""The model card: README.md with front matter, one block per release, and whatever people wrote around it. Pure.
+
+Everything from records and manifests is untrusted and written so that it cannot act (``inert``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from saesync.card import blocks, frontmatter
+from saesync.inert import code, measured, number
+from saesync.measure.metrics import METRICS
+from saesync.model import WEIGHTS_FILE, Release, Sae
+from saesync.record import Evidence, Record, SaeRecord, record_path
+from saesync.verdict import judge, unmeasured
+
+CARD_VERSION = 1
+"""Part of the digest: bumped when the card's text should be written anew everywhere."""
+
+TAGS = ("sparse-autoencoder", "saelens", "saesync")
+_COLUMNS = ("explained_variance", "ce_loss_score", "l0", "dead_features", "mse", "cossim")
+_LISTS = ("base_model", "datasets", "tags")
+_ROWS = 2000
+_ABOUT = 12
+_PAIRS = 40
+
+
+def card_digest(release: Release, record: Record) -> str:
+    """Identity of what the card of ``release`` is made of: what the manifest says of it, and what the record holds.
+
+    Never raises, whatever a record holds.
+    """
+    asked = {sae.id: sae for sae in release.saes}
+    saes = [[sae_id, *_asked_of(asked.get(sae_id)), *_held_of(record.saes[sae_id])] for sae_id in sorted(record.saes)]
+    head = [CARD_VERSION, release.name, release.publish and [release.publish.target, release.publish.location]]
+    parts = [*head, release.publish and release.publish.license, _front(release, record), saes]
+    try:
+        text = json.dumps(parts, sort_keys=True)
+    except (ValueError, RecursionError):  # a record may hold numbers and depths that JSON's writer refuses
+        text = repr([part for part in parts if isinstance(part, str)]) + ",".join(sorted(record.saes))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_card(release: Release, record: Record, existing_readme: str | None) -> tuple[str, str]:
+    """README.md for a target that holds ``record``, and the digest of what it was made of.
+
+    ``existing_readme`` is what stands there now: other releases' blocks and everything written by hand are kept byte for
+    byte. An empty record takes the release's block out.
+    """
+    front, body = frontmatter.split(existing_readme or "")
+    place = blocks.find(body, release.name)
+    earlier = blocks.noted_front(body[slice(*place)]) if place is not None else {}
+    ours = _front(release, record) if record.saes else {}
+    elsewhere = blocks.noted_elsewhere(body, release.name)
+    drop = {name: [value for value in earlier.get(name, ()) if value not in elsewhere.get(name, ())] for name in _LISTS}
+    license_ = release.publish.license if release.publish is not None else None
+    scalars = {"library_name": "saelens", **({"license": license_} if license_ else {})} if record.saes else {}
+    merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop)
+    body = blocks.put(body, release.name, _block(release, record, ours) if record.saes else None)
+    head = front if merged is None else merged
+    text = body if head is None or (front is None and not head.strip()) else f"---\n{head}\n---\n{body}"
+    return text, card_digest(release, record)
+
+
+def _front(release: Release, record: Record) -> dict[str, list[str]]:
+    """What this release contributes to the front matter's lists; only names that the Hub knows."""
+    saes = [sae for sae in release.saes if sae.id in record.saes]
+    models = {sae.model.name for sae in saes if sae.model.name is not None}
+    datasets = {sae.validate.dataset.repo for sae in saes if sae.validate is not None}
+    return {"base_model": sorted(models), "datasets": sorted(name for name in datasets if name), "tags": list(TAGS)}
+
+
+def _asked_of(sae: Sae | None) -> list[Any]:
+    """What the card says of an SAE that comes from the manifest."""
+    if sae is None:
+        return [None]
+    bounds = [[bound.metric, bound.kind, bound.bound] for bound in sae.validate.require] if sae.validate else None
+    return [sae.hook, sae.model.label, bounds]
+
+
+def _held_of(entry: SaeRecord) -> list[Any]:
+    """What the card says of an SAE that comes from the record: not times, not earlier evidence."""
+    evidence = [
+        [
+            found.measure_key,
+            found.weights_sha256,
+            {name: [metric.value, metric.stderr] for name, metric in found.metrics.items()},
+            dict(found.inputs),
+            dict(found.about),
+        ]
+        for found in entry.evidence[:1]
+    ]
+    return [entry.build_key, entry.adopted, dict(entry.proof), evidence]
+
+
+# ---------------------------------------------------------------------------------------------------- the block
+
+
+def _block(release: Release, record: Record, front: Mapping[str, list[str]]) -> str:
+    """One release's part of the README."""
+    return "\n\n".join(
+        part
+        for part in (
+            blocks.front_note(front),
+            f"## {code(release.name)}",
+            f"{_count(len(record.saes))}, published by saesync.",
+            _snippet(release, record),
+            _table(release, record),
+            _how(record),
+            _proofs(record),
+        )
+        if part
+    )
+
+
+def _count(saes: int) -> str:
+    return f"{saes:,} sparse autoencoder{'s' if saes != 1 else ''}"
+
+
+def _snippet(release: Release, record: Record) -> str:
+    """How to load the first SAE. JSON strings are Python strings here: printable, no line breaks."""
+    first = json.dumps(sorted(record.saes)[0])
+    if release.publish is not None and release.publish.target == "huggingface":
+        call = f"SAE.from_pretrained({json.dumps(release.publish.location)}, {first})"
+    else:
+        call = f"SAE.load_from_disk({first})  # in this folder"
+    return f"```python\nfrom sae_lens import SAE\n\nsae = {call}\n```"
+
+
+def _table(release: Release, record: Record) -> str:
+    """One row per SAE with its numbers; columns are the metrics that any of them has."""
+    current = [evidence for entry in record.saes.values() if (evidence := _evidence(entry)) is not None]
+    columns = [name for name in _COLUMNS if any(name in evidence.metrics for evidence in current)]
+    asked = {sae.id: sae for sae in release.saes}
+    head = ["SAE", "hook", *columns, "verdict"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for sae_id in sorted(record.saes)[:_ROWS]:
+        entry, sae = record.saes[sae_id], asked.get(sae_id)
+        lines.append(_row([code(sae_id), _hook(sae, entry), *_numbers(entry, columns), _verdict(sae, entry)]))
+    if len(record.saes) > _ROWS:
+        lines.append(f"\n… and {len(record.saes) - _ROWS:,} more, in {code(record_path(release.name))}.")
+    legend = "; ".join(f"`{name}`: {METRICS[name].summary.replace('|', '&#124;')}" for name in columns)
+    return "\n".join(lines) + (f"\n\n<sub>{legend}. ± is one standard error over sequences.</sub>" if columns else "")
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _hook(sae: Sae | None, entry: SaeRecord) -> str:
+    if sae is not None:
+        return code(sae.hook)
+    found = entry.evidence[0].inputs.get("hook") if entry.evidence else None
+    return code(found) if isinstance(found, str) else ""
+
+
+def _numbers(entry: SaeRecord, columns: list[str]) -> list[str]:
+    evidence = _evidence(entry)
+    metrics = evidence.metrics if evidence is not None else {}
+    return [measured(metrics[name].value, metrics[name].stderr) if name in metrics else "" for name in columns]
+
+
+def _evidence(entry: SaeRecord) -> Evidence | None:
+    """Current evidence, if it was measured on the bytes published."""
+    weights = entry.files.get(WEIGHTS_FILE)
+    found = entry.evidence[0] if entry.evidence else None
+    return found if found is not None and weights is not None and found.weights_sha256 == weights.sha256 else None
+
+
+def _verdict(sae: Sae | None, entry: SaeRecord) -> str:
+    evidence = _evidence(entry)
+    if evidence is None:
+        return "not measured"
+    if sae is None:
+        return "no longer in the manifest"
+    require = sae.validate.require if sae.validate is not None else ()
+    missed = judge(evidence, require)
+    if missed:
+        return "; ".join(f"fails: {reason.data['metric']} asks for {number(reason.data['bound'])}" for reason in missed)
+    if unmeasured(evidence, require):
+        return "not measured"
+    return "passes" if require else "measured"
+
+
+def _how(record: Record) -> str:
+    """What the numbers were measured with, each distinct way once, most frequent first."""
+    ways: dict[str, int] = {}
+    for entry in record.saes.values():
+        evidence = _evidence(entry)
+        if evidence is not None:
+            way = "; ".join([*_pairs(evidence.inputs), *_pairs(evidence.about)])
+            ways[way] = ways.get(way, 0) + 1
+    if not ways:
+        return "Nothing was measured: the manifest has no `validate` section."
+    ranked = sorted(ways.items(), key=lambda pair: (-pair[1], pair[0]))
+    lines = [f"- {_count(count)}: {way}" for way, count in ranked[:_ABOUT]]
+    more = [f"- … and {len(ranked) - _ABOUT} other ways"] if len(ranked) > _ABOUT else []
+    return "\n".join(["### How they were measured", "", *lines, *more])
+
+
+def _pairs(flat: Mapping[str, Any]) -> list[str]:
+    return [f"{code(name, 60)} {code(flat[name], 80)}" for name in sorted(flat) if flat[name] not in (None, "", {}, [])][:_PAIRS]
+
+
+def _proofs(record: Record) -> str:
+    """What was proved, and the largest differences seen."""
+    proved = [entry for entry in record.saes.values() if entry.proof]
+    if not proved:
+        return ""
+    worst: dict[str, float] = {}
+    for entry in proved:
+        for name, value in entry.proof.items():
+            if isinstance(value, float) and "max" in name:
+                worst[name] = max(worst.get(name, value), value)
+    said = ", ".join(f"{code(name, 60)} at most {worst[name]:.2g}" for name in sorted(worst)[:_ABOUT])
+    adopted = sum(entry.adopted for entry in proved)
+    lines = [
+        "### Proof of conversion",
+        "",
+        f"{len(proved):,} of {_count(len(record.saes))} were compared with the original authors' forward pass"
+        f"{f' ({said})' if said else ''}. The numbers of each stand in the record beside this file.",
+    ]
+    if adopted:
+        lines.append(f"{adopted:,} keep the bytes they were found with, proved to be the same function.")
+    return "\n".join(lines)

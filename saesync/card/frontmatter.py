@@ -1,0 +1,129 @@
+"""The YAML front matter of a README, edited key by key: keys, order and comments written by hand stay as they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+MAX_BYTES = 256 << 10
+_FENCE = "---"
+_OTHER_BREAKS = re.compile("\r(?!\n)|[\x85\u2028\u2029]")  # lines to YAML, but not to us
+
+Value = str | list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """One top-level key: its lines ``start:stop``, and its value where it is text or a list of texts."""
+
+    start: int
+    stop: int
+    value: Value | None
+
+
+def split(readme: str) -> tuple[str | None, str]:
+    """Front matter (without its fences; None when there is none) and the rest of a README, byte for byte."""
+    lines = readme.split("\n")
+    if lines[0].rstrip("\r ") != _FENCE:
+        return None, readme
+    for number, line in enumerate(lines[1:], start=1):
+        if line.rstrip("\r ") == _FENCE:
+            return "\n".join(lines[1:number]), "\n".join(lines[number + 1 :])
+    return None, readme
+
+
+def merge(
+    front: str | None, set_: Mapping[str, str], add: Mapping[str, Sequence[str]], drop: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Front matter with scalar keys set, and values taken out of and put into list keys; None when it cannot be edited safely.
+
+    ``drop`` holds what an earlier version of our block had put in. Text that is not a YAML mapping of ordinary keys, or
+    that holds one of our keys twice or in an unknown form, is not touched.
+    """
+    lines = [] if front is None else front.split("\n")
+    keys = _keys(front or "")
+    if keys is None:
+        return None
+    wanted: dict[str, Value] = {}
+    for name, text in set_.items():
+        if name in keys and keys[name].value is None:
+            return None
+        wanted[name] = text
+    for name in dict.fromkeys([*add, *drop]):
+        held = keys[name].value if name in keys else []
+        if held is None:
+            return None
+        before = [held] if isinstance(held, str) else held
+        kept = [value for value in before if value not in drop.get(name, ()) or value in add.get(name, ())]
+        wanted[name] = [*kept, *(value for value in add.get(name, ()) if value not in kept)]
+    merged = "\n".join(_edited(lines, keys, wanted))
+    return None if _keys(merged) is None else merged  # say, an anchor that another key referred to
+
+
+def _edited(lines: list[str], keys: Mapping[str, _Key], wanted: Mapping[str, Value]) -> list[str]:
+    """Lines with changed keys written anew in place, and new ones at the end."""
+    changed = {name: value for name, value in wanted.items() if not _same(keys.get(name), value)}
+    for name in sorted((name for name in changed if name in keys), key=lambda name: -keys[name].start):
+        lines[keys[name].start : keys[name].stop] = _written(name, changed[name])
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for name, value in changed.items():
+        if name not in keys:
+            lines += _written(name, value)
+    return lines
+
+
+def _same(key: _Key | None, value: Value) -> bool:
+    if key is None:
+        return not value
+    held = key.value
+    return held == value or (isinstance(held, str) and [held] == value)
+
+
+def _written(name: str, value: Value) -> list[str]:
+    """One key as YAML; a list with nothing in it goes, a list of one stays a list (the Hub takes both)."""
+    if not value:
+        return []
+    text: str = yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=False, width=10_000)
+    return text.rstrip("\n").split("\n")
+
+
+def _keys(front: str) -> dict[str, _Key] | None:
+    """Top-level keys of a block mapping; None when the text is anything else, or too large to be looked at."""
+    if len(front) > MAX_BYTES or _OTHER_BREAKS.search(front):
+        return None
+    try:
+        root = yaml.compose(front, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode) or root.flow_style:
+        return None
+    marks = [key for key, _ in root.value]
+    found: dict[str, _Key] = {}
+    for (key, value), following in zip(root.value, [*marks[1:], None], strict=True):
+        stop = following.start_mark.line if following is not None else front.count("\n") + 1
+        if not isinstance(key, yaml.ScalarNode) or key.start_mark.column != 0 or key.value in found:
+            return None
+        found[key.value] = _Key(key.start_mark.line, _last(front, key.start_mark.line, stop), _texts(value))
+    return found
+
+
+def _last(front: str, start: int, stop: int) -> int:
+    """Where a key's lines end: comments and empty lines before the next key belong to what follows."""
+    lines = front.split("\n")
+    while stop > start + 1 and (not lines[stop - 1].strip() or lines[stop - 1].startswith("#")):
+        stop -= 1
+    return stop
+
+
+def _texts(node: yaml.Node) -> Value | None:
+    if isinstance(node, yaml.ScalarNode):
+        return [] if node.tag == "tag:yaml.org,2002:null" else str(node.value)
+    if isinstance(node, yaml.SequenceNode) and all(isinstance(entry, yaml.ScalarNode) for entry in node.value):
+        return [str(entry.value) for entry in node.value]
+    return None

@@ -1,0 +1,75 @@
+"""Showing text that somebody else wrote: records, READMEs, manifests of pull requests. Nothing in it may act.
+
+``plain`` is for terminals and files, ``code`` for Markdown (GitHub and the Hub), ``number`` for measured values.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from typing import Any
+
+SHOWN = 200
+"""Longest piece of foreign text that is shown, in characters."""
+
+_SPAN = re.compile(r"[A-Za-z0-9 ._:/@=+,()\-*#'\"{}\[\]!?%^~$;…→×–±]+")
+_WORD = re.compile(r"[A-Za-z0-9 ]")
+
+
+def plain(value: Any, limit: int = SHOWN) -> str:
+    """``value`` as one line of printable characters: control, bidi and invisible ones are spelled out, long text is cut.
+
+    Terminal escapes, right-to-left overrides and newlines become ``\\x1b``, ``\\u202e``, ``\\n``.
+    """
+    text = value if isinstance(value, str) else str(value)
+    if len(text) > limit:
+        text = text[:limit] + "…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def code(value: Any, limit: int = SHOWN) -> str:
+    """``value`` as an inline code element that also stays whole inside a table cell.
+
+    Mentions, links, HTML and Markdown are not processed inside one. Text that could end a code span or a cell is
+    written as ``<code>`` with every unusual character as a numeric reference.
+    """
+    text = plain(value, limit)
+    if _SPAN.fullmatch(text) and text.strip():
+        return f"`{text}`"
+    return f"<code>{''.join(c if _WORD.fullmatch(c) else f'&#{ord(c)};' for c in text)}</code>"
+
+
+def number(value: float) -> str:
+    """Three significant digits, thousands grouped: ``0.812``, ``61.3``, ``16,384``."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def measured(value: float, stderr: float | None) -> str:
+    """A value with its standard error: ``0.812 ± 0.003``."""
+    return number(value) if stderr is None else f"{number(value)} ± {stderr:.2g}"
+
+
+def apart(value: float, bound: float) -> tuple[str, str]:
+    """Both numbers with as few digits as still show that they differ: ``("0.6998", "0.7")``."""
+    for digits in range(3, 18):
+        shown, limit = f"{value:.{digits}g}", f"{bound:.{digits}g}"
+        if shown != limit or value == bound:
+            return shown, limit
+    return repr(value), repr(bound)
+
+
+def width(text: str) -> int:
+    """Columns a terminal uses for ``text``: two for wide East Asian characters, none for combining marks."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def pad(text: str, columns: int) -> str:
+    """``text`` filled with spaces up to ``columns`` as displayed."""
+    return text + " " * max(0, columns - width(text))

@@ -1,0 +1,197 @@
+"""A plan as JSON: the one form that is saved, compared and rendered. A plan file is intent to compare, never instructions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saesync import __version__
+from saesync.cache import write_atomic
+from saesync.errors import Missing, Origin, Refused
+from saesync.inert import plain
+from saesync.model import Item, Plan, Release, Sae, Status, StepKind
+from saesync.planfile.compare import Difference, check, compare
+from saesync.planfile.view import show_json
+from saesync.planner.basis import SECTION
+
+__all__ = ["VERSION", "Difference", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
+
+TYPE = "saesync-plan"
+VERSION = 1
+MAX_BYTES = 256 << 20
+_LISTS = ("paths", "roots", "only", "adopt", "replace", "prune")
+_VERBS: Mapping[Status, str] = {
+    Status.ABSENT: "publish",
+    Status.FOREIGN: "publish",
+    Status.DRIFTED: "restore",
+    Status.OUTDATED: "rebuild",
+    Status.RELABEL: "relabel",
+    Status.MOVED: "move",
+    Status.UNPROVEN: "validate",
+    Status.RETIRED: "delete",
+}
+
+
+def verb_of(item: Item) -> str:
+    """One word for what happens: what totals count by, and what a line of the plan says."""
+    if item.held:
+        return "unknown" if item.status is Status.UNKNOWN else "held"
+    if not item.steps:
+        return str(item.status)
+    for step, verb in ((StepKind.CREATE, "create"), (StepKind.CARD, "card"), (StepKind.ADOPT, "adopt")):
+        if step in item.steps:
+            return verb
+    return _VERBS[item.status]
+
+
+def plan_json(plan: Plan, asked: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """The JSON form of a plan. ``asked`` is what stood on the command line, kept so that ``apply`` can ask the same again."""
+    saes = {sae.address: sae for release in plan.releases for sae in release.saes}
+    items = [_item(item, saes.get(item.address) if item.id is not None else None) for item in plan.items]
+    return {
+        "type": TYPE,
+        "version": VERSION,
+        "saesync": __version__,
+        "digest": plan.digest,
+        "asked": {name: list((asked or {}).get(name, ())) for name in _LISTS},
+        "releases": [_release(release) for release in plan.releases],
+        "items": items,
+        "totals": _totals(plan),
+    }
+
+
+def _totals(plan: Plan) -> dict[str, int]:
+    """How many of each verb. Releases count by what is done to them, not by being current, held or unknown like their SAEs."""
+    counts = Counter(verb_of(item) for item in plan.items if item.id is not None or item.steps or _own_trouble(item))
+    gone = counts["orphaned"] + counts["delete"]
+    saes = sum(item.id is not None for item in plan.items) - gone
+    return {"saes": saes, **dict(sorted(counts.items()))}
+
+
+def _own_trouble(item: Item) -> bool:
+    return item.id is None and item.status is Status.HELD
+
+
+def _release(release: Release) -> dict[str, Any]:
+    publish = release.publish
+    return {
+        "name": release.name,
+        "manifest": release.manifest,
+        "target": publish.target if publish else None,
+        "location": publish.location if publish else None,
+        "saes": len(release.saes),
+        "validate": any(sae.validate is not None for sae in release.saes),
+        "pinned": all(sae.source is None or sae.source.repo is None or bool(sae.source.revision) for sae in release.saes),
+    }
+
+
+def _item(item: Item, sae: Sae | None) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "release": item.release,
+        "id": item.id,
+        "section": item.basis.get(SECTION),
+        "status": str(item.status),
+        "verb": verb_of(item),
+        "steps": [str(step) for step in item.steps],
+        "held": item.held,
+        "reasons": [{"code": str(reason.code), "data": dict(reason.data)} for reason in item.reasons],
+        "origin": _origin(item.origin),
+        "basis": dict(item.basis),
+    }
+    if item.move_from is not None:
+        found["move_from"] = item.move_from
+    if sae is not None and item.steps:
+        found |= {"hook": sae.hook, "dtype": sae.dtype, "source": _source(sae)}
+    return found
+
+
+def _source(sae: Sae) -> dict[str, Any] | None:
+    source = sae.source
+    if source is None:
+        return None
+    return {"repo": source.repo, "revision": source.revision, "path": source.path, "format": source.format}
+
+
+def _origin(origin: Origin | None) -> list[Any] | None:
+    return None if origin is None else [origin.file, origin.line, origin.column, origin.width]
+
+
+def write(path: Path, plan: Plan | Mapping[str, Any]) -> None:
+    """Save a plan (or its JSON form), whole or not at all.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    data = plan_json(plan) if isinstance(plan, Plan) else plan
+    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A saved plan. The file may come from anybody: its form is checked, and nothing in it is carried out.
+
+    Raises:
+        Missing: there is no such file.
+        Refused: it is not a plan, or of another version of the form.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise Missing(
+            "Plan file cannot be read", f"{path}: {error.strerror}. Make one with `saesync plan --out {path}`."
+        ) from error
+    if len(data) > MAX_BYTES:
+        raise _refused(path, f"It has more than {MAX_BYTES:,} bytes")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, "It is not JSON") from error
+    if not isinstance(value, dict) or value.get("type") != TYPE:
+        raise _refused(path, f'It is not a plan (no "type": "{TYPE}")')
+    if value.get("version") != VERSION:
+        raise _refused(path, f"It is of version {plain(value.get('version'), 20)}, this saesync reads version {VERSION}")
+    wrong = _wrong(value)
+    if wrong is not None:
+        raise _refused(path, f"Its {wrong} is not of the form that saesync writes")
+    return value
+
+
+def _refused(path: Path, what: str) -> Refused:
+    return Refused("Plan file is unreadable", f"{path}: {what}. Make a new one with `saesync plan --out {path}`.")
+
+
+def _wrong(value: Mapping[str, Any]) -> str | None:
+    """The first part of a plan file that has the wrong form."""
+    if not _text(value.get("digest")):
+        return '"digest"'
+    asked = value.get("asked")
+    if not isinstance(asked, dict) or any(not _texts(asked.get(name)) for name in _LISTS):
+        return '"asked"'
+    items = value.get("items")
+    if not isinstance(items, list):
+        return '"items"'
+    return next((f"item {number}" for number, item in enumerate(items, start=1) if not _is_item(item)), None)
+
+
+def _is_item(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and _text(item.get("release"))
+        and (item.get("id") is None or _text(item["id"]))
+        and (item.get("section") is None or _text(item["section"]))
+        and _text(item.get("status"))
+        and _texts(item.get("steps"))
+        and isinstance(item.get("basis"), dict)
+        and all(entry is None or isinstance(entry, str | int | float) for entry in item["basis"].values())
+    )
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 1000
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(_text(entry) for entry in value)

@@ -1,0 +1,211 @@
+"""Whether a saved plan still describes what is asked and observed, and by name what does not.
+
+Own progress is no difference: what is observed now may be the result of the saved plan's own steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saesync.digest import short
+from saesync.errors import PlanStale
+from saesync.inert import pad, plain, width
+from saesync.model import Item, Plan, Sae, Status, StepKind
+from saesync.planner.basis import ASKED, INPUTS, OBSERVED, REQUIRE, Basis, key_of_item
+
+_DERIVED = frozenset({"asked.card", "asked.build_key", "asked.measure_key"})
+_SETTLED = frozenset({Status.CURRENT, Status.FAILING})
+_LISTED = 50
+Saved = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as it was when the plan was made. ``where`` is a place in a manifest, or a repo at a commit."""
+
+    address: str
+    what: str
+    where: str | None = None
+
+
+def compare(saved: Saved, now: Plan) -> list[Difference]:
+    """Everything asked or observed differently from what the saved plan was made of.
+
+    Addresses that do not stand in the saved plan do not count: they are not applied.
+    """
+    present = {key_of_item(item): item for item in now.items}
+    saes = {sae.address: sae for release in now.releases for sae in release.saes}
+    found: list[Difference] = []
+    for old in saved["items"]:
+        item = present.get((old["release"], old["id"] or "", old.get("section") or ""))
+        address = old["release"] if old["id"] is None else f"{old['release']}/{old['id']}"
+        if item is None:
+            if str(StepKind.DELETE) not in old["steps"]:
+                found.append(Difference(address, "is not in the plan any more"))
+            continue
+        found += _asked(old, item, saes.get(item.address)) or _observed(old, item) or _steps(old, item)
+    return _folded(found)
+
+
+def check(saved: Saved, now: Plan, file: str = "plan.json") -> None:
+    """Refuse a saved plan that no longer describes what is here.
+
+    Raises:
+        PlanStale: with every difference by name.
+    """
+    differences = compare(saved, now)
+    if not differences:
+        return
+    left = max(width(plain(found.address)) for found in differences[:_LISTED])
+    lines = []
+    for found in differences[:_LISTED]:
+        place = f"   ({plain(found.where)})" if found.where else ""
+        lines.append(f"  {pad(plain(found.address), left)}   {plain(found.what)}{place}")
+    if len(differences) > _LISTED:
+        lines.append(f"  … and {len(differences) - _LISTED} more")
+    head = f"{file} was made from other inputs than the ones here now. Nothing was done."
+    raise PlanStale("Plan is stale", "\n".join([head, *lines, f"Make a new plan: `saesync plan --out {file}`."]))
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked
+
+
+def _asked(old: Saved, item: Item, sae: Sae | None) -> list[Difference]:
+    before, after = _part(old["basis"], ASKED), _part(item.basis, ASKED)
+    keys_differ = any(before.get(name) != after.get(name) for name in ("asked.build_key", "asked.measure_key"))
+    found = []
+    for name in sorted({*before, *after}):
+        if name in _DERIVED or before.get(name) == after.get(name):
+            continue
+        if name.startswith(INPUTS) and not (keys_differ and _has_inputs(before) and _has_inputs(after)):
+            continue
+        found.append(Difference(item.address, _changed(name, before.get(name), after.get(name)), _place(name, item, sae)))
+    if keys_differ and not found:
+        what = "other weights" if before.get("asked.build_key") != after.get("asked.build_key") else "other measurements"
+        found.append(Difference(item.address, f"{what} are asked for", str(item.origin) if item.origin else None))
+    return list(dict.fromkeys(found))
+
+
+def _part(basis: Mapping[str, Any], prefix: str) -> Basis:
+    return {name: value for name, value in basis.items() if name.startswith(prefix)}
+
+
+def _has_inputs(basis: Basis) -> bool:
+    return any(name.startswith(INPUTS) for name in basis)
+
+
+def _changed(name: str, before: Any, after: Any) -> str:
+    """``explained_variance min 0.7 → 0.6``; a requirement, permission or input that came or went is said in words."""
+    if name == "asked.blocked":
+        return "cannot be known here any more" if after is not None else "could not be known, now it can"
+    if name == "asked.choice":
+        given, taken = (f"--{value}" for value in (after, before))
+        return f"the plan was made without {given}" if before is None else f"the plan was made with {taken}"
+    if name.startswith(REQUIRE):
+        label = name[len(REQUIRE) :].replace(".", " ")
+    elif name.startswith(INPUTS):
+        label = name[len(INPUTS) :].partition(".")[2]
+    else:
+        label = name[len(ASKED) :]
+    return f"{label} {_value(before)} → {_value(after)}"
+
+
+def _value(value: Any) -> str:
+    """A value as people read it: digests cut short, nothing as ``none``."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = plain(value)
+    return short(text) if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
+
+
+def _place(name: str, item: Item, sae: Sae | None) -> str | None:
+    """Where in the manifest it is asked now."""
+    if sae is None:
+        return str(item.origin) if item.origin else None
+    origin = None
+    if name.startswith(REQUIRE) and sae.validate is not None:
+        metric, _, kind = name[len(REQUIRE) :].rpartition(".")
+        origin = next((r.origin for r in sae.validate.require if (r.metric, r.kind) == (metric, kind)), None)
+    elif name.startswith(INPUTS):
+        origin = sae.origins.get(name[len(INPUTS) :].partition(".")[2])
+    origin = origin or item.origin
+    return str(origin) if origin else None
+
+
+# ------------------------------------------------------------------------------------------------- what is observed
+
+
+def _observed(old: Saved, item: Item) -> list[Difference]:
+    before, after = _part(old["basis"], OBSERVED), _part(item.basis, OBSERVED)
+    differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    if not differing or _own_progress(old, item, differing):
+        return []
+    was, now = _state(before, old["basis"]), _state(after, old["basis"])
+    what = _words(before, after, differing) if item.id is None or was == now else f"was {was}, now {now}"
+    at = item.basis.get("at")
+    return [Difference(item.address, what, None if at is None else str(at))]
+
+
+def _own_progress(old: Saved, item: Item, differing: set[str]) -> bool:
+    """Whether what is there now is what the saved plan's own steps make."""
+    before, after = old["basis"], item.basis
+    if item.id is None:
+        made = StepKind.CREATE in old["steps"] and after.get("observed.exists") is True and item.status is not Status.HELD
+        own = {"observed.exists", "observed.visibility"} if made else set()
+        if after.get("observed.card") == after.get("asked.card"):
+            own.add("observed.card")
+        return differing <= own
+    if StepKind.DELETE in old["steps"]:  # stopped half-way: what is left may still go
+        return StepKind.DELETE in item.steps and differing <= {"observed.files"}
+    if StepKind.PUBLISH not in old["steps"]:
+        return False
+    planned = before.get("asked.build_key")
+    if planned is None or planned != after.get("asked.build_key"):
+        return False
+    done = after.get("observed.build_key") == planned and item.status in _SETTLED
+    return done or after.get("observed.pending") == planned
+
+
+def _state(observed: Basis, planned: Mapping[str, Any]) -> str:
+    """What stood in an SAE's folder, in words, seen from what was planned to stand there."""
+    if not observed.get("observed.visible", True):
+        return "not visible"
+    if observed.get("observed.others") is not None:
+        return f"in the record of {plain(observed['observed.others'])}"
+    key, files = observed.get("observed.build_key"), observed.get("observed.files")
+    if files is None:
+        return "absent" if key is None else "recorded without its files"
+    if key is None:
+        return "holding files without a record"
+    if key != planned.get("asked.build_key"):
+        return f"holding other weights ({short(str(key))})"
+    return f"as asked, measured {short(str(observed.get('observed.evidence') or 'never'))}, files {short(str(files))}"
+
+
+def _words(before: Basis, after: Basis, differing: Iterable[str]) -> str:
+    names = sorted(differing)
+    return ", ".join(f"{name[len(OBSERVED) :]} {_value(before.get(name))} → {_value(after.get(name))}" for name in names)
+
+
+def _steps(old: Saved, item: Item) -> list[Difference]:
+    """More would be done now than was planned, for the same reasons: say, numbers of a failed measurement are not here."""
+    more = [step for step in item.steps if step not in old["steps"]]
+    if not more or (item.id is None and StepKind.CARD in item.steps):
+        return []
+    return [Difference(item.address, f"would now also {', '.join(more)}", str(item.origin) if item.origin else None)]
+
+
+def _folded(found: list[Difference]) -> list[Difference]:
+    """What is said of many SAEs of a release in the same words is said once, of the release."""
+    groups: dict[tuple[str, str, str | None], list[Difference]] = {}
+    for one in found:
+        groups.setdefault((one.address.partition("/")[0], one.what, one.where), []).append(one)
+    folded = []
+    for (release, what, where), members in groups.items():
+        several = f"{what} ({len(members)} SAEs)"
+        folded += [Difference(release, several, where)] if len(members) > 2 else members
+    return folded

@@ -1,0 +1,227 @@
+"""The planner: what is asked and what is observed in, a plan out. Pure: no I/O, no clock, no heavy imports.
+
+``table`` decides per SAE; here are the orphans, the releases as a whole, and the plan's digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from saesync.card import card_digest
+from saesync.digest import key_of
+from saesync.model import (
+    Choices,
+    Item,
+    Observed,
+    Plan,
+    PublishSpec,
+    Reason,
+    ReasonCode,
+    Release,
+    Status,
+    StepKind,
+    Wanted,
+    nothing,
+)
+from saesync.planner import basis
+from saesync.planner.case import Place, altered, damage, index, make_case, matches
+from saesync.planner.table import decide, visibility_differs
+from saesync.record import Record
+
+Location = tuple[str, str]
+REWRITES = frozenset({StepKind.PUBLISH, StepKind.DELETE})
+
+
+def plan(
+    releases: Sequence[Release],
+    wanted: Mapping[str, Wanted],
+    observed: Mapping[Location, Observed],
+    choices: Choices,
+    named: Collection[str] = (),
+) -> Plan:
+    """What has to be done so that everything is as asked.
+
+    ``wanted`` is by address; SAEs without an entry are left out. ``observed`` is by (target, location) and holds every
+    release's place. ``named`` are the releases of the folder's other manifests: what stands in a record but in no manifest
+    at all is an orphan, so they have to be known.
+
+    Raises:
+        KeyError: a release's place was not observed.
+    """
+    chosen = [*releases, *_unlisted(releases, observed, choices, named)]
+    places = _index(chosen, observed)
+    items: list[Item] = []
+    for release in chosen:
+        if release.publish is None:
+            items += _sections(release)
+            continue
+        place = places[_location(release.publish)]
+        saes = [*_sae_items(release, place, wanted, choices), *_orphans(release, place, choices)]
+        items += [*saes, _release_item(release, place, saes), *_sections(release)]
+    return Plan(tuple(items), _digest(items), tuple(chosen))
+
+
+def select(plan: Plan, only: Sequence[str]) -> Plan:
+    """The part of a plan whose SAE addresses match one of the globs, with the releases they belong to; all without globs."""
+    if not only:
+        return plan
+    kept = [item for item in plan.items if item.id is not None and matches(only, item.address)]
+    names = {item.release for item in kept}
+    publishing = {item.release for item in kept if REWRITES & set(item.steps)}
+    items = []
+    for item in plan.items:
+        if item.id is None and item.release in names:
+            idle = StepKind.CREATE in item.steps and item.release not in publishing
+            items.append(replace(item, status=Status.CURRENT, steps=(), reasons=()) if idle else item)
+        elif item.id is not None and matches(only, item.address):
+            items.append(item)
+    return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in names))
+
+
+def _location(publish: PublishSpec) -> Location:
+    return publish.target, publish.location
+
+
+def _unlisted(
+    releases: Sequence[Release], observed: Mapping[Location, Observed], choices: Choices, named: Collection[str]
+) -> list[Release]:
+    """Releases that stand in the record of a place but in no manifest: listed, and deleted when typed after --prune."""
+    known = {*named, *(release.name for release in releases)}
+    places = dict.fromkeys(_location(release.publish) for release in releases if release.publish)
+    found: dict[str, Release] = {}
+    for target, location in sorted(places):
+        seen = observed[target, location]
+        for name, record in sorted(seen.records.items()):
+            if name not in known and record.saes:
+                publish = PublishSpec(target, location, private=seen.visibility == "private")
+                found.setdefault(name, Release(name, "", publish, (), retire=name in choices.prune))
+    return list(found.values())
+
+
+def _index(chosen: Sequence[Release], observed: Mapping[Location, Observed]) -> dict[Location, Place]:
+    asked: dict[Location, list[str]] = {}
+    for release in chosen:
+        if release.publish is not None:
+            asked.setdefault(_location(release.publish), []).extend(sae.id for sae in release.saes)
+    return {location: index(observed[location], ids) for location, ids in asked.items()}
+
+
+def _sae_items(release: Release, place: Place, wanted: Mapping[str, Wanted], choices: Choices) -> Iterator[Item]:
+    if release.retire:
+        return
+    spares = _spares(release, place)
+    for sae in release.saes:
+        asked = wanted.get(sae.address)
+        if asked is None:
+            continue
+        case = make_case(release, sae, asked, place, spares, choices)
+        decision = decide(case)
+        yield Item(
+            release.name,
+            sae.id,
+            decision.status,
+            decision.steps,
+            decision.held,
+            decision.reasons,
+            sae.origin,
+            basis.of_sae(case, decision.choice, full=decision.status is not Status.CURRENT),
+            decision.move_from,
+        )
+
+
+def _stray(release: Release, place: Place) -> list[str]:
+    """Recorded SAEs that no manifest asks for any more: all of them when the release retires."""
+    record = place.observed.records.get(release.name)
+    asked = set() if release.retire else {sae.id for sae in release.saes}
+    return [] if record is None else sorted(set(record.saes) - asked)
+
+
+def _spares(release: Release, place: Place) -> dict[str, str]:
+    """Undamaged orphans by build_key: what a renamed SAE is copied from."""
+    found: dict[str, str] = {}
+    for sae_id in _stray(release, place):
+        entry = place.observed.records[release.name].saes[sae_id]
+        if damage(entry, place.folders.get(sae_id, nothing())) is None:
+            found.setdefault(entry.build_key, sae_id)
+    return found
+
+
+def _orphans(release: Release, place: Place, choices: Choices) -> Iterator[Item]:
+    """Recorded SAEs that are asked for by nobody: listed, and deleted only on request and only when they are as recorded."""
+    pruned = release.name in choices.prune
+    for sae_id in _stray(release, place):
+        entry, files = place.observed.records[release.name].saes[sae_id], place.folders.get(sae_id, nothing())
+        item = Item(
+            release.name,
+            sae_id,
+            Status.ORPHANED,
+            reasons=(Reason(ReasonCode.ORPHAN),),
+            origin=release.origin,
+            basis=basis.of_orphan(release, place, sae_id, "prune" if pruned else "retire" if release.retire else None),
+        )
+        if pruned or release.retire:
+            why = Reason(ReasonCode.PRUNE if pruned else ReasonCode.RETIRE)
+            item = replace(item, status=Status.RETIRED, steps=(StepKind.DELETE,), reasons=(why,))
+            wrong = altered(entry, files)
+            others = place.others(release.name, sae_id)
+            if wrong is not None or others:
+                reason = wrong or Reason(ReasonCode.TAKEN_BY, {"release": others[0]})
+                item = replace(item, steps=(), held=True, reasons=(reason, why))
+        yield item
+
+
+def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
+    """The release as a whole: its repo and its card. Always there, so that a plan file can name what changed."""
+    observed = place.observed
+    record = observed.records.get(release.name)
+    card = card_digest(release, record) if record is not None else None
+    item = Item(
+        release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, record, card)
+    )
+    visibility = visibility_differs(release, observed)
+    if observed.unknown is not None:
+        return replace(item, status=Status.UNKNOWN, held=True, reasons=(observed.unknown,))
+    if release.name in observed.locked:
+        return replace(item, status=Status.LOCKED, held=True, reasons=(observed.locked[release.name],))
+    if visibility is not None:
+        return replace(item, status=Status.HELD, held=True, reasons=(visibility,))
+    if not observed.exists and any(REWRITES & set(sae.steps) for sae in saes):
+        reason = Reason(ReasonCode.REPO_MISSING, {"location": observed.location})
+        return replace(item, status=Status.ABSENT, steps=(StepKind.CREATE,), reasons=(reason,))
+    if _card_stale(record, card) and not any(_rewrites_card(sae) for sae in saes):
+        return replace(item, status=Status.OUTDATED, steps=(StepKind.CARD,), reasons=(Reason(ReasonCode.CARD_CHANGED),))
+    return item
+
+
+def _card_stale(record: Record | None, card: str | None) -> bool:
+    """A release that was never published, or of which nothing is left, has no card to keep up."""
+    return record is not None and record.card != card and bool(record.saes)
+
+
+def _rewrites_card(item: Item) -> bool:
+    """Whether the item ends in a commit (which holds the card) however its numbers turn out."""
+    return bool(REWRITES & set(item.steps)) and StepKind.CONVERT not in item.steps
+
+
+def _sections(release: Release) -> list[Item]:
+    """Sections of a manifest that this version cannot carry out: held, never ignored."""
+    later = release.later or (() if release.publish else (("publish", release.origin),))
+    return [
+        Item(
+            release.name,
+            None,
+            Status.HELD,
+            held=True,
+            reasons=(Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": section}),),
+            origin=origin,
+            basis={basis.SECTION: section},
+        )
+        for section, origin in later
+    ]
+
+
+def _digest(items: Sequence[Item]) -> str:
+    """Of every item's steps and basis, in an order that does not depend on the manifests'."""
+    parts = [[*basis.key_of_item(item), list(item.steps), basis.compared(item.basis)] for item in items]
+    return key_of(sorted(parts, key=lambda part: (part[0], part[1], part[2])))

@@ -1,0 +1,184 @@
+"""What a row of the planner's table may look at: one SAE, what is asked of it, and what stands in its folder. Pure."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from saesync.digest import FileDigest
+from saesync.model import SAE_FILES, WEIGHTS_FILE, Choices, Inputs, Observed, Reason, ReasonCode, Release, Sae, Wanted, nothing
+from saesync.record import Record, SaeRecord
+from saesync.verdict import judge
+
+Files = Mapping[str, FileDigest]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One location, indexed once: files by SAE folder, and which releases' records name a folder, or one inside it."""
+
+    observed: Observed
+    folders: Mapping[str, Files]
+    owners: Mapping[str, set[str]]
+    owners_inside: Mapping[str, set[str]]
+
+    def others(self, release: str, folder: str) -> list[str]:
+        """Other releases that record this folder, one above it or one inside it; case and Unicode form do not count."""
+        folded = fold(folder)
+        found = self.owners.get(folded, set()) | self.owners_inside.get(folded, set())
+        for end in _slashes(folded):
+            found |= self.owners.get(folded[:end], set())
+        return sorted(found - {release})
+
+
+def index(observed: Observed, asked: Iterable[str]) -> Place:
+    """Index a location for the SAE ids ``asked`` and all that its records name. One pass over the files."""
+    wanted = set(asked)
+    owners: dict[str, set[str]] = {}
+    inside: dict[str, set[str]] = {}
+    for release, record in observed.records.items():
+        wanted.update(record.saes)
+        for sae_id in record.saes:
+            folded = fold(sae_id)
+            owners.setdefault(folded, set()).add(release)
+            for end in _slashes(folded):
+                inside.setdefault(folded[:end], set()).add(release)
+    folders: dict[str, dict[str, FileDigest]] = {}
+    for path, digest in observed.files.items():
+        for end in _slashes(path):
+            folder = path[:end]
+            if folder in wanted:
+                folders.setdefault(folder, {})[path[end + 1 :]] = digest
+    return Place(observed, folders, owners, inside)
+
+
+def fold(folder: str) -> str:
+    """The form in which two folders are the same on some file system."""
+    if folder.isascii():
+        return folder.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", folder).casefold())
+
+
+def _slashes(path: str) -> list[int]:
+    ends = []
+    end = path.find("/")
+    while end > 0:
+        ends.append(end)
+        end = path.find("/", end + 1)
+    return ends
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One SAE before the table. ``damage`` says how the files differ from what the record says.
+
+    ``spares`` maps build_key to an undamaged orphan of the same release: what a moved SAE can be copied from.
+    """
+
+    release: Release
+    sae: Sae
+    wanted: Wanted
+    place: Place
+    record: Record | None
+    entry: SaeRecord | None
+    files: Files
+    damage: Reason | None
+    build_key: str | None
+    measure_key: str | None
+    adopt: bool
+    replace: bool
+    spares: Mapping[str, str]
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the keys are made of; only rows behind ``blocked`` may ask.
+
+        Raises:
+            ValueError: the keys are not known.
+        """
+        if self.wanted.inputs is None:
+            raise ValueError(f"the keys of {self.sae.address} are not known")
+        return self.wanted.inputs
+
+    @property
+    def pending(self) -> bool:
+        """Whether an interrupted run was putting this folder in place."""
+        return self.record is not None and self.sae.id in self.record.pending
+
+    @property
+    def ours(self) -> bool:
+        """Whether files without a record hold the very weights we measured: the record was lost, not the work."""
+        known, found = self.wanted.evidence, self.files.get(WEIGHTS_FILE)
+        return known is not None and found is not None and found.sha256 == known.weights_sha256
+
+    @property
+    def misses(self) -> tuple[Reason, ...]:
+        """Requirements missed by unpublished evidence for these very keys."""
+        spec, known = self.sae.validate, self.wanted.evidence
+        return judge(known, spec.require) if spec is not None and known is not None else ()
+
+    @property
+    def builds(self) -> bool:
+        """Whether weights would have to be made for this SAE: nothing usable stands in its folder, and we may write there."""
+        if self.entry is None:
+            return not self.files or self.pending or self.ours or self.adopt or self.replace
+        if self.damage is not None:
+            return self.pending or self.replace
+        return self.entry.build_key != self.build_key and self.entry.weights_key != self.inputs.weights_key
+
+
+def damage(entry: SaeRecord, files: Files) -> Reason | None:
+    """The first file of an SAE that is not there, not recorded, or holds other bytes than the record says."""
+    for name in sorted({*SAE_FILES, *entry.files}):
+        digest, found = entry.files.get(name), files.get(name)
+        if digest is None or found is None:
+            return Reason(ReasonCode.FILES_MISSING, {"file": name})
+        if not found.same_bytes(digest):
+            return _changed(name, digest, found)
+    return None
+
+
+def altered(entry: SaeRecord, files: Files) -> Reason | None:
+    """The first recorded file that is there with other bytes; missing ones do not count (nothing of them can be lost)."""
+    present = {name: digest for name, digest in entry.files.items() if name in files}
+    return next(
+        (_changed(name, digest, files[name]) for name, digest in present.items() if not files[name].same_bytes(digest)), None
+    )
+
+
+def _changed(name: str, recorded: FileDigest, found: FileDigest) -> Reason:
+    return Reason(ReasonCode.FILES_CHANGED, {"file": name, "recorded": _name_of(recorded), "found": _name_of(found)})
+
+
+def _name_of(digest: FileDigest) -> str | None:
+    return digest.sha256 or digest.blob_id
+
+
+def matches(globs: Iterable[str], address: str) -> bool:
+    """Whether a glob of the command line matches an address."""
+    return any(fnmatchcase(address, glob) for glob in globs)
+
+
+def make_case(release: Release, sae: Sae, wanted: Wanted, place: Place, spares: Mapping[str, str], choices: Choices) -> Case:
+    """Gather what the rows look at; each key is computed once."""
+    record = place.observed.records.get(release.name)
+    entry = None if record is None else record.saes.get(sae.id)
+    files = place.folders.get(sae.id, nothing())
+    inputs = wanted.inputs
+    return Case(
+        release,
+        sae,
+        wanted,
+        place,
+        record,
+        entry,
+        files,
+        None if entry is None else damage(entry, files),
+        None if inputs is None else inputs.build_key,
+        None if inputs is None else inputs.measure_key,
+        matches(choices.adopt, sae.address),
+        matches(choices.replace, sae.address),
+        spares,
+    )

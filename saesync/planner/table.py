@@ -1,0 +1,269 @@
+"""The planner's table, per SAE: the first row of ``ROWS`` that matches decides. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from saesync.model import WEIGHTS_FILE, Observed, Reason, ReasonCode, Release, Status, StepKind
+from saesync.planner.case import Case
+from saesync.record import Evidence, Record, SaeRecord
+from saesync.verdict import changed, judge, unmeasured
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a row says. ``choice`` names the command-line permission it rests on."""
+
+    status: Status
+    steps: tuple[StepKind, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    held: bool = False
+    move_from: str | None = None
+    choice: str | None = None
+
+
+def hold(status: Status, *reasons: Reason) -> Decision:
+    """Skipped by apply, and named."""
+    return Decision(status, reasons=reasons, held=True)
+
+
+# ---------------------------------------------------------------------------------------- the table, row by row
+
+
+def unknown(case: Case) -> Decision | None:
+    """The location is not visible: nothing can be said, least of all "absent"."""
+    reason = case.place.observed.unknown
+    return None if reason is None else hold(Status.UNKNOWN, reason)
+
+
+def locked(case: Case) -> Decision | None:
+    """The record is newer than this saesync, or unreadable."""
+    reason = case.place.observed.locked.get(case.release.name)
+    return None if reason is None else hold(Status.LOCKED, reason)
+
+
+def taken(case: Case) -> Decision | None:
+    """The folder belongs to another release."""
+    others = case.place.others(case.release.name, case.sae.id)
+    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": others[0]})) if others else None
+
+
+def blocked(case: Case) -> Decision | None:
+    """What is asked cannot be known or done here."""
+    reason = case.wanted.blocked
+    if reason is None:
+        return None
+    return hold(Status.UNKNOWN if reason.code is ReasonCode.NOT_VISIBLE else Status.HELD, reason)
+
+
+def failed_before(case: Case) -> Decision | None:
+    """Weights would have to be made, but these very keys were measured already and miss a requirement."""
+    reasons = case.misses if case.builds else ()
+    return Decision(Status.FAILING, reasons=reasons) if reasons else None
+
+
+def moved(case: Case) -> Decision | None:
+    """Nothing here, but an orphan of this release is exactly what is asked: it is copied inside the target."""
+    source = case.spares.get(case.build_key or "")
+    if source is None or case.record is None or case.entry is not None or case.files:
+        return None
+    evidence = case.record.saes[source].evidence_for(case.measure_key, _weights_of(case.record, source))
+    require = case.sae.validate.require if case.sae.validate else ()
+    if evidence is not None and (misses := judge(evidence, require)):
+        return Decision(Status.FAILING, reasons=misses)
+    reasons = (Reason(ReasonCode.MOVED_FROM, {"id": source}), *unproven_because(case, source))
+    return Decision(Status.MOVED, _steps(case, StepKind.MOVE, source), reasons, move_from=source)
+
+
+def absent(case: Case) -> Decision | None:
+    """Nothing here, or only what an interrupted run of ours left."""
+    if case.entry is not None or (case.files and not case.pending and not case.ours):
+        return None
+    if case.pending:
+        return build(case, Status.ABSENT, Reason(ReasonCode.RESUMED))
+    return build(case, Status.ABSENT, Reason(ReasonCode.NOT_PUBLISHED, {"location": case.place.observed.location}))
+
+
+def foreign(case: Case) -> Decision | None:
+    """Files that no record of ours names."""
+    if case.entry is not None:
+        return None
+    reason = Reason(ReasonCode.FOREIGN_FILES, {"files": len(case.files)})
+    if case.adopt:
+        return replace(
+            build(case, Status.FOREIGN, Reason(ReasonCode.ADOPT), adopt=True),
+            choice="adopt",
+        )
+    if case.replace:
+        return replace(build(case, Status.FOREIGN, Reason(ReasonCode.REPLACE)), choice="replace")
+    return hold(Status.FOREIGN, reason)
+
+
+def drifted(case: Case) -> Decision | None:
+    """The files are not what the record says; an interrupted run of ours does not count as drift."""
+    if case.damage is None:
+        return None
+    if case.pending:
+        return build(case, Status.OUTDATED, Reason(ReasonCode.RESUMED))
+    if case.replace:
+        return replace(build(case, Status.DRIFTED, Reason(ReasonCode.REPLACE), case.damage), choice="replace")
+    return hold(Status.DRIFTED, case.damage)
+
+
+def outdated(case: Case) -> Decision | None:
+    """Other weights are asked for."""
+    entry = _entry(case)
+    if entry.build_key == case.build_key or entry.weights_key == case.inputs.weights_key:
+        return None
+    return build(case, Status.OUTDATED, *_differences(case, "weights"))
+
+
+def relabel(case: Case) -> Decision | None:
+    """The same weights under another cfg: it is rewritten, weights and evidence stay."""
+    if _entry(case).build_key == case.build_key:
+        return None
+    reasons = (*_differences(case, "build"), *unproven_because(case, case.sae.id))
+    return Decision(Status.RELABEL, _steps(case, StepKind.RELABEL, case.sae.id), reasons)
+
+
+def unproven(case: Case) -> Decision | None:
+    """Published, but the numbers asked for were never measured on these bytes."""
+    reasons = unproven_because(case, case.sae.id)
+    return Decision(Status.UNPROVEN, _steps(case, None, case.sae.id), reasons) if reasons else None
+
+
+def failing(case: Case) -> Decision | None:
+    """Published, measured, and short of a requirement: it stays, marked."""
+    evidence = _published_evidence(case, case.sae.id)
+    if evidence is None or case.sae.validate is None:
+        return None
+    reasons = judge(evidence, case.sae.validate.require)
+    return Decision(Status.FAILING, reasons=reasons) if reasons else None
+
+
+def current(case: Case) -> Decision:
+    """All is as asked."""
+    return Decision(Status.CURRENT)
+
+
+ROWS: tuple[Callable[[Case], Decision | None], ...] = (
+    unknown,
+    locked,
+    taken,
+    blocked,
+    failed_before,
+    moved,
+    absent,
+    foreign,
+    drifted,
+    outdated,
+    relabel,
+    unproven,
+    failing,
+    current,
+)
+
+
+def decide(case: Case) -> Decision:
+    """The first row that matches, then what this machine and this location may not do."""
+    decision = next(found for row in ROWS if (found := row(case)) is not None)
+    for limit in (_without_source, _without_trainer, _in_public):
+        decision = limit(case, decision)
+    return decision
+
+
+def _without_source(case: Case, decision: Decision) -> Decision:
+    if case.wanted.source_here or not (decision.steps or decision.status is Status.CURRENT):
+        return decision
+    path = case.sae.source.path if case.sae.source else ""
+    note = Reason(ReasonCode.SOURCE_NOT_HERE, {"path": path})
+    if decision.steps:
+        return hold(Status.HELD, note, *decision.reasons)
+    return replace(decision, reasons=(note,))
+
+
+def _without_trainer(case: Case, decision: Decision) -> Decision:
+    if case.sae.source is not None or StepKind.CONVERT not in decision.steps:
+        return decision
+    return hold(Status.HELD, Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": "train"}))
+
+
+def _in_public(case: Case, decision: Decision) -> Decision:
+    """A public repo is never used for ``private: true``."""
+    reason = visibility_differs(case.release, case.place.observed)
+    if not decision.steps or reason is None or reason.data["asked"] != "private":
+        return decision
+    return hold(Status.HELD, reason)
+
+
+# --------------------------------------------------------------------------------------------- what rows share
+
+
+def build(case: Case, status: Status, *reasons: Reason, adopt: bool = False) -> Decision:
+    """Everything from the source on. Gates stand between convert and publish."""
+    steps = [StepKind.FETCH, StepKind.CONVERT]
+    if adopt:
+        steps.append(StepKind.ADOPT)
+    if case.measure_key is not None:
+        steps.append(StepKind.VALIDATE)
+    else:
+        reasons = (*reasons, Reason(ReasonCode.NOT_MEASURED, {"asked": False}))
+    return Decision(status, (*steps, StepKind.PUBLISH), reasons)
+
+
+def unproven_because(case: Case, sae_id: str) -> tuple[Reason, ...]:
+    """Why the recorded SAE ``sae_id`` lacks the numbers asked for; empty when it has them, or none are asked."""
+    spec, measure = case.sae.validate, case.inputs.measure
+    if measure is None:
+        return ()
+    evidence = _published_evidence(case, sae_id)
+    if evidence is not None:
+        return unmeasured(evidence, spec.require if spec else ())
+    earlier = case.record.saes[sae_id].evidence if case.record else ()
+    known = changed({name: earlier[0].inputs.get(name) for name in measure}, measure) if earlier and earlier[0].inputs else ()
+    return known or (Reason(ReasonCode.NOT_MEASURED, {"asked": True}),)
+
+
+def _steps(case: Case, change: StepKind | None, sae_id: str) -> tuple[StepKind, ...]:
+    """Steps on published weights: measured again only when the numbers asked for are not there."""
+    change_steps = () if change is None else (change,)
+    if unproven_because(case, sae_id):
+        return (StepKind.FETCH, *change_steps, StepKind.VALIDATE, StepKind.PUBLISH)
+    return (*change_steps, StepKind.PUBLISH)
+
+
+def _published_evidence(case: Case, sae_id: str) -> Evidence | None:
+    if case.record is None or case.measure_key is None:
+        return None
+    return case.record.saes[sae_id].evidence_for(case.measure_key, _weights_of(case.record, sae_id))
+
+
+def _weights_of(record: Record, sae_id: str) -> str | None:
+    found = record.saes[sae_id].files.get(WEIGHTS_FILE)
+    return None if found is None else found.sha256
+
+
+def _differences(case: Case, part: str) -> tuple[Reason, ...]:
+    """Inputs that differ from the record's, by name; the keys themselves when the record does not hold them."""
+    entry = _entry(case)
+    inputs = case.inputs.weights if part == "weights" else case.inputs.build
+    recorded = entry.inputs.get(part)
+    named = () if recorded is None else changed(recorded, inputs)
+    return named or (Reason(ReasonCode.CHANGED, {"name": part, "before": entry.build_key, "after": case.build_key}),)
+
+
+def _entry(case: Case) -> SaeRecord:
+    if case.entry is None:
+        raise ValueError(f"{case.sae.address} is not in the record")
+    return case.entry
+
+
+def visibility_differs(release: Release, observed: Observed) -> Reason | None:
+    """Why the repo found cannot be the one asked for; None when it can, or when there is none yet."""
+    if release.publish is None or observed.visibility is None:
+        return None
+    asked = "private" if release.publish.private else "public"
+    if asked == observed.visibility:
+        return None
+    return Reason(ReasonCode.VISIBILITY, {"asked": asked, "found": observed.visibility})

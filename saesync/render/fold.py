@@ -1,0 +1,123 @@
+"""Like changes in one line: items of a release that say the same are one entry with a range of SAEs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saesync.render.reasons import reason_text, reasons_joined
+
+Item = Mapping[str, Any]
+LAST = ("held", "unknown")
+QUIET = ("current",)
+SYMBOLS: Mapping[str, str] = {
+    "publish": "+",
+    "adopt": "+",
+    "create": "+",
+    "restore": "~",
+    "rebuild": "~",
+    "relabel": "~",
+    "validate": "~",
+    "card": "~",
+    "move": ">",
+    "delete": "-",
+    "held": "!",
+    "unknown": "?",
+    "failing": "x",
+    "orphaned": "·",
+}
+_UNSAID = ("fetch", "publish")
+_WHOLE = ("publish", "restore", "rebuild", "adopt")
+_STATUS = {"held": "held", "unknown": "unknown", "failing": "failing", "orphaned": "not asked for"}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a plan: items of one release with the same verb, steps and reasons."""
+
+    verb: str
+    what: str
+    items: tuple[Item, ...]
+
+    @property
+    def symbol(self) -> str:
+        """The sign a line begins with."""
+        return SYMBOLS.get(self.verb, "·")
+
+
+def lines_of(items: list[Item], unfold: bool) -> list[Line]:
+    """The lines of one release, held ones last; what is current, or said already of every SAE, is left out."""
+    groups: dict[tuple[Any, ...], list[Item]] = {}
+    spoken = {(item["verb"], reasons_joined(item["reasons"], reason_text, 3)) for item in items if item["id"] is not None}
+    for item in items:
+        why = reasons_joined(item["reasons"], reason_text, 1000)
+        repeated = item["id"] is None and not item["steps"] and (item["verb"], why) in spoken
+        if item["verb"] in QUIET or repeated or (item["id"] is None and item["status"] == "locked"):
+            continue
+        alone = item["id"] if unfold or item["id"] is None else None
+        key = (item["verb"], tuple(item["steps"]), why, alone, item["id"] is None, item["section"])
+        groups.setdefault(key, []).append(item)
+    found = [Line(key[0], what_of(key[0], key[1]), tuple(members)) for key, members in groups.items()]
+    return sorted(found, key=lambda line: line.verb in LAST)
+
+
+def what_of(verb: str, steps: tuple[str, ...]) -> str:
+    """What is done, in the words of ``StepKind``; fetching is not worth saying, publishing again neither."""
+    if verb == "create":
+        return "create"
+    if verb == "card":
+        return "write the card again"
+    if verb in _STATUS:
+        return _STATUS[verb]
+    if verb in _WHOLE:
+        dropped = ("fetch", "convert") if verb == "adopt" else ("fetch",)
+        return ", ".join(step for step in steps if step not in dropped)
+    return ", ".join(step for step in steps if step not in _UNSAID)
+
+
+def by_release(items: list[Item]) -> dict[str, list[Item]]:
+    """Items by release, in the plan's order."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(item["release"], []).append(item)
+    return found
+
+
+def counted(number: int, word: str) -> str:
+    """``1 manifest``, ``3 manifests``, ``1 repository``, ``2 repositories``."""
+    if number == 1:
+        return f"1 {word}"
+    return f"{number:,} {word[:-1]}ies" if word.endswith("y") else f"{number:,} {word}s"
+
+
+_TOTALS = (
+    ("publish", "to publish"),
+    ("rebuild", "to rebuild"),
+    ("restore", "to restore"),
+    ("adopt", "to adopt"),
+    ("relabel", "to relabel"),
+    ("move", "to move"),
+    ("validate", "to validate"),
+    ("delete", "to delete"),
+    ("create", "to create"),
+    ("card", "to write again"),
+    ("failing", "failing"),
+    ("held", "held"),
+    ("unknown", "unknown"),
+    ("orphaned", "in no manifest"),
+)
+_NOUNS = {"create": "place", "card": "card"}
+
+
+def totals_said(totals: Mapping[str, int], current: bool = True) -> list[str]:
+    """Totals as words: ``26 to publish``, ``1 place to create``, ``1 held``."""
+    said = []
+    for verb, words in _TOTALS:
+        count = totals.get(verb, 0)
+        if count:
+            noun = f"{counted(count, _NOUNS[verb])} " if verb in _NOUNS else f"{count:,} "
+            said.append(noun + words)
+    if current and totals.get("current"):
+        said.append(f"{totals['current']:,} up to date")
+    return said

@@ -1,0 +1,173 @@
+"""One wording per reason code. Words are ours; what comes from manifests, records and servers is marked as ``Quoted``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from saesync.digest import short
+from saesync.inert import apart, code, number, plain
+from saesync.model import ReasonCode
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """Foreign text inside a sentence: shown so that it cannot act."""
+
+    value: Any
+
+
+Part = str | Quoted
+Parts = tuple[Part, ...]
+
+
+def _fixed(text: str) -> Callable[[Data], Parts]:
+    return lambda data: (text,)
+
+
+def _changed(data: Data) -> Parts:
+    name, before, after = data.get("name"), data.get("before"), data.get("after")
+    if _is_digest(before) and _is_digest(after):
+        return (Quoted(name), " changed ", f"({short(str(before))} → {short(str(after))})")
+    return (Quoted(name), " ", Quoted(_value(before)), " → ", Quoted(_value(after)))
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return short(value) if _is_digest(value) else plain(value)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) in (40, 64) and set(value) <= set("0123456789abcdef")
+
+
+def _bound(sign: str, kind: str) -> Callable[[Data], Parts]:
+    def parts(data: Data) -> Parts:
+        value, bound, stderr = _float(data.get("value")), _float(data.get("bound")), data.get("stderr")
+        shown, limit = apart(value, bound)
+        spread = f" ± {stderr:.2g}" if isinstance(stderr, float) else ""
+        close = isinstance(stderr, float) and abs(value - bound) < 2 * stderr
+        return (
+            Quoted(data.get("metric")),
+            f" {shown}{spread} {sign} {kind} {limit}{' (within 2 standard errors)' if close else ''}",
+        )
+
+    return parts
+
+
+def _float(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _not_measured(data: Data) -> Parts:
+    return ("not measured yet",) if data.get("asked", True) else ("will not be measured: no validate section",)
+
+
+def _not_visible(data: Data) -> Parts:
+    detail = data.get("detail")
+    return ("cannot see ", Quoted(data.get("location")), *((": ", Quoted(detail)) if detail else ()))
+
+
+def _files_changed(data: Data) -> Parts:
+    recorded, found = short(str(data.get("recorded"))), short(str(data.get("found")))
+    return (Quoted(data.get("file")), " was changed outside saesync", f" (recorded {recorded}, found {found})")
+
+
+def _foreign(data: Data) -> Parts:
+    count = int(_float(data.get("files", 0)))
+    return (f"{count} file{'s' if count != 1 else ''} here that saesync did not publish: --adopt proves and takes over",)
+
+
+def _source_missing(data: Data) -> Parts:
+    detail = data.get("detail")
+    return ("source ", Quoted(data.get("path")), " is not usable", *((": ", Quoted(detail)) if detail else ()))
+
+
+def _unreachable(data: Data) -> Parts:
+    revision = Quoted(short(str(data.get("revision"))))
+    return (
+        "commit ",
+        revision,
+        " of ",
+        Quoted(data.get("repo")),
+        " is in no branch, only in a pull request that anyone can open",
+    )
+
+
+def _visibility(data: Data) -> Parts:
+    return ("the repo is ", Quoted(data.get("found")), ", the manifest asks for ", Quoted(data.get("asked")))
+
+
+_WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
+    {
+        ReasonCode.NOT_PUBLISHED: lambda data: ("not in ", Quoted(data.get("location")), " yet"),
+        ReasonCode.CHANGED: _changed,
+        ReasonCode.NOT_VISIBLE: _not_visible,
+        ReasonCode.RECORD_NEWER: lambda data: (
+            f"record version {number(_float(data.get('found')))}, this saesync reads {number(_float(data.get('known')))}",
+        ),
+        ReasonCode.RECORD_UNREADABLE: lambda data: ("record is unreadable: ", Quoted(data.get("detail"))),
+        ReasonCode.TAKEN_BY: lambda data: ("the folder belongs to release ", Quoted(data.get("release"))),
+        ReasonCode.FOREIGN_FILES: _foreign,
+        ReasonCode.FILES_CHANGED: _files_changed,
+        ReasonCode.FILES_MISSING: lambda data: (Quoted(data.get("file")), " is missing: --replace restores"),
+        ReasonCode.MOVED_FROM: lambda data: ("from ", Quoted(data.get("id"))),
+        ReasonCode.NOT_MEASURED: _not_measured,
+        ReasonCode.METRIC_MISSING: lambda data: (Quoted(data.get("metric")), " was not measured"),
+        ReasonCode.BELOW_MIN: _bound("<", "min"),
+        ReasonCode.ABOVE_MAX: _bound(">", "max"),
+        ReasonCode.SOURCE_NOT_HERE: lambda data: ("source not here: ", Quoted(data.get("path"))),
+        ReasonCode.SOURCE_UNREACHABLE: _unreachable,
+        ReasonCode.SOURCE_MISSING: _source_missing,
+        ReasonCode.VISIBILITY: _visibility,
+        ReasonCode.REPO_MISSING: lambda data: (Quoted(data.get("location")), " does not exist yet"),
+        ReasonCode.REPO_RENAMED: lambda data: (
+            Quoted(data.get("location")),
+            " is now called ",
+            Quoted(data.get("now")),
+            ": name it so in the manifest",
+        ),
+        ReasonCode.CARD_CHANGED: _fixed("what the card says has changed"),
+        ReasonCode.ORPHAN: _fixed("published, but in no manifest; --prune deletes"),
+        ReasonCode.RETIRE: _fixed("the manifest says retire: true"),
+        ReasonCode.PRUNE: _fixed("--prune"),
+        ReasonCode.ADOPT: _fixed("--adopt: keeps these files if they are the same function"),
+        ReasonCode.REPLACE: _fixed("--replace"),
+        ReasonCode.RESUMED: _fixed("an interrupted run is completed"),
+        ReasonCode.NOT_IN_THIS_VERSION: lambda data: ("this version of saesync cannot carry out ", Quoted(data.get("section"))),
+    }
+)
+
+
+def parts_of(reason: Mapping[str, Any]) -> Parts:
+    """A reason in its JSON form as words; a code from a newer saesync is quoted."""
+    try:
+        words = _WORDS[ReasonCode(reason["code"])]
+    except ValueError:
+        return (Quoted(reason["code"]),)
+    return words(reason["data"])
+
+
+def reason_text(reason: Mapping[str, Any]) -> str:
+    """For terminals and plain files."""
+    return "".join(part if isinstance(part, str) else plain(part.value) for part in parts_of(reason))
+
+
+def reason_markdown(reason: Mapping[str, Any]) -> str:
+    """For comments and cards: foreign text stands in code elements."""
+    return "".join(part if isinstance(part, str) else code(part.value) for part in parts_of(reason))
+
+
+def reasons_joined(reasons: list[Mapping[str, Any]], render: Callable[[Mapping[str, Any]], str], most: int) -> str:
+    """Up to ``most`` reasons in one line, and how many more there are."""
+    shown = [render(reason) for reason in reasons[:most]]
+    if len(reasons) > most:
+        shown.append(f"and {len(reasons) - most} more")
+    return "; ".join(shown)

@@ -1,0 +1,73 @@
+"""The last lines of ``saesync apply``, from its ``summary`` event."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saesync.errors import Diagnostic
+from saesync.inert import pad, plain, width
+from saesync.render.style import Style
+
+_OUTCOMES = (
+    ("published", "published"),
+    ("failed", "failed"),
+    ("failing", "failing"),
+    ("skipped", "skipped"),
+    ("stopped", "not started"),
+)
+_LONG = 2000
+INTERRUPTED = 130
+
+
+def summary_text(summary: Mapping[str, Any], command: Sequence[str] = (), color: bool = False) -> str:
+    """What came of it: counts, each failure with its place in the manifest, and the next command.
+
+    ``summary`` is the event (``outcomes``, ``failures``, ``exit_code``, ``seconds``); ``command`` what the user typed.
+    """
+    style = Style(color)
+    outcomes = summary["outcomes"]
+    known = [f"{outcomes[name]:,} {words}" for name, words in _OUTCOMES if outcomes.get(name)]
+    other = [f"{count:,} {plain(name)}" for name, count in sorted(outcomes.items()) if count and name not in dict(_OUTCOMES)]
+    stopped = summary["exit_code"] == INTERRUPTED or bool(outcomes.get("stopped"))
+    counts = ", ".join([*known, *other]) or "nothing to do"
+    took = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
+    first = f"Stopped. {_capital(counts)}; nothing is half-done." if stopped else f"Done{took}. {_capital(counts)}."
+    rows = [style.paint(first, "bold")]
+    failures = summary["failures"]
+    if stopped:
+        rows.append("Run the same command to continue: finished SAEs are skipped.")
+    elif failures and command:
+        again = " ".join(shlex.quote(plain(word)) for word in command)
+        rows.append(f"After mending what failed:  {again}")
+    left = max((width(plain(failure["address"])) for failure in failures), default=0)
+    for failure in failures:
+        rows += _failure(failure, left, style)
+    return "\n".join(rows)
+
+
+def _failure(failure: Mapping[str, Any], left: int, style: Style) -> list[str]:
+    """Every diagnostic of one failure, then where all the numbers are."""
+    address = plain(failure["address"])
+    label = style.paint(pad(address, left), "fail")
+    blank = " " * left
+    rows = []
+    for value in failure["diagnostics"]:
+        diagnostic = Diagnostic.from_json(value)
+        place = f" ({plain(str(diagnostic.origin))})" if diagnostic.origin is not None else ""
+        rows.append(f"  {blank if rows else label}  {plain(diagnostic.detail.rstrip('.'), _LONG)}{place}")
+    rows.append(f"  {blank}  saesync show {shlex.quote(address)} for all numbers")
+    return rows
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def duration(seconds: float) -> str:
+    """``4m02s``, ``1h 50m``, ``7.1s``."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02d}m"

@@ -1,0 +1,139 @@
+"""A plan for the terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saesync.digest import short
+from saesync.inert import pad, plain, width
+from saesync.render.fold import LAST, Line, by_release, counted, lines_of, totals_said
+from saesync.render.reasons import reason_text, reasons_joined
+from saesync.render.style import Style
+
+_LABEL, _WHAT, _HEAD = 36, 27, 60
+_FEW, _ALL = 3, 1000
+_PLAN_FILE = "plan.json"
+
+
+def plan_text(
+    data: Mapping[str, Any],
+    *,
+    arguments: Sequence[str] = (),
+    plan_file: Path | str | None = None,
+    verbose: bool = False,
+    color: bool = False,
+) -> str:
+    """The plan in its JSON form as text.
+
+    ``arguments`` are the words the user gave to ``saesync plan``, for the next command; ``plan_file`` is where the plan
+    was saved. ``verbose`` unfolds like changes.
+    """
+    style = Style(color)
+    blocks = [_header(data)]
+    manifests = {release["name"]: release["manifest"] for release in data["releases"]}
+    parts = {name: lines_of(items, verbose) for name, items in by_release(data["items"]).items()}
+    columns = _columns([line for lines in parts.values() for line in lines])
+    for name, items in by_release(data["items"]).items():
+        block = _release(name, manifests.get(name) or "in no manifest", items, parts[name], columns, style, verbose)
+        blocks += [block] if block else []
+    blocks.append("\n".join(_end(data, style)))
+    blocks.append("\n".join(_next(data, arguments, plan_file)))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _header(data: Mapping[str, Any]) -> str:
+    manifests = len({release["manifest"] for release in data["releases"] if release["manifest"]})
+    places = {(release["target"], release["location"]) for release in data["releases"] if release["target"]}
+    hub = sum(target == "huggingface" for target, _ in places)
+    seen = [counted(hub, "Hub repository")] if hub else []
+    seen += [counted(len(places) - hub, "folder")] if len(places) > hub else []
+    looked = f" Looked at {' and '.join(seen)}." if seen else ""
+    return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}"
+
+
+def _columns(lines: Sequence[Line]) -> tuple[int, int]:
+    """Widths of the label and of what is done, alike in the whole plan."""
+    labels = max((min(width(label_of(line)), _LABEL) for line in lines), default=0)
+    return labels, max((min(width(line.what), _WHAT) for line in lines), default=0)
+
+
+def label_of(line: Line) -> str:
+    """``layer_0 … layer_25 (26)``, or what a release-level line is about."""
+    first = line.items[0]
+    if first["id"] is None:
+        if line.verb == "card":
+            return "README.md"
+        return plain(first["section"] or first["basis"].get("asked.target") or first["release"])
+    ids = [plain(item["id"]) for item in line.items]
+    if len(ids) < 3:
+        return ", ".join(ids)
+    return f"{ids[0]} … {ids[-1]} ({len(ids):,})"
+
+
+def _release(
+    name: str,
+    manifest: str,
+    items: list[Mapping[str, Any]],
+    lines: Sequence[Line],
+    columns: tuple[int, int],
+    style: Style,
+    verbose: bool,
+) -> str:
+    current = [item for item in items if item["verb"] == "current" and item["id"] is not None]
+    if not lines and not verbose:
+        return ""
+    title = pad(plain(name), _HEAD)
+    rows = [f"{style.paint(title, 'bold')} {style.paint(plain(manifest), 'dim')}"]
+    for line in lines:
+        why = reasons_joined(line.items[0]["reasons"], reason_text, _ALL if verbose or line.verb in LAST else _FEW)
+        row = f"{pad(label_of(line), columns[0])}  {pad(line.what, columns[1])}  {why}"
+        rows.append(f"  {style.symbol(line.symbol)} {row.rstrip()}")
+    if current:
+        absent = sum(bool(item["reasons"]) for item in current)
+        note = f" ({absent:,} compared by record: their source is not here)" if absent else ""
+        others = f"{len(current):,} {'other' if len(current) == 1 else 'others'}" if lines else f"{len(current):,}"
+        rows.append(style.paint(f"    {others} {'is' if len(current) == 1 else 'are'} up to date{note}", "dim"))
+    return "\n".join(rows)
+
+
+def _end(data: Mapping[str, Any], style: Style) -> list[str]:
+    totals = data["totals"]
+    said = totals_said(totals)
+    pending = any(item["steps"] for item in data["items"])
+    if not said:
+        first = "Nothing to do: no SAE is asked for."
+    elif pending:
+        first = f"Plan: {', '.join(said)}."
+    elif set(totals) <= {"saes", "current"}:
+        first = f"Nothing to do: {counted(totals['current'], 'SAE')} up to date."
+    else:
+        first = f"Nothing to do: {', '.join(said)}."
+    unmeasured = [plain(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
+    notes = [f"Not measured (no validate section): {', '.join(unmeasured)}."] if unmeasured and pending else []
+    loose = [plain(release["name"]) for release in data["releases"] if not release["pinned"]]
+    notes += [f"Source not pinned to a commit: {', '.join(loose)}."] if loose else []
+    return [style.paint(first, "bold"), *notes, f"Digest: {short(data['digest'])}"]
+
+
+def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | str | None) -> list[str]:
+    """The commands that come next, with the user's own words."""
+    words = [shlex.quote(plain(word)) for word in arguments]
+    rows = []
+    if any(item["steps"] for item in data["items"]):
+        saved = shlex.quote(str(plan_file or _PLAN_FILE))
+        plan = "" if plan_file else f"{' '.join(['saesync', 'plan', *words, '--out', saved])} && "
+        rows.append(f"To do exactly this:  {plan}saesync apply {saved}")
+    seen = set()
+    for item in data["items"]:
+        if item["id"] is None or not item["held"] or item["status"] in seen:
+            continue
+        address = shlex.quote(f"{plain(item['release'])}/{plain(item['id'])}")
+        if item["status"] == "drifted":
+            rows.append(f"To see what changed in {plain(item['id'])}:  saesync show {address}")
+        elif item["status"] == "foreign":
+            rows.append(f"To take over {plain(item['id'])}:  {' '.join(['saesync', 'plan', *words, '--adopt', address])}")
+        seen.add(item["status"])
+    return rows

@@ -1,0 +1,60 @@
+"""Judging evidence, and naming what differs between two sets of key inputs. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from saesync.model import Reason, ReasonCode, Requirement
+from saesync.record import Evidence
+
+_CUT = 200
+
+
+def judge(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, ...]:
+    """Requirements that the measured metrics miss, in manifest order; empty when all hold.
+
+    A metric that was not measured is not judged here: see ``unmeasured``.
+    """
+    reasons = []
+    for bound in require:
+        metric = evidence.metrics.get(bound.metric)
+        if metric is None or not math.isfinite(metric.value) or bound.holds(metric.value):
+            continue
+        code = ReasonCode.BELOW_MIN if bound.kind == "min" else ReasonCode.ABOVE_MAX
+        data: dict[str, Any] = {"metric": bound.metric, "value": metric.value, "bound": bound.bound}
+        if metric.stderr is not None and math.isfinite(metric.stderr):
+            data["stderr"] = metric.stderr
+        if bound.origin is not None:
+            data["at"] = str(bound.origin)
+        reasons.append(Reason(code, data))
+    return tuple(reasons)
+
+
+def unmeasured(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, ...]:
+    """One reason per required metric that the evidence has no finite number for."""
+    names = dict.fromkeys(bound.metric for bound in require)
+    found = {name for name in names if (metric := evidence.metrics.get(name)) is not None and math.isfinite(metric.value)}
+    return tuple(Reason(ReasonCode.METRIC_MISSING, {"metric": name}) for name in names if name not in found)
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Reason, ...]:
+    """One CHANGED reason per input that differs, by name. ``before`` may come from a record: it is cut to what can be shown."""
+    names = sorted({*before, *after}, key=lambda name: (name not in after, name))
+    return tuple(
+        Reason(ReasonCode.CHANGED, {"name": shown(name), "before": shown(before.get(name)), "after": shown(after.get(name))})
+        for name in names
+        if before.get(name) != after.get(name)
+    )
+
+
+def shown(value: Any) -> Any:
+    """A JSON scalar that can be kept in a plan: text is cut, lists and mappings are spelled out, no infinity, no NaN."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    text = value if isinstance(value, str) else str(value)
+    text = text if len(text) <= _CUT else text[:_CUT] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()
