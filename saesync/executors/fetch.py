@@ -1,0 +1,321 @@
+"""Fetch: bring what a plan needs onto this disk, every byte checked. With publish, the only step that has the network.
+
+A ``Parcel`` names files of one Hub repo at one commit. ``bring`` downloads what is missing into the cache by content and lays the
+parcel out as a folder of hard links, whole or not at all. Local paths are used in place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from saesync.cache import Cache
+from saesync.digest import FileDigest, key_of
+from saesync.errors import Conflict, Missing, Refused
+from saesync.hub import Hub
+from saesync.model import WEIGHTS_FILE, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
+from saesync.resolve import ResolvedSource, Resolver, SourceFile, snapshot_names
+from saesync.targets.base import Target
+
+Progress = Callable[[int, int], None]
+
+BLOBS, FOLDERS = "blob", "folder"  # kinds of cache entries
+BYTES_PER_TOKEN = 16  # of a dataset's files: text has about 4, and other columns and short documents cost some
+_TEXT = re.compile(r"\.(txt|jsonl|parquet)(\.(gz|bz2|zst|lz4))?$")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
+_README_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Files of one repo at one commit, by the names they get on this disk."""
+
+    repo: str
+    sha: str
+    kind: str
+    files: Mapping[str, SourceFile]
+
+    @property
+    def key(self) -> str:
+        """Identity by names and content."""
+        return key_of({name: _name_of(file.digest) for name, file in self.files.items()})
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.digest.size for file in self.files.values())
+
+    def missing(self, cache: Cache) -> int:
+        """Bytes that would have to be downloaded."""
+        if cache.has(FOLDERS, self.key):
+            return 0
+        absent = {_name_of(f.digest): f.digest.size for f in self.files.values() if not cache.has(BLOBS, _name_of(f.digest))}
+        return sum(absent.values())
+
+
+# ------------------------------------------------------------------------------------------------- what to fetch
+
+
+def source_parcel(spec: SourceSpec, resolved: ResolvedSource) -> Parcel | None:
+    """The files of a source; None when it is local and used in place."""
+    if spec.repo is None:
+        return None
+    return Parcel(spec.repo, spec.revision or "", "model", resolved.files)
+
+
+def model_parcel(spec: ModelSpec, hub: Hub) -> Parcel | None:
+    """A model and its tokenizer, without code and without pickles; None when it is local.
+
+    Raises:
+        Refused: the commit is only in a pull request, or the repo holds no safetensors weights.
+        NotVisible, Unavailable: the Hub does not answer or does not let us see it.
+    """
+    if spec.name is None:
+        return None
+    sha = _pinned(hub, spec.name, spec.revision, "model")
+    tree = hub.tree(spec.name, sha)
+    names = snapshot_names(tree)
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not weights:
+        found = sorted(name for name in tree if name.endswith(_PICKLED))
+        held = f"only weights that can run code when read ({found[0]})" if found else "no weights"
+        raise Refused(
+            "Model has no safetensors", f"{spec.name} at {sha[:8]} holds {held}. Pin a revision that has model.safetensors."
+        )
+    if any(name.startswith("model") for name in weights):
+        # Some repos hold the same weights a second time in their authors' own layout.
+        names = [name for name in names if name not in weights or name.startswith("model")]
+    return Parcel(spec.name, sha, "model", {name: SourceFile(name, tree[name]) for name in names})
+
+
+def dataset_parcel(spec: DatasetSpec, tokens: int, hub: Hub) -> Parcel | None:
+    """The first files of a dataset's split that hold enough text for ``tokens`` tokens; None when it is local.
+
+    Raises:
+        Refused: the commit is only in a pull request, or no file of the split can be read as text.
+        NotVisible, Unavailable: the Hub does not answer or does not let us see it.
+    """
+    if spec.repo is None:
+        return None
+    sha = _pinned(hub, spec.repo, spec.revision, "dataset")
+    tree = hub.tree(spec.repo, sha, "dataset")
+    declared = _declared(spec, tree, sha, hub)
+    names = declared if declared is not None else _by_name(spec, tree)
+    readable = [name for name in names if _TEXT.search(name)]
+    if not readable:
+        asked = f"split {spec.split!r}" + (f" of config {spec.config!r}" if spec.config else "")
+        raise Refused(
+            "Dataset cannot be read",
+            f"{spec.repo} at {sha[:8]} holds no .parquet, .jsonl or .txt files for {asked}. "
+            "Correct validate.dataset, or use the branch refs/convert/parquet pinned to a commit.",
+        )
+    chosen: list[str] = []
+    for name in readable:
+        chosen.append(name)
+        if sum(tree[name].size for name in chosen) >= tokens * BYTES_PER_TOKEN:
+            break
+    return Parcel(spec.repo, sha, "dataset", {name: SourceFile(name, tree[name]) for name in chosen})
+
+
+def _pinned(hub: Hub, repo: str, revision: str | None, kind: str) -> str:
+    if revision is None:
+        raise Missing("Revision is not pinned", f"{kind} {repo} needs a 40-digit commit hash; `saesync pin` fills it in.")
+    if not hub.reachable(repo, revision, kind):
+        raise Refused(
+            "Commit is only in a pull request",
+            f"{revision[:8]} is in no branch or tag of {kind} {repo}, and anyone can open a pull request. Pin another commit.",
+        )
+    return revision
+
+
+def _by_name(spec: DatasetSpec, tree: Mapping[str, FileDigest]) -> list[str]:
+    """Files of a split by the words in their names, as the Hub's own libraries find them; without any, all belong to "train"."""
+    names = sorted(name for name in tree if not PurePosixPath(name).name.startswith(".") and _TEXT.search(name))
+    if spec.config is not None:
+        inside = [name for name in names if spec.config in PurePosixPath(name).parts[:-1]]
+        names = inside or [name for name in names if spec.config in PurePosixPath(name).name]
+    of_split = [name for name in names if spec.split.lower() in re.split(r"[^a-z0-9]+", name.lower())]
+    return of_split or (names if spec.split == "train" else [])
+
+
+def _declared(spec: DatasetSpec, tree: Mapping[str, FileDigest], sha: str, hub: Hub) -> list[str] | None:
+    """Files that the dataset card's ``configs`` names for the split; None when it names none."""
+    readme = tree.get("README.md")
+    if readme is None or readme.size > _README_LIMIT or spec.repo is None:
+        return None
+    text = hub.read(spec.repo, sha, "README.md", readme, "dataset").decode(errors="replace")
+    patterns = _patterns(text, spec)
+    if not patterns:
+        return None
+    found = [name for pattern in patterns for name in sorted(tree) if _matches(name, pattern)]
+    return list(dict.fromkeys(found)) or None
+
+
+def _patterns(text: str, spec: DatasetSpec) -> list[str]:
+    """Globs of the split's files in a card's front matter (``configs: [{config_name, data_files: [{split, path}]}]``)."""
+    match = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    try:
+        front = yaml.safe_load(match.group(1)) if match else None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return []  # a broken card is no reason not to read the files it stands beside
+    configs = front.get("configs") if isinstance(front, dict) else None
+    for config in configs if isinstance(configs, list) else []:
+        if isinstance(config, dict) and config.get("config_name", "default") == (spec.config or "default"):
+            return _split_patterns(config.get("data_files"), spec.split)
+    return []
+
+
+def _split_patterns(data_files: Any, split: str) -> list[str]:
+    if isinstance(data_files, str):
+        return [data_files] if split == "train" else []
+    found: list[str] = []
+    for entry in data_files if isinstance(data_files, list) else []:
+        if isinstance(entry, str) and split == "train":
+            found.append(entry)
+        elif isinstance(entry, dict) and entry.get("split") == split:
+            paths = entry.get("path")
+            found += [paths] if isinstance(paths, str) else [path for path in paths or [] if isinstance(path, str)]
+    return found
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """A file glob: ``*`` stays inside a folder, ``**`` does not."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    if "**" in pattern:
+        return fnmatchcase(name, pattern.replace("**/", "*").replace("**", "*"))
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+# ---------------------------------------------------------------------------------------------------- fetching
+
+
+def bring(parcel: Parcel, hub: Hub, cache: Cache, progress: Progress | None = None) -> Path:
+    """The parcel as a folder in the cache; what is there already is not downloaded again.
+
+    Raises:
+        Refused: a name would leave the folder.
+        Missing: the disk is full.
+        NotVisible, Unavailable: the Hub does not answer, or its bytes are not those its tree lists.
+    """
+    folder = cache.path(FOLDERS, parcel.key)
+    if folder.exists():
+        return folder
+    done, total = 0, parcel.size
+    blobs: dict[str, Path] = {}
+    for name, file in parcel.files.items():
+        _check_name(name, parcel.repo)
+        blob = cache.path(BLOBS, _name_of(file.digest))
+        if not blob.exists():
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            told = _shifted(progress, done, total)
+            hub.download(parcel.repo, parcel.sha, file.place, file.digest, blob, told, kind=parcel.kind)
+        blobs[name] = blob
+        done += file.digest.size
+        if progress is not None:
+            progress(done, total)
+    lay_out(cache, parcel.key, blobs)
+    return folder
+
+
+def lay_out(cache: Cache, key: str, files: Mapping[str, Path]) -> Path:
+    """A folder of hard links (copies where the file system has none), atomically.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    with cache.making(FOLDERS, key) as folder:
+        for name, path in files.items():
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, place)
+            except OSError:
+                shutil.copyfile(path, place)
+    return cache.path(FOLDERS, key)
+
+
+def source_files(
+    sae: Sae, resolver: Resolver, expected: str, hub: Callable[[], Hub], cache: Cache, progress: Progress | None
+) -> Mapping[str, Path]:
+    """The files of an SAE's source by relative name. ``expected`` is the source digest the plan was made with.
+
+    Raises:
+        Conflict: a local source was changed since.
+        Missing: a local source is gone.
+    """
+    if sae.source is None:
+        raise Refused("SAE has no source", f"{sae.address} is to be trained, which this version does not do.")
+    try:
+        resolved = resolver.source(sae.source)
+    except FileNotFoundError as error:
+        raise Missing("Source is not here", f"{error.filename} is gone. Put it back, or correct source.path.") from error
+    if resolved.digest != expected:
+        raise source_changed(sae)
+    parcel = source_parcel(sae.source, resolved)
+    if parcel is None:
+        return {name: Path(file.place) for name, file in resolved.files.items()}
+    folder = bring(parcel, hub(), cache, progress)
+    return {name: folder / name for name in parcel.files}
+
+
+def source_changed(sae: Sae) -> Conflict:
+    """What is said when a local source is not what the plan was made from."""
+    where = sae.source.path if sae.source is not None else sae.id
+    return Conflict("Source changed meanwhile", f"{where} is not what the plan was made from. Run the same command again.")
+
+
+def published_files(target: Target, observed: Observed, sae_id: str, cache: Cache, progress: Progress | None = None) -> Path:
+    """The files of a published SAE as a folder in the cache, each compared with what was observed.
+
+    Raises:
+        Missing: the SAE has no weights there.
+        Conflict: the bytes are not those that were observed.
+        NotVisible, Unavailable: as named.
+    """
+    files = observed.folder(sae_id)
+    if WEIGHTS_FILE not in files:
+        raise Missing("Published weights are not there", f"{observed.location} has no {sae_id}/{WEIGHTS_FILE}. Make a new plan.")
+    key = key_of({name: _name_of(digest) for name, digest in files.items()})
+    if cache.has(FOLDERS, key):
+        return cache.path(FOLDERS, key)
+    done, total = 0, sum(digest.size for digest in files.values())
+    blobs: dict[str, Path] = {}
+    for name, digest in files.items():
+        _check_name(name, observed.location)
+        blob = cache.path(BLOBS, _name_of(digest))
+        if not blob.exists():
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            target.fetch(observed.location, observed, f"{sae_id}/{name}", blob, _shifted(progress, done, total))
+        blobs[name] = blob
+        done += digest.size
+    return lay_out(cache, key, blobs)
+
+
+def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of one file as progress of the whole."""
+    if progress is None:
+        return None
+    return lambda done, _size: progress(before + done, total)
+
+
+def _name_of(digest: FileDigest) -> str:
+    return digest.sha256 or digest.blob_id or ""
+
+
+def _check_name(name: str, place: str) -> None:
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts):
+        raise Refused("File name is unsafe", f"{place} holds a file whose name would leave its folder. It is not fetched.")
+
+
+def by_content(parcels: Iterable[Parcel | None]) -> dict[str, Parcel]:
+    """Parcels without repeats, by key."""
+    return {parcel.key: parcel for parcel in parcels if parcel is not None}
