@@ -14,12 +14,12 @@ PACKAGE = Path(__file__).parent.parent / "saesync"
 # Lower layers never import higher ones. A module stands in the first layer whose prefix matches.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.__init__", "saesync"),
-    ("saesync.errors", "saesync.digest", "saesync.events", "saesync.jobs", "saesync.hooks", "saesync.carets"),
+    ("saesync.errors", "saesync.digest", "saesync.events", "saesync.jobs", "saesync.hooks", "saesync.carets", "saesync.inert"),
     ("saesync.record",),
     ("saesync.model",),
     ("saesync.measure.metrics",),
-    ("saesync.card", "saesync.cache"),
-    ("saesync.planner", "saesync.verdict", "saesync.render", "saesync.planfile", "saesync.hub"),
+    ("saesync.card", "saesync.verdict", "saesync.cache"),
+    ("saesync.planner", "saesync.render", "saesync.planfile", "saesync.hub"),
     ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),

@@ -52,7 +52,7 @@ def _failure(failure: Mapping[str, Any], left: int, style: Style) -> list[str]:
     address = plain(failure["address"])
     label = style.paint(pad(address, left), "fail")
     blank = " " * left
-    rows = []
+    rows: list[str] = []
     for value in failure["diagnostics"]:
         diagnostic = Diagnostic.from_json(value)
         place = f" ({plain(str(diagnostic.origin))})" if diagnostic.origin is not None else ""
