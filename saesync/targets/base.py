@@ -1,4 +1,7 @@
-"""What a target is: a place that holds releases, with ``observe``, ``publish`` and ``delete``. One module, one ``TARGET`` object."""
+"""What a target is: a place that holds releases. One module per target, whose ``TARGET`` is a class of this shape.
+
+Deleting is part of publishing (``Batch.removed``), so that a commit is always a whole.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from saesync.cache import Cache
 from saesync.digest import FileDigest
 from saesync.model import Observed, nothing
 from saesync.record import Record, SaeRecord
@@ -49,6 +53,8 @@ class Target(Protocol):
 
     name: str
     summary: str
+
+    def __init__(self, cache: Cache) -> None: ...
 
     def observe(self, location: str) -> Observed:
         """What is there now. Never raises for invisibility: that is ``Observed.unknown``."""

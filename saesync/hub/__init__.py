@@ -1,0 +1,305 @@
+"""The Hugging Face Hub as saesync sees it: explicit tokens, errors in our own words, bounded retries, a cache by commit.
+
+Reads are plain requests over huggingface_hub's session; writes go through its ``create_commit``. huggingface_hub is imported on
+first use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesync.cache import Cache
+from saesync.digest import FileDigest, digest_bytes, key_of
+from saesync.errors import Missing, NotVisible, Refused, Unavailable
+from saesync.hub import download as _download
+from saesync.hub import writes as _writes
+from saesync.hub.client import Client, check_name, parsed, quoted
+from saesync.hub.trouble import Answered, Asked, Garbled, Patience, invalid_token, renamed_to
+from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
+
+if TYPE_CHECKING:
+    import httpx2
+
+__all__ = ["Add", "Copy", "Delete", "Head", "Hub", "Operation", "Patience", "Unsettled"]
+
+_SHA = re.compile(r"[0-9a-f]{40}")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_HISTORY_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A repo at a revision. ``renamed_to`` is set when the Hub redirected the name: named to the user, never followed (``sha`` is
+    then empty)."""
+
+    sha: str
+    private: bool
+    gated: bool = False
+    renamed_to: str | None = None
+
+
+class Hub:
+    """Reads and writes of Hub repos (``kind`` is "model" or "dataset"). Every call carries an explicit token. Safe to share
+    between threads.
+
+    All methods raise NotVisible (401/403/gated/ambiguous 404 without a token) or Unavailable (after bounded retries);
+    ``absent`` answers are None where noted. Writes that are not allowed raise Missing.
+    """
+
+    def __init__(self, cache: Cache, endpoint: str | None = None, patience: float | None = None) -> None:
+        """``patience``: the most seconds to wait for one action to succeed (None: ``SAESYNC_RETRY_SECONDS``, else 120)."""
+        self._cache = cache
+        self._client = Client(endpoint, patience)
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the Hub, without a slash at its end."""
+        return self._client.endpoint
+
+    def patience(self) -> Patience:
+        """A fresh allowance of waiting time, for loops around ``commit``."""
+        return self._client.patience()
+
+    # ------------------------------------------------------------------------------------------------ reads
+
+    def head(self, repo: str, revision: str | None = None, kind: str = "model") -> Head | None:
+        """The commit a revision points to (one request); None when the repo surely does not exist (404 with a valid token).
+
+        Raises:
+            Missing: the repo is there, the revision is not.
+        """
+        asked = Asked(f"find {kind} {check_name(repo)}", repo, kind)
+        path = f"/api/{kind}s/{repo}" + ("" if revision is None else f"/revision/{quoted(revision)}")
+
+        def action(token: str | None) -> Head | None:
+            try:
+                response = self._client.get(path, token, {"expand": ["sha", "private", "gated"]})
+            except Answered as answer:
+                return self._no_head(answer, token, repo, revision, kind)
+            return _head_of(parsed(response))
+
+        return self._client.attempt(asked, action)
+
+    def _no_head(self, answer: Answered, token: str | None, repo: str, revision: str | None, kind: str) -> Head | None:
+        response: httpx2.Response = answer.response
+        code = response.headers.get("X-Error-Code", "")
+        if response.has_redirect_location and (now := renamed_to(response, kind)) is not None:
+            return Head("", private=False, renamed_to=now)
+        if response.status_code == 404 and code == "RevisionNotFound":
+            raise Missing("Revision not found", f"{kind} {repo} has no revision {revision or 'main'}. Look at its commits.")
+        if response.status_code == 404 and code == "RepoNotFound" and token is not None:
+            return None
+        raise answer
+
+    def tree(self, repo: str, sha: str, kind: str = "model") -> Mapping[str, FileDigest]:
+        """All files at a full commit, by path; cached by commit for ever."""
+        key = key_of([self.endpoint, kind, repo, sha])
+        if (known := _tree_from(self._cache.read_json("tree", key))) is not None:
+            return known
+        asked = Asked(f"list the files of {kind} {check_name(repo)}", repo, kind)
+        path = f"/api/{kind}s/{repo}/tree/{quoted(sha)}"
+        found: dict[str, FileDigest] = {}
+        for page in self._client.pages(asked, path, {"recursive": "true", "expand": "false"}):
+            for entry in page:
+                if isinstance(entry, dict) and entry.get("type") == "file":
+                    found[str(entry.get("path"))] = _digest_of(entry, self._client.host)
+        rows = [[name, digest.size, digest.sha256, digest.blob_id] for name, digest in found.items()]
+        self._cache.write("tree", key, json.dumps(rows).encode())
+        return found
+
+    def reachable(self, repo: str, sha: str, kind: str = "model") -> bool:
+        """Whether a commit is in the history of a branch or tag, not only of a pull request; True is cached.
+
+        Anyone can open a pull request on a repo, and its commits can be read under the repo's name.
+        """
+        key = key_of([self.endpoint, kind, repo, sha])
+        if self._cache.has("reachable", key):
+            return True
+        asked = Asked(f"read the history of {kind} {check_name(repo)}", repo, kind)
+        refs = self._client.json(asked, f"/api/{kind}s/{repo}/refs")
+        if not isinstance(refs, dict):
+            raise self._garbled(asked)
+        tips: dict[str, None] = {}
+        for group in ("branches", "tags", "converts"):
+            for ref in refs.get(group) or ():
+                tips[str(ref.get("targetCommit"))] = None
+        seen = sha in tips or any(self._in_history(asked, tip, sha) for tip in tips)
+        if seen:
+            self._cache.write("reachable", key, b"")
+        return seen
+
+    def _in_history(self, asked: Asked, tip: str, sha: str) -> bool:
+        path = f"/api/{asked.kind}s/{asked.repo}/commits/{quoted(tip)}"
+        pages = self._client.pages(asked, path, {"limit": _HISTORY_PAGE})
+        return any(isinstance(entry, dict) and entry.get("id") == sha for page in pages for entry in page)
+
+    def read(self, repo: str, sha: str, path: str, expect: FileDigest, kind: str = "model", limit: int = 64 << 20) -> bytes:
+        """A small file at a commit, checked against ``expect`` and cached by its digest.
+
+        Raises:
+            Refused: the file has more than ``limit`` bytes.
+        """
+        if expect.size > limit:
+            raise Refused("File is too large", f"{path} in {repo} has {expect.size:,} bytes; at most {limit:,} are read.")
+        key = expect.sha256 or expect.blob_id or ""
+        known = self._cache.read("blob", key)
+        if known is not None and expect.same_bytes(digest_bytes(known)):
+            return known
+        asked = Asked(f"read {path} of {kind} {check_name(repo)}", repo, kind)
+        address = _download.resolve_path(repo, sha, path, kind)
+        for _ in range(2):
+            data = _download.read_bytes(self._client, asked, address, 0, expect.size) if expect.size else b""
+            if expect.same_bytes(digest_bytes(data)):
+                self._cache.write("blob", key, data)
+                return data
+        raise Unavailable("Download is corrupted", f"{path} of {repo} does not have the digest its tree lists. Try again later.")
+
+    def read_range(self, repo: str, sha: str, path: str, start: int, stop: int, kind: str = "model") -> bytes:
+        """Bytes ``start:stop`` of a file, by a ranged request (for headers); fewer at the end of the file. Not checked."""
+        asked = Asked(f"read the header of {path} of {kind} {check_name(repo)}", repo, kind)
+        if stop <= start:
+            return b""
+        return _download.read_bytes(self._client, asked, _download.resolve_path(repo, sha, path, kind), start, stop)
+
+    def download(
+        self, repo: str, sha: str, path: str, expect: FileDigest, into: Path,
+        progress: Callable[[int, int], None] | None = None, kind: str = "model",
+    ) -> FileDigest:  # fmt: skip
+        """One file to ``into`` (resuming ``<into>.part``), hashed and compared with ``expect`` before it gets its name.
+
+        Returns all its digests.
+
+        Raises:
+            Missing: the disk is full.
+            Unavailable: also when the bytes are wrong three times over.
+        """
+        asked = Asked(f"download {path} of {kind} {check_name(repo)}", repo, kind)
+        address = _download.resolve_path(repo, sha, path, kind)
+        return _download.download(self._client, asked, address, expect, into, progress)
+
+    # ----------------------------------------------------------------------------------------------- writes
+
+    def whoami(self) -> Mapping[str, Any] | None:
+        """Who the token belongs to; None without a token."""
+        if self._client.token() is None:
+            return None
+        asked = Asked("say whose token this is", "")
+
+        def action(token: str | None) -> Any:
+            try:
+                return parsed(self._client.get("/api/whoami-v2", token))
+            except Answered as answer:
+                if answer.response.status_code in (401, 403):
+                    raise invalid_token() from None
+                raise
+
+        found = self._client.attempt(asked, action)
+        if not isinstance(found, dict):
+            raise self._garbled(asked)
+        return found
+
+    def can_write(self, repo: str) -> bool:
+        """Whether the token may write to a model repo, or create it where it does not exist."""
+        asked = Asked(f"check write access to {check_name(repo)}", repo)
+
+        def action(token: str | None) -> bool | None:
+            try:
+                self._client.get(f"/api/models/{repo}/auth-check/write", token)
+            except Answered as answer:
+                if answer.response.status_code in (401, 403):
+                    return False
+                if answer.response.status_code == 404:
+                    return None
+                raise
+            return True
+
+        if self._client.token() is None:
+            return False
+        allowed = self._client.attempt(asked, action)
+        return self._can_create(repo) if allowed is None else allowed
+
+    def _can_create(self, repo: str) -> bool:
+        who = self.whoami() or {}
+        namespace = repo.partition("/")[0] if "/" in repo else who.get("name")
+        token = (who.get("auth") or {}).get("accessToken") or {}
+        if token.get("role") == "read":
+            return False
+        if namespace == who.get("name"):
+            return True
+        roles = {org.get("name"): org.get("roleInOrg") for org in who.get("orgs") or () if isinstance(org, dict)}
+        return namespace in roles and roles[namespace] not in ("read", "no_access")
+
+    def create_repo(self, repo: str, private: bool) -> None:
+        """Create a model repo; one that exists already is left as it is (look at its visibility afterwards).
+
+        Raises:
+            Missing: the token may not.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        asked = Asked(f"create the repository {check_name(repo)}", repo, write=True)
+
+        def action(token: str | None) -> None:
+            self._client.session()
+            api = HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
+            try:
+                api.create_repo(repo, private=private, exist_ok=False)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+
+        self._client.attempt(asked, action)
+
+    def commit(
+        self, repo: str, operations: Sequence[Operation], message: str, parent: str,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> str:  # fmt: skip
+        """One attempt at one atomic commit on top of ``parent``; returns its hash. See ``writes.commit``.
+
+        Raises:
+            Unsettled: the outcome is not known, or another commit came first; read the head again, then decide.
+            Refused, Missing, NotVisible: as named.
+        """
+        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress)
+
+    def _garbled(self, asked: Asked) -> Unavailable:
+        trouble = self._client.trouble(Garbled(), asked, None)
+        assert trouble is not None
+        assert isinstance(trouble.error, Unavailable)
+        return trouble.error
+
+
+def _head_of(data: Any) -> Head:
+    sha = data.get("sha") if isinstance(data, dict) else None
+    if not isinstance(sha, str) or not _SHA.fullmatch(sha):
+        raise Garbled
+    return Head(sha, private=data.get("private") is True, gated=bool(data.get("gated")))
+
+
+def _digest_of(entry: Mapping[str, Any], host: str) -> FileDigest:
+    """Digest of a file in a tree listing. The ``oid`` of a large file is its pointer's, and says nothing of the content."""
+    lfs = entry.get("lfs")
+    size = entry.get("size")
+    if isinstance(lfs, dict):
+        oid, size = lfs.get("oid"), lfs.get("size", size)
+        if isinstance(oid, str) and _HEX64.fullmatch(oid) and isinstance(size, int):
+            return FileDigest(size, sha256=oid)
+    elif isinstance(oid := entry.get("oid"), str) and _SHA.fullmatch(oid) and isinstance(size, int):
+        return FileDigest(size, blob_id=oid)
+    raise NotVisible("Unexpected answer from the Hub", f"{host} listed a file without a digest. Is HF_ENDPOINT right?")
+
+
+def _tree_from(rows: Any) -> dict[str, FileDigest] | None:
+    """A cached tree; None when absent or damaged."""
+    if not isinstance(rows, list):
+        return None
+    try:
+        return {name: FileDigest(size, sha256, blob_id) for name, size, sha256, blob_id in rows}
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,197 @@
+"""Requests to one Hub: the shared HTTP session of huggingface_hub, an explicit token per call, bounded retries."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from saesync import __version__
+from saesync.errors import Missing, NotVisible
+from saesync.hub.trouble import Answered, Asked, Garbled, Patience, Trouble, bad_token, diagnose
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 120.0
+CONNECT_SECONDS = 15.0
+READ_SECONDS = 60.0
+WRITE_READ_SECONDS = 600.0  # a commit of thousands of files may be answered late
+_MAX_PAGES = 2_000
+_REPO = re.compile(r"(?!.*(?:--|\.\.))[\w][\w.-]{0,95}(?:/[\w][\w.-]{0,95})?", re.ASCII)
+
+
+class Client:
+    """Talks to one endpoint (None: the one huggingface_hub is set to, ``HF_ENDPOINT``).
+
+    ``patience`` is the most seconds spent waiting for one action to succeed (None: ``SAESYNC_RETRY_SECONDS``, else 120).
+    No token is ever kept here.
+    """
+
+    def __init__(self, endpoint: str | None = None, patience: float | None = None) -> None:
+        self._endpoint = endpoint
+        self._patience = patience
+
+    @property
+    def endpoint(self) -> str:
+        """Address of the Hub, without a slash at its end."""
+        if self._endpoint is not None:
+            return self._endpoint.rstrip("/")
+        from huggingface_hub import constants
+
+        return constants.ENDPOINT
+
+    @property
+    def host(self) -> str:
+        """The endpoint as shown to people: host and port, never credentials that stand in the address."""
+        return urllib.parse.urlsplit(self.endpoint).netloc.rpartition("@")[2]
+
+    def patience(self) -> Patience:
+        """A fresh allowance of waiting time."""
+        if self._patience is not None:
+            return Patience(self._patience)
+        chosen = os.environ.get("SAESYNC_RETRY_SECONDS", "")
+        return Patience(float(chosen) if re.fullmatch(r"\d+(\.\d+)?", chosen) else PATIENCE_SECONDS)
+
+    def token(self) -> str | None:
+        """The token from where huggingface_hub looks for it; None when there is none.
+
+        Raises:
+            Missing: there is one but it cannot be used, or the CI system could not be asked for one.
+        """
+        from huggingface_hub import constants, get_token
+        from huggingface_hub.errors import HfHubHTTPError, OIDCError
+
+        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            return None
+        try:
+            token = get_token()
+        except (OIDCError, HfHubHTTPError) as error:
+            detail = (
+                f"HF_OIDC_RESOURCE is set, but the exchange for a token failed ({type(error).__name__}). Check the CI set-up."
+            )
+            raise Missing("Token exchange failed", detail) from None
+        if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
+            raise bad_token()
+        return token
+
+    def session(self) -> httpx2.Client:
+        """huggingface_hub's own session, with timeouts: it has none by itself, and a silent server would hang it for ever."""
+        import httpx2
+        from huggingface_hub import get_session
+
+        session = get_session()
+        session.timeout = httpx2.Timeout(WRITE_READ_SECONDS, connect=CONNECT_SECONDS)
+        return session
+
+    def headers(self, token: str | None, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Headers of a request to this endpoint."""
+        found = {"user-agent": f"saesync/{__version__}", **(more or {})}
+        if token is not None:
+            found["authorization"] = f"Bearer {token}"
+        return found
+
+    def get(self, path: str, token: str | None, params: Mapping[str, Any] | None = None) -> httpx2.Response:
+        """One GET of an API path, redirects not followed.
+
+        Raises:
+            Answered: any answer but 2xx.
+        """
+        import httpx2
+
+        timeout = httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        response = self.session().get(
+            self.endpoint + path, params=params, headers=self.headers(token), timeout=timeout, follow_redirects=False
+        )
+        if not response.is_success:
+            raise Answered(response)
+        return response
+
+    def attempt(self, asked: Asked, action: Callable[[str | None], T]) -> T:
+        """Do ``action(token)``, again and again while waiting may help.
+
+        Raises:
+            SaesyncError: what stopped it (NotVisible, Unavailable, Missing, Refused, Conflict).
+        """
+        patience = self.patience()
+        while True:
+            token = self.token()
+            try:
+                return action(token)
+            except failures() as error:
+                trouble = self.trouble(error, asked, token)
+                if trouble is None:
+                    raise
+            patience.wait(trouble)
+
+    def trouble(self, error: BaseException, asked: Asked, token: str | None) -> Trouble | None:
+        """See ``trouble.diagnose``."""
+        return diagnose(error, asked, token, self.host)
+
+    def json(self, asked: Asked, path: str, params: Mapping[str, Any] | None = None) -> Any:
+        """The JSON answer to a GET, with retries."""
+        return self.attempt(asked, lambda token: parsed(self.get(path, token, params)))
+
+    def pages(self, asked: Asked, path: str, params: Mapping[str, Any] | None = None) -> Iterator[list[Any]]:
+        """The pages of a list, each with retries; every address is on this endpoint, whatever the server links to."""
+        for _ in range(_MAX_PAGES):
+            page, path_next = self.attempt(asked, lambda token: self._page(path, token, params))  # noqa: B023 (called at once)
+            yield page
+            if path_next is None:
+                return
+            path, params = path_next, None
+        error = self.trouble(Garbled(), asked, None)
+        assert error is not None
+        raise error.error
+
+    def _page(self, path: str, token: str | None, params: Mapping[str, Any] | None) -> tuple[list[Any], str | None]:
+        response = self.get(path, token, params)
+        page = parsed(response)
+        if not isinstance(page, list):
+            raise Garbled
+        link = response.links.get("next", {}).get("url")
+        if not link:
+            return page, None
+        if link.startswith(self.endpoint + "/"):
+            return page, link[len(self.endpoint) :]
+        url = urllib.parse.urlsplit(link)
+        return page, f"{url.path}?{url.query}" if url.query else url.path
+
+
+def parsed(response: httpx2.Response) -> Any:
+    """The JSON body of an answer.
+
+    Raises:
+        Garbled: it is not JSON.
+    """
+    try:
+        return response.json()
+    except ValueError as error:
+        raise Garbled from error
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What we, the Hub client and hf_xet raise; ``Client.trouble`` tells trouble from bugs."""
+    import httpx2
+
+    return (Answered, Garbled, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError)
+
+
+def check_name(repo: str) -> str:
+    """``repo`` if it is a name the Hub can have.
+
+    Raises:
+        NotVisible: it is not.
+    """
+    if not _REPO.fullmatch(repo):
+        detail = f"{repo[:200]!r} is not a name a Hub repository can have: it looks like owner/name, letters, digits and . _ -"
+        raise NotVisible("Not a repository name", f"{detail}.")
+    return repo
+
+
+def quoted(text: str, safe: str = "") -> str:
+    """``text`` as part of an address."""
+    return urllib.parse.quote(text, safe=safe)

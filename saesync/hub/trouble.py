@@ -1,0 +1,272 @@
+"""What went wrong with a Hub request, in the words of the error tree, and whether waiting may help.
+
+Nothing of a request but repo names, status codes and the server's own short message reaches an error: URLs may be signed,
+headers hold the token, and transport errors may quote either.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import random
+import re
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
+
+if TYPE_CHECKING:
+    import httpx2
+
+LONGEST_WAIT = 30.0
+MAX_ATTEMPTS = 12
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TRY_LATER = "Run the same command again later; what is finished is kept."
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request was for. ``what`` completes "The Hub was asked to ..."."""
+
+    what: str
+    repo: str
+    kind: str = "model"
+    write: bool = False
+
+    @property
+    def page(self) -> str:
+        """Path of the repo's page under the endpoint."""
+        return self.repo if self.kind == "model" else f"{self.kind}s/{self.repo}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """``error`` is what the user sees if this is the end; ``wait`` is what the server asked for, in seconds; ``cost`` is time a
+    timeout has already used up."""
+
+    error: SaesyncError
+    retry: bool
+    wait: float | None = None
+    cost: float = 0.0
+
+
+class Answered(Exception):
+    """The Hub answered with something that is not success. Never leaves this package."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.response = response
+        super().__init__(f"status {response.status_code}")
+
+
+class Garbled(Exception):
+    """The answer is not of the form the Hub documents. Never leaves this package."""
+
+
+class Patience:
+    """Waits between attempts of one action, at most ``seconds`` in all, and raises the trouble's error when they are used up."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._used = 0.0
+        self._attempt = 0
+
+    def renew(self) -> None:
+        """Something was achieved: start counting again."""
+        self._used, self._attempt = 0.0, 0
+
+    def wait(self, trouble: Trouble) -> None:
+        """Sleep before the next attempt.
+
+        Raises:
+            SaesyncError: the trouble's own, when waiting cannot help or would take too long.
+        """
+        backoff = min(LONGEST_WAIT, 0.5 * 2**self._attempt) * random.uniform(0.75, 1.0)  # noqa: S311 (spreads clients, no secret)
+        pause = backoff if trouble.wait is None else trouble.wait
+        self._attempt += 1
+        self._used += pause + trouble.cost
+        if not trouble.retry or self._used > self._seconds or self._attempt >= MAX_ATTEMPTS:
+            raise trouble.error from None
+        time.sleep(pause)
+
+
+def diagnose(error: BaseException, asked: Asked, token: str | None, host: str) -> Trouble | None:
+    """The trouble behind an exception of the Hub client; None when it is not one (a bug, an unreadable local file)."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(error, Answered | HfHubHTTPError):
+        return answered(error.response, asked, token, host)
+    if isinstance(error, OfflineModeIsEnabled):
+        return Trouble(Unavailable("Offline mode is on", "HF_HUB_OFFLINE is set; unset it to reach the Hub."), False)
+    if isinstance(error, Garbled):
+        return Trouble(_unexpected(host, asked), True)
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
+        detail = "HF_ENDPOINT is not a web address; it must begin with https:// (or http://), as https://huggingface.co does."
+        return Trouble(Missing("Hub address is not usable", detail), False)
+    if isinstance(error, httpx2.HTTPError):
+        return _transport(error, asked, host)
+    cause = error.__cause__
+    if isinstance(error, RuntimeError) and cause is not None:  # the client's wrapper around a failed upload
+        return diagnose(cause, asked, token, host)
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return Trouble(Missing("Disk is full", f"No space is left to {asked.what}. Free some space and run again."), False)
+    if isinstance(error, ConnectionError | TimeoutError) or _from_xet(error):
+        return Trouble(_cut(asked, host), True)
+    return None
+
+
+def answered(response: httpx2.Response, asked: Asked, token: str | None, host: str) -> Trouble:
+    """The trouble behind an answer that is not success."""
+    status, code = response.status_code, response.headers.get("X-Error-Code", "")
+    if response.request.url.host and _origin(response) != host and status in (401, 403, 404):
+        # The object store: its signed address has expired or is not there yet. A new attempt gets a new one.
+        detail = f"The object store behind {host} answered {status}, also after several attempts to {asked.what}. {_TRY_LATER}"
+        return Trouble(Unavailable("Hub is in trouble", detail), True)
+    if status == 429:
+        wait = asked_wait(response.headers.get("Retry-After"), response.headers.get("RateLimit"))
+        return Trouble(_rationed(asked, wait), True, wait)
+    if status in (408, 425) or status >= 500:
+        wait = asked_wait(response.headers.get("Retry-After"), None)
+        detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}, also after several attempts."
+        return Trouble(Unavailable("Hub is in trouble", f"{detail} {_TRY_LATER}"), True, wait)
+    if status in (409, 412) and asked.write:
+        detail = f"{asked.repo} was changed by somebody else again and again while it was written to. Make a new plan."
+        return Trouble(Conflict("Repository keeps changing", detail), True)
+    if 300 <= status < 400:
+        return Trouble(_renamed(response, asked), False)
+    said = _said(response, token)
+    if status in (401, 403, 404):
+        refused = (
+            _refused_write(status, asked, token, said) if asked.write else _invisible(status, code, asked, token, said, host)
+        )
+        return Trouble(refused, False)
+    return Trouble(Refused("Hub refused the request", f"The Hub was asked to {asked.what} and answered {status}{said}."), False)
+
+
+def asked_wait(retry_after: str | None, ratelimit: str | None, now: float | None = None) -> float | None:
+    """Seconds a server asks to wait: ``Retry-After`` (seconds or an HTTP date, RFC 9110 10.2.3), else the reset time of a used-up
+    ``RateLimit`` window (``"api";r=0;t=55``)."""
+    if retry_after is not None:
+        if retry_after.strip().isdigit():
+            return float(retry_after)
+        try:
+            at = email.utils.parsedate_to_datetime(retry_after)
+        except ValueError:
+            return None
+        return max(0.0, at.timestamp() - (time.time() if now is None else now))
+    found = re.search(r";\s*r=0\s*;\s*t=(\d+)", ratelimit or "")
+    return None if found is None else float(found[1])
+
+
+def renamed_to(response: httpx2.Response, kind: str) -> str | None:
+    """The name a repo was moved to, from a redirect of one of its addresses; None when the address is not a repo's."""
+    location = response.headers.get("Location", "")
+    path = re.sub(r"^https?://[^/]+", "", location).split("?")[0]
+    found = re.match(rf"^/api/{kind}s/([\w.-]+(?:/[\w.-]+)?)(?:/(?:revision|tree|refs|commits|auth-check)\b.*)?$", path)
+    if found is None:
+        prefix = "" if kind == "model" else f"{kind}s/"
+        found = re.match(rf"^/{prefix}([\w.-]+(?:/[\w.-]+)?)/resolve/", path)
+    return None if found is None else found[1]
+
+
+def invalid_token() -> NotVisible:
+    """The Hub does not accept the token at all."""
+    return NotVisible(
+        "Token is not valid", "The Hub does not accept the token: it is mistyped, expired or revoked. `hf auth login`."
+    )
+
+
+def _invisible(status: int, code: str, asked: Asked, token: str | None, said: str, host: str) -> NotVisible:
+    name = f"{asked.kind} {asked.repo}"
+    if code == "GatedRepo":
+        do = "" if token else " and give a token (`hf auth login` or HF_TOKEN)"
+        return NotVisible(
+            "Repository is gated", f"Access to {name} has to be granted: ask for it on https://{host}/{asked.page}{do}."
+        )
+    if token is None:
+        detail = "is private, gated or not there; without a token the Hub does not say which. Do `hf auth login` or set HF_TOKEN."
+        return NotVisible("Repository needs a token", f"The {name} {detail}")
+    if status == 401:
+        return invalid_token()
+    if status == 403:
+        return NotVisible("Token may not read this", f"The token may not read {name}{said}. Use one with read access to it.")
+    if code == "EntryNotFound":
+        return NotVisible("File is not there", f"The Hub was asked to {asked.what}, but there is no such file at that commit.")
+    if code:
+        detail = f"The Hub shows this token no {name}: it does not exist, or it is private. Check the name and the token."
+        return NotVisible("Repository is not visible", detail)
+    detail = f"{host} answered 404 without saying what is missing. Is HF_ENDPOINT the address of a Hub?"
+    return NotVisible("Hub address may be wrong", detail)
+
+
+def _refused_write(status: int, asked: Asked, token: str | None, said: str) -> SaesyncError:
+    if token is None:
+        return Missing("No token", f"A token with write access to {asked.repo} is needed: `hf auth login` or HF_TOKEN.")
+    if status == 401:
+        return invalid_token()
+    return Missing("Token may not write", f"The token may not write to {asked.repo}{said}. Use one with write access to it.")
+
+
+def _rationed(asked: Asked, wait: float | None) -> Unavailable:
+    hint = "" if wait is None else f" and asks to wait {wait:.0f} s"
+    detail = f"The Hub was asked to {asked.what} and allows no more requests for now{hint}. {_TRY_LATER}"
+    return Unavailable("Hub rations requests", detail)
+
+
+def _renamed(response: httpx2.Response, asked: Asked) -> SaesyncError:
+    now = renamed_to(response, asked.kind)
+    if now is None:
+        return Unavailable("Unexpected answer from the Hub", f"The Hub was asked to {asked.what} and pointed somewhere unknown.")
+    return NotVisible(
+        "Repository was renamed", f"{asked.repo} is called {now} now. Write the new name; old names are not followed."
+    )
+
+
+def _transport(error: httpx2.HTTPError, asked: Asked, host: str) -> Trouble:
+    import httpx2
+
+    if isinstance(error, httpx2.TimeoutException):
+        detail = f"{host} did not answer in time when asked to {asked.what}. {_TRY_LATER}"
+        return Trouble(Unavailable("Hub does not answer", detail), True, cost=15.0)
+    if isinstance(error, httpx2.LocalProtocolError):
+        return Trouble(bad_token(), False)
+    if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        detail = f"No connection to {host}, needed to {asked.what}. Check the network, proxy and HF_ENDPOINT. {_TRY_LATER}"
+        return Trouble(Unavailable("Hub cannot be reached", detail), True)
+    return Trouble(_cut(asked, host), True)
+
+
+def bad_token() -> Missing:
+    """The token cannot be put into a request header."""
+    return Missing("Token is not usable", "The token holds characters no Hub token has. Log in again: `hf auth login`.")
+
+
+def _cut(asked: Asked, host: str) -> Unavailable:
+    detail = f"The connection to {host} broke again and again when asked to {asked.what}. {_TRY_LATER}"
+    return Unavailable("Connection to the Hub was lost", detail)
+
+
+def _unexpected(host: str, asked: Asked) -> Unavailable:
+    detail = f"{host} was asked to {asked.what}; its answer is not what a Hub sends. Is HF_ENDPOINT right? {_TRY_LATER}"
+    return Unavailable("Unexpected answer from the Hub", detail)
+
+
+def _from_xet(error: BaseException) -> bool:
+    """hf_xet raises builtin RuntimeErrors and OSErrors of its own for network trouble, without an errno."""
+    return type(error) is RuntimeError or (type(error) is OSError and error.errno is None)
+
+
+def _origin(response: httpx2.Response) -> str:
+    url = response.request.url
+    return url.host if url.port is None else f"{url.host}:{url.port}"
+
+
+def _said(response: httpx2.Response, token: str | None) -> str:
+    """The server's short message, safe to show: one printable line, never the token, never an address that may be signed."""
+    text = response.headers.get("X-Error-Message", "")
+    line = "".join(character if character.isprintable() else " " for character in text)
+    if token:
+        line = line.replace(token, "***")
+    line = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).strip().rstrip(".")
+    return f": {line[:300]}" if line else ""

@@ -1,0 +1,294 @@
+"""Target ``local``: a folder laid out like a Hub repo, with the same promises as a commit.
+
+A publish holds an exclusive lock on the folder itself (no lock file). New files are staged in ``.saesync-tmp-*`` inside it. Then,
+in this order, each step atomic and durable before the next:
+
+1. the record, with ``pending`` naming the SAEs about to change,
+2. the SAEs: a new folder is renamed in whole; in a folder that exists cfg.json goes first and comes last, so that no reader
+   ever loads one SAE's cfg with another's weights,
+3. the README,
+4. the record as it shall be, ``pending`` cleared.
+
+Whatever instant a process dies at, publishing the same batch again leads to the same tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+
+from saesync.cache import Cache, settle
+from saesync.digest import BLOCK, FileDigest, Hasher
+from saesync.errors import Conflict, Missing, Refused, Unavailable
+from saesync.model import CARD_FILE, CFG_FILE, Observed, Reason, ReasonCode
+from saesync.record import Record
+from saesync.targets.base import Batch, Progress
+from saesync.targets.merge import Merge, merge, record_file
+from saesync.targets.reading import read_card, read_records
+
+_STAGING = ".saesync-tmp-"
+LOCK_SECONDS = 600.0
+
+
+class Local:
+    """A local folder as a target. ``location`` is its absolute path."""
+
+    name = "local"
+    summary = "a folder laid out like a Hub repository"
+
+    def __init__(self, cache: Cache, patience: float = LOCK_SECONDS) -> None:
+        """``patience``: how many seconds to wait for another process that is publishing to the same folder."""
+        self._cache = cache
+        self._patience = patience
+
+    def observe(self, location: str) -> Observed:
+        """See ``Target.observe``. Hidden entries, among them what is being staged, are not part of it."""
+        root = Path(location)
+        try:
+            return self._observe(root)
+        except NotADirectoryError:
+            detail = f"{location} is a file; a folder is needed."
+        except OSError as error:
+            detail = f"{error.filename or location} cannot be read: {error.strerror}."
+        return Observed(self.name, location, unknown=Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": detail}))
+
+    def _observe(self, root: Path) -> Observed:
+        if not root.exists():
+            return Observed(self.name, str(root))
+        files: dict[str, FileDigest] = {}
+        for path in _visible(root, ""):
+            with contextlib.suppress(FileNotFoundError):  # replaced or removed while we looked
+                files[path] = self._cache.digest_of(root / path)
+
+        def read(path: str) -> bytes:
+            return (root / path).read_bytes()
+
+        records, locked = read_records(files, read)
+        card = read_card(files, read)
+        return Observed(self.name, str(root), exists=True, files=files, records=records, locked=locked, readme=card)
+
+    def publish(self, location: str, batch: Batch, expect: Observed, progress: Progress | None = None) -> Observed:
+        """See ``Target.publish``."""
+        root = Path(location)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with self._locked(root):
+                _sweep(root)
+                now = self._observe(root)
+                change = merge(batch, expect, now)
+                if not change.nothing:
+                    _refuse_links(root, change)
+                    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=root))
+                    try:
+                        _apply(root, staging, batch, now, change, progress)
+                    finally:
+                        shutil.rmtree(staging, ignore_errors=True)
+                _drop_empty(root, batch.removed)
+                return now if change.nothing else self._observe(root)
+        except OSError as error:
+            raise Missing("Folder cannot be written", f"{error.filename or location}: {error.strerror}.") from error
+
+    def check_write(self, location: str, private: bool) -> None:
+        """See ``Target.check_write``. ``private`` has no meaning for a folder."""
+        place = Path(location)
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            raise Missing("Folder cannot be written", f"{place} is a file; {location} has to be a folder.")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise Missing("Folder cannot be written", f"No permission to write to {place}, needed to publish to {location}.")
+
+    def fetch(
+        self, location: str, observed: Observed, path: str, into: Path, progress: Progress | None = None
+    ) -> FileDigest:  # fmt: skip
+        """See ``Target.fetch``."""
+        expect = observed.files.get(path)
+        if expect is None:
+            raise Missing("File is not there", f"{location} holds no {path}.")
+        into.parent.mkdir(parents=True, exist_ok=True)
+        part = into.with_name(into.name + ".part")
+        try:
+            found = _copy(Path(location) / path, part, progress)
+        except FileNotFoundError as error:
+            raise Missing("File is not there", f"{location} holds no {path} any more.") from error
+        if not found.same_bytes(expect):
+            part.unlink()
+            raise Conflict(
+                "Target changed meanwhile", f"{path} in {location} was changed since the plan looked. Make a new plan."
+            )
+        part.replace(into)
+        return found
+
+    @contextlib.contextmanager
+    def _locked(self, root: Path) -> Iterator[None]:
+        """An exclusive lock on the folder itself; the kernel drops it when the process ends, however it ends."""
+        import fcntl
+
+        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            limit = time.monotonic() + self._patience
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > limit:
+                        detail = f"Another process has been publishing to {root} for {self._patience:.0f} s. Try again later."
+                        raise Unavailable("Folder is in use", detail) from None
+                    time.sleep(0.1)
+                else:
+                    break
+            yield
+        finally:
+            os.close(handle)
+
+
+def _visible(root: Path, prefix: str) -> Iterator[str]:
+    """Paths of all files below, relative to the first root; hidden entries and linked folders left out."""
+    with os.scandir(root / prefix) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if entry.name.startswith("."):
+            continue
+        path = f"{prefix}{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(FileNotFoundError):
+                yield from _visible(root, f"{path}/")
+        elif entry.is_file():
+            yield path
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed process staged. Only called under the lock, so nobody is using it."""
+    for entry in root.glob(f"{_STAGING}*"):
+        shutil.rmtree(entry)
+
+
+def _refuse_links(root: Path, change: Merge) -> None:
+    """A linked folder in the path of a write would lead out of the target.
+
+    Raises:
+        Refused: there is one.
+    """
+    for name in {*change.puts, *change.copies, *change.deletes, record_file(change.record)}:
+        for parent in PurePosixPath(name).parents:
+            if (root / parent).is_symlink() and parent != PurePosixPath():
+                raise Refused("Folder is a link", f"{root / parent} is a symbolic link; saesync does not write through it.")
+
+
+def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge, progress: Progress | None) -> None:
+    staged = _stage(root, staging, change, progress)
+    if change.folders:
+        old = now.records.get(batch.release, Record(batch.release))
+        keys = {name: batch.uploads[name].record.build_key for name in change.folders & set(batch.uploads)}
+        pending = replace(old, pending=MappingProxyType({**old.pending, **keys}))
+        if keys and pending != old:
+            _place(_write(staging / "pending", pending.to_bytes()), root / record_file(old))
+    for folder in sorted(change.folders):
+        _place_folder(root, staged, folder, {path for path in staged if path.rpartition("/")[0] == folder})
+    for path in sorted(change.deletes):
+        (root / path).unlink(missing_ok=True)
+    if change.card_bytes is not None:
+        _place(_write(staging / "card", change.card_bytes), root / CARD_FILE)
+    if change.record_bytes is not None:
+        _place(_write(staging / "record", change.record_bytes), root / record_file(change.record))
+
+
+def _stage(root: Path, staging: Path, change: Merge, progress: Progress | None) -> dict[str, Path]:
+    """Copies of everything new, hashed on the way, by path in the target."""
+    sources = {path: put.source for path, put in change.puts.items()}
+    sources |= {path: root / source for path, source in change.copies.items()}
+    total = sum(source.stat().st_size for source in sources.values())
+    done = 0
+    staged: dict[str, Path] = {}
+    for path, source in sources.items():
+        target = staging / "saes" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        found = _copy(source, target, _within(progress, done, total))
+        if path in change.puts and not found.same_bytes(change.puts[path].digest):
+            raise Refused("File changed after it was proved", f"{path} does not have the digest of its proof now. Run again.")
+        done += found.size
+        staged[path] = target
+    settle(staging)
+    return staged
+
+
+def _within(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of one file as part of the whole."""
+    if progress is None:
+        return None
+    tell = progress
+    return lambda done, _: tell(before + done, total)
+
+
+def _place_folder(root: Path, staged: dict[str, Path], folder: str, paths: set[str]) -> None:
+    final = root / folder
+    if not paths:
+        return
+    if not final.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
+        source = staged[min(paths)].parent
+        _sync_folder(source)
+        source.rename(final)
+        _sync_folder(final.parent)
+        return
+    cfg = f"{folder}/{CFG_FILE}"
+    if cfg in paths and len(paths) > 1:
+        (root / cfg).unlink(missing_ok=True)
+        _sync_folder(final)
+    for path in sorted(paths - {cfg}) + sorted(paths & {cfg}):
+        _place(staged[path], root / path)
+
+
+def _place(source: Path, final: Path) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(final)
+    _sync_folder(final.parent)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return path
+
+
+def _copy(source: Path, target: Path, progress: Progress | None = None) -> FileDigest:
+    with source.open("rb") as read, target.open("wb") as write:
+        size = os.fstat(read.fileno()).st_size
+        hasher, done = Hasher(size), 0
+        while block := read.read(BLOCK):
+            write.write(block)
+            hasher.update(block)
+            done += len(block)
+            if progress is not None:
+                progress(done, size)
+    return hasher.digest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _drop_empty(root: Path, folders: frozenset[str]) -> None:
+    """Folders of removed SAEs, and their parents, once nothing is left in them."""
+    for folder in sorted(folders):
+        path = root / folder
+        while path != root and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+            path = path.parent
+
+
+TARGET = Local

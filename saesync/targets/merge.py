@@ -1,0 +1,195 @@
+"""What a batch changes in a target, computed without I/O: the same for a Hub repo and a local folder.
+
+Every part of a batch (an SAE's files, its entry in the record) must now be as the caller expected it or already as the
+batch wants it. Everything else in the target belongs to others and is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from saesync.digest import FileDigest, canonical, digest_bytes
+from saesync.errors import Conflict, Refused
+from saesync.model import CARD_FILE, Observed
+from saesync.record import Record, SaeRecord, record_path, safe_folder
+from saesync.targets.base import Batch, Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A local file to put in place; its bytes must hash to ``digest``."""
+
+    source: Path
+    digest: FileDigest
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The changes, by path in the target. ``record`` is the release's record afterwards; ``record_bytes`` and ``card_bytes`` are
+    None where the file stays as it is. ``folders`` are the SAEs whose files change."""
+
+    record: Record
+    folders: frozenset[str]
+    puts: Mapping[str, Put]
+    copies: Mapping[str, str]
+    deletes: frozenset[str]
+    record_bytes: bytes | None
+    card_bytes: bytes | None
+
+    @property
+    def nothing(self) -> bool:
+        """Whether everything is in place already."""
+        changes = self.puts or self.copies or self.deletes
+        return not changes and self.record_bytes is None and self.card_bytes is None
+
+
+@dataclass(slots=True)
+class _Changes:
+    puts: dict[str, Put]
+    copies: dict[str, str]
+    deletes: set[str]
+    folders: set[str]
+
+
+def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
+    """What has to be done to ``now`` so that it holds the batch.
+
+    Raises:
+        Conflict: a part of the batch is neither as in ``expect`` nor as in the batch, or foreign files stand in the way.
+        Refused: the batch does not have what its own record promises, or the README is not text.
+    """
+    if batch.release in now.locked:
+        raise Conflict(
+            "Record cannot be merged", f"The record of {batch.release} in {now.location} cannot be read. See the plan."
+        )
+    old = now.records.get(batch.release, Record(batch.release))
+    before = expect.records.get(batch.release, Record(batch.release))
+    found = _Changes({}, {}, set(), set())
+    entries: dict[str, SaeRecord] = {}
+    removed = frozenset(batch.removed - set(batch.uploads))
+    for sae_id, upload in sorted(batch.uploads.items()):
+        _check_free(batch.release, sae_id, now)
+        _check_entry(sae_id, old, before, upload.record, now)
+        _check_files(sae_id, upload, expect, now, old)
+        _collect(sae_id, upload, batch, now, old, found)
+        known = old.saes.get(sae_id)
+        entries[sae_id] = known if known is not None and _same_entry(known, upload.record) else upload.record
+    for sae_id in sorted(removed):
+        _check_entry(sae_id, old, before, None, now)
+        _remove(sae_id, expect, now, old, found)
+    pending = {sae_id: key for sae_id, key in old.pending.items() if sae_id not in batch.uploads}
+    record = replace(old.merged(entries, removed), pending=MappingProxyType(pending))
+    text, card = batch.card(record, _text_of_card(now))
+    record = replace(record, card=card)
+    unchanged = batch.release in now.records and record.to_bytes() == old.to_bytes()
+    return Merge(
+        record,
+        frozenset(found.folders),
+        MappingProxyType(found.puts),
+        MappingProxyType(found.copies),
+        frozenset(found.deletes),
+        None if unchanged else record.to_bytes(),
+        None if text == now.readme else text.encode(),
+    )
+
+
+def _check_free(release: str, sae_id: str, now: Observed) -> None:
+    if not safe_folder(sae_id):
+        raise Refused("Folder name is not usable", f"{sae_id!r} is not a plain relative path.")
+    for other, record in now.records.items():
+        if other != release and sae_id in record.saes:
+            raise Conflict("Folder belongs to another release", f"{sae_id} in {now.location} stands in the record of {other}.")
+
+
+def _check_entry(sae_id: str, old: Record, before: Record, wanted: SaeRecord | None, now: Observed) -> None:
+    here, then = old.saes.get(sae_id), before.saes.get(sae_id)
+    if _same_entry(here, then) or _same_entry(here, wanted):
+        return
+    detail = f"The record of {old.release}/{sae_id} in {now.location} was changed since the plan looked. Make a new plan."
+    raise Conflict("Target changed meanwhile", detail)
+
+
+def _check_files(sae_id: str, upload: Upload, expect: Observed, now: Observed, old: Record) -> None:
+    here, then, wanted = now.folder(sae_id), expect.folder(sae_id), upload.record.files
+    if sae_id in old.pending:  # interrupted while it was put in place: any mixture of old, new and missing is our own
+        return
+    for name in sorted({*here, *then}):
+        if _same(here.get(name), then.get(name)) or (name in here and _same(here[name], wanted.get(name))):
+            continue
+        detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
+        raise Conflict("Target changed meanwhile", detail)
+
+
+def _collect(sae_id: str, upload: Upload, batch: Batch, now: Observed, old: Record, found: _Changes) -> None:
+    here = now.folder(sae_id)
+    recorded = old.saes[sae_id].files if sae_id in old.saes else {}
+    ours = sae_id in batch.replace or sae_id in old.pending
+    if unknown := sorted(set(upload.files) - set(upload.record.files)):
+        raise Refused("Batch and record differ", f"{sae_id}/{unknown[0]} is to be published but stands in no record.")
+    for name, digest in sorted(upload.record.files.items()):
+        path, there = f"{sae_id}/{name}", here.get(name)
+        if _same(there, digest):
+            continue
+        if there is not None and not ours and not _same(there, recorded.get(name)):
+            detail = f"{path} in {now.location} was not written by saesync; only --replace or --adopt may touch it."
+            raise Conflict("File is not ours", detail)
+        found.folders.add(sae_id)
+        if name in upload.files:
+            found.puts[path] = Put(upload.files[name], digest)
+        elif upload.copy_from is not None and _same(now.folder(upload.copy_from).get(name), digest):
+            found.copies[path] = f"{upload.copy_from}/{name}"
+        else:
+            detail = f"{path} should be kept or copied, but {now.location} does not hold it any more. Make a new plan."
+            raise Conflict("Target changed meanwhile", detail)
+    for name, digest in recorded.items():
+        if name not in upload.record.files and _same(here.get(name), digest):
+            found.folders.add(sae_id)
+            found.deletes.add(f"{sae_id}/{name}")
+
+
+def _remove(sae_id: str, expect: Observed, now: Observed, old: Record, found: _Changes) -> None:
+    here, then = now.folder(sae_id), expect.folder(sae_id)
+    for name, digest in sorted(here.items()):
+        if not _same(digest, then.get(name)):
+            detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
+            raise Conflict("Target changed meanwhile", detail)
+    for name, digest in old.saes[sae_id].files.items() if sae_id in old.saes else ():
+        if _same(here.get(name), digest):
+            found.folders.add(sae_id)
+            found.deletes.add(f"{sae_id}/{name}")
+
+
+def _same(one: FileDigest | None, other: FileDigest | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.same_bytes(other)
+
+
+def _same_entry(one: SaeRecord | None, other: SaeRecord | None) -> bool:
+    """Equal but for ``run``, the part that differs between two runs of the same work."""
+    if one is None or other is None:
+        return one is other
+    left, right = one.to_json(), other.to_json()
+    return canonical({**left, "run": None}) == canonical({**right, "run": None})
+
+
+def _text_of_card(now: Observed) -> str | None:
+    """The README found, if writing it back would not lose a byte of it.
+
+    Raises:
+        Refused: it is not UTF-8 text.
+    """
+    there = now.files.get(CARD_FILE)
+    if now.readme is None or there is None:
+        return None
+    if not there.same_bytes(digest_bytes(now.readme.encode())):
+        raise Refused("README is not text", f"{CARD_FILE} in {now.location} is not UTF-8. Save it as UTF-8 and run again.")
+    return now.readme
+
+
+def record_file(record: Record) -> str:
+    """Where the record stands in the target."""
+    return record_path(record.release)
