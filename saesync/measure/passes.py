@@ -2,9 +2,9 @@
 
 A changed pass differs from the clean one only from the hook on. So the blocks before it are not run again: while it lasts,
 they hand on the activation that the clean pass had there. This works alike for the three loaders (TransformerLens's own
-``start_at_layer`` exists in HookedTransformer only). It is not taken on trust: before the first use at a hook, a pass with the
-activation left as it is must give the clean logits; where it does not (models whose blocks share more than the residual
-stream), the whole model is run.
+``start_at_layer`` exists in HookedTransformer only). It is not taken on trust: before the first use at a hook, a made-up change
+there must give the logits that it gives when the whole model is run; where it does not (models whose blocks share more than the
+residual stream; hooks that hold the residual stream but are read by one part of a block only), the whole model is run.
 """
 
 from __future__ import annotations
@@ -144,10 +144,10 @@ class LanguageModel:
             for index in (layer - 1, layer)
             if 0 <= index < len(self.blocks)
         )
-        logits, seen = self.clean(tokens, hooks, near)
-        return {hook: self._route(tokens, hook, logits, seen) for hook in hooks if hook in seen.hooks}
+        _, seen = self.clean(tokens, hooks, near)
+        return {hook: self._route(tokens, hook, seen) for hook in hooks if hook in seen.hooks}
 
-    def _route(self, tokens: torch.Tensor, hook: str, logits: torch.Tensor, seen: Seen) -> Route:
+    def _route(self, tokens: torch.Tensor, hook: str, seen: Seen) -> Route:
         layer, value = layer_of(hook), seen.hooks[hook]
         candidates = []
         if layer is not None:
@@ -156,13 +156,15 @@ class LanguageModel:
             candidates = [Route(index + 1, direct=True, arity=_arity(seen.blocks[index])) for index in same]
             if layer - 1 in seen.blocks:
                 candidates.append(Route(layer, arity=_arity(seen.blocks[layer - 1])))
+        if not candidates or not value.is_floating_point():
+            return Route()
+        whole = self.changed(tokens, hook, Route(), _made_up, seen)
         for route in candidates:
             try:
-                again = self.changed(tokens, hook, route, lambda x: x, seen)
+                short = self.changed(tokens, hook, route, _made_up, seen)
             except _ROUTE_ERRORS:
                 continue
-            scale = float(logits.abs().max())
-            if again.shape == logits.shape and torch.allclose(again, logits, rtol=1e-4, atol=1e-5 * scale):
+            if short.shape == whole.shape and torch.allclose(short, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max())):
                 return route
         return Route()
 
@@ -198,6 +200,11 @@ def layer_of(hook: str) -> int | None:
     """The layer number in a hook's name, as SAELens reads it: the first ``.<int>`` segment."""
     found = _LAYER.search(hook)
     return None if found is None else int(found.group(1))
+
+
+def _made_up(x: torch.Tensor) -> torch.Tensor:
+    """A change that matters and keeps the activation's scale: every position gets half of the position before it."""
+    return x.roll(1, dims=1) * 0.5
 
 
 def _constant(output: Any) -> Callable[..., Any]:

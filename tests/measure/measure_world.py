@@ -14,6 +14,8 @@ from saesync.jobs import MeasureJob, MeasureSae
 # Notes of third parties to each other, raised while they are imported or told to load a model.
 THIRD_PARTY = (
     "ignore:The 'utils' module has been deprecated:DeprecationWarning",  # sae_lens imports transformer_lens.utils
+    "ignore:To copy construct from a tensor:UserWarning",  # ActivationsStore, of tokenised datasets
+    "ignore:Dataset is not tokenized:UserWarning",  # ActivationsStore, of text
 )
 D_MODEL, D_SAE, CONTEXT, VOCAB = 32, 96, 16, 120
 SPECIAL = ("<unk>", "<bos>", "<eos>", "<pad>")
@@ -49,7 +51,7 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     hf_logging.disable_progress_bar()
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=32, n_embd=D_MODEL, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3
+        vocab_size=VOCAB, n_positions=32, n_ctx=32, n_embd=D_MODEL, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3
     )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
@@ -67,7 +69,9 @@ def make_sae(folder: Path, architecture: str, hook: str, seed: int, **fields: An
     from sae_lens.registry import get_sae_class
 
     made, config = get_sae_class(architecture)
-    cfg = config.from_dict({"d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", **fields})
+    cfg = config.from_dict(
+        {"architecture": architecture, "d_in": D_MODEL, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", **fields}
+    )
     cfg.metadata.hook_name, cfg.metadata.prepend_bos, cfg.metadata.context_size = hook, True, CONTEXT
     sae: SAE[Any] = made(cfg)
     generator = torch.Generator().manual_seed(seed)
