@@ -36,6 +36,11 @@ def _clean_environment() -> None:
     }
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # huggingface_hub's plain LFS upload hands httpx2 a file in a way httpx2 deprecates.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>' to upload raw bytes/text content:DeprecationWarning")
+
+
 _clean_environment()
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -1928,10 +1928,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     hub.faults, hub.ratelimits, hub.windows = [], {}, {}
                 if d.get("repos"):
                     self.store.repos, self.store.moved = {}, {}
-                    for sub in ("repos", "lfs", "xet"):
+                    for sub in ("repos", "lfs"):     # xet chunks stay: clients remember which ones the store holds
                         shutil.rmtree(os.path.join(self.store.root, sub), ignore_errors=True)
                     os.makedirs(os.path.join(self.store.root, "lfs", "tmp"), exist_ok=True)
-                    self.store.xet_init()
                     self.store.save()
                 if d.get("config"):
                     self.store.config = dict(CONFIG)

@@ -35,7 +35,10 @@ class HubServer:
             return json.loads(reply.read())
 
     def wipe(self) -> None:
-        """As new: no repos, counters at zero, no faults, default configuration of this mode."""
+        """No repos, counters at zero, no faults, default configuration of this mode.
+
+        Xet chunks stay in the store, for clients remember them: content sent before the wipe is not sent again.
+        """
         self.admin("reset", {"repos": True, "config": True})
         self.admin("config", {"xet": "http" if self.mode == "xet" else "off"})
 
@@ -178,6 +181,7 @@ def running_hub(root: Path, mode: str = "lfs") -> Iterator[HubServer]:
     ready.unlink(missing_ok=True)
     program = [sys.executable, str(Path(__file__).with_name("hubserver.py")), "--root", str(root), "--ready-file", str(ready)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment["HF_HOME"] = str(root / "home")
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, env=environment) as process:
         try:
             limit = time.monotonic() + 30
