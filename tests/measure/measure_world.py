@@ -51,7 +51,15 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     hf_logging.disable_progress_bar()
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=VOCAB, n_positions=32, n_ctx=32, n_embd=D_MODEL, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2, pad_token_id=3
+        vocab_size=VOCAB,
+        n_positions=32,
+        n_ctx=32,
+        n_embd=D_MODEL,
+        n_layer=3,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
     )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():

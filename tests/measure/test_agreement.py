@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measure_world import CONTEXT, SAES, THIRD_PARTY
 
 from saesync.executors import validate
 from saesync.measure.metrics import METRICS
-
-from measure_world import CONTEXT, SAES, THIRD_PARTY
 
 pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
 SAME_NAME = {
