@@ -71,7 +71,7 @@ def _hooked(folder: Path, dtype: torch.dtype, kwargs: Mapping[str, object], devi
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        official = get_official_model_name(name or "")
+        official = get_official_model_name((name or "").removeprefix("openai-community/").removeprefix("distilbert/"))
     except ValueError as error:
         raise Refused(
             "HookedTransformer does not know the model",

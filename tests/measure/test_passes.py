@@ -1,0 +1,89 @@
+"""Passes that skip blocks give what whole passes give, with all three loaders, at every kind of hook."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from measure_world import THIRD_PARTY
+
+from saesync.measure.models import load_model
+from saesync.measure.passes import LanguageModel, Route
+
+pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
+HOOKS = {
+    "TransformerBridge": {
+        "blocks.0.hook_resid_pre": Route(),
+        "blocks.1.hook_resid_pre": Route(1, direct=True),
+        "blocks.1.hook_resid_mid": Route(1),
+        "blocks.1.hook_resid_post": Route(2, direct=True),
+        "blocks.2.hook_resid_post": Route(3, direct=True),
+        "blocks.2.hook_mlp_out": Route(2),
+        "blocks.2.attn.hook_z": Route(2),
+        # holds the residual stream, but only the attention reads it: giving it as the block's input would be wrong
+        "blocks.2.ln1.hook_in": Route(2),
+    },
+    "HookedTransformer": {
+        "hook_embed": Route(),
+        "blocks.1.hook_resid_pre": Route(1, direct=True),
+        "blocks.1.hook_resid_post": Route(2, direct=True),
+        "blocks.2.hook_mlp_out": Route(2),
+        "blocks.2.attn.hook_z": Route(2),
+    },
+    "AutoModelForCausalLM": {
+        "transformer.wte": Route(),
+        "transformer.h.1": Route(2, direct=True),
+        "transformer.h.2": Route(3, direct=True),
+        "transformer.h.2.mlp": Route(2),
+        "transformer.h.2.attn": Route(2),
+    },
+}
+
+
+def loaded(world: SimpleNamespace, loader: str) -> LanguageModel:
+    return load_model(world.model, loader, "float32", {}, torch.device("cpu"), "gpt2")
+
+
+@pytest.mark.parametrize("loader", HOOKS)
+@torch.no_grad()
+def test_skipping_blocks_changes_nothing(world: SimpleNamespace, loader: str) -> None:
+    model = loaded(world, loader)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(4, 120, (3, 16), generator=generator)
+    routes = model.routes(tokens[:1], frozenset(HOOKS[loader]))
+    assert routes == HOOKS[loader]
+    before, seen = model.clean(tokens, frozenset(routes), frozenset(range(len(model.blocks))))
+    for hook, route in routes.items():
+        noise = torch.randn(seen.hooks[hook].shape, generator=generator)
+        whole = model.changed(tokens, hook, Route(), lambda x, noise=noise: x + noise, seen)
+        short = model.changed(tokens, hook, route, lambda x, noise=noise: x + noise, seen)
+        assert torch.equal(short, whole), hook
+        assert not torch.allclose(whole, before), hook
+    after, _ = model.clean(tokens, frozenset())
+    assert torch.equal(after, before)  # nothing of ours is left in the model
+
+
+@torch.no_grad()
+def test_a_model_whose_blocks_share_more_than_the_stream_is_run_whole(world: SimpleNamespace) -> None:
+    """The last block takes something that the first one left in the same pass, as in models that share keys and values."""
+    model = loaded(world, "AutoModelForCausalLM")
+    left: list[torch.Tensor] = []
+    first, _, last = model.blocks
+    forward = first.forward
+
+    def leaving(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        left.append(hidden)
+        return forward(hidden, *args, **kwargs)
+
+    first.__dict__["forward"] = leaving
+    last.register_forward_pre_hook(lambda _module, args: (args[0] + left.pop(), *args[1:]))
+    tokens = torch.randint(4, 120, (1, 16), generator=torch.Generator().manual_seed(0))
+    assert model.routes(tokens, frozenset({"transformer.h.1"})) == {"transformer.h.1": Route()}
+    assert first.__dict__["forward"] is leaving
+
+
+def test_a_hook_that_does_not_fire_is_absent(world: SimpleNamespace) -> None:
+    _, seen = world.loaded.clean(torch.tensor([[1, 5, 6]]), frozenset({"blocks.1.hook_mlp_in", "blocks.1.hook_resid_post"}))
+    assert set(seen.hooks) == {"blocks.1.hook_resid_post"}
