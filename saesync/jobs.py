@@ -34,9 +34,13 @@ class ConvertJob:
 
 @dataclass(frozen=True, slots=True)
 class ConvertResult:
-    """``proof`` is flat JSON: max differences, tolerances, rows compared, feature scale, cast differences, versions."""
+    """``proof`` is flat JSON: max differences, tolerances, rows compared, feature scale, cast differences, versions.
+
+    ``digests`` are those of the written files, taken while they were written (``FileDigest.to_json`` by name); empty after adopt.
+    """
 
     proof: Mapping[str, Json]
+    digests: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 WIDTHS: Mapping[str, int] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 # One working block. Several are alive at a time (one being made, one being written), all far under 1 GiB.
-BLOCK_BYTES = 64 << 20
-_TILE = 256
+BLOCK_BYTES = 96 << 20
+# Small enough for the second-level cache and for torch to copy it in one thread (its parallel grain is 32,768 elements):
+# handing every tile to two threads costs more than copying it.
+_TILE = 128
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,8 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
     d_in, d_sae = _count(flat, "d_in"), _count(flat, "d_sae")
     transcoder = architecture in TRANSCODERS
     norm = _norm(flat.get("normalize_activations"))
-    if transcoder and norm not in ("none", SCALED):
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: a transcoder with normalize_activations {norm!r} is not undone.")
+    if transcoder and norm != "none":
+        raise Refused("Cannot be expressed in SAELens", f"{CFG}: SAELens does not undo {norm!r} in a transcoder's output.")
     if architecture in BATCH and norm not in ("none", SCALED):
         raise Refused("Cannot be expressed in SAELens", f"{CFG}: {architecture} with {norm!r} has no known threshold units.")
     subtract = _flag(flat, "apply_b_dec_to_input", default=not transcoder)

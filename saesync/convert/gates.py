@@ -1,0 +1,104 @@
+"""Comparing two forward passes: how large differences may be, and which changes of support rounding explains.
+
+Bounds follow the error of a dot product of length d_in computed with unit roundoff eps: a feature that fires on both sides may
+differ by ``4 eps sqrt(d_in)`` of itself, or by ``8 eps |z||w|`` where terms cancel; a feature may switch only when its
+pre-activation lies within ``8 eps (|z||w| + |b| + |threshold|)`` of the threshold (of the k-th largest for TopK).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saesync.convert.stock import Stock
+
+if TYPE_CHECKING:
+    import torch
+
+EXACT = 1e-10  # two float64 computations of one function; what is measured is about 1e-15
+EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# Fraction of variance of the reconstruction that storing and computing in a dtype may cost.
+FVU_LIMIT = {"float64": 1e-9, "float32": 1e-9, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclass(slots=True)
+class Tally:
+    """Worst differences so far. ``feature`` and ``reconstruction`` are relative to their row's scale; ``excess`` is the worst
+    feature difference over its bound; ``switched`` counts support changes, ``unexplained`` those rounding does not explain."""
+
+    feature: float = 0.0
+    reconstruction: float = 0.0
+    excess: float = 0.0
+    switched: int = 0
+    unexplained: int = 0
+    rows: int = 0
+    residual: float = 0.0
+    variance: float = 0.0
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of the reference's variance that the other side does not explain."""
+        return 0.0 if self.residual == 0 else self.residual / max(self.variance, 1e-300)
+
+
+class Gate:
+    """Differences between a reference and another forward pass, judged at one precision.
+
+    ``stock`` is the float64 SAE whose weights give the scale of rounding errors.
+    """
+
+    def __init__(self, stock: Stock, epsilon: float) -> None:
+        self._stock = stock
+        self._epsilon = epsilon
+        self._widths = stock.column_norms()
+        self._median = self._widths.median().item()
+        self._levels = stock.offsets().abs() + stock.thresholds().abs()
+        self._bias = stock.input_bias().norm().item()
+        self._base = stock.b_dec.abs().max().item()
+        self.tally = Tally()
+
+    def compare(
+        self, x: torch.Tensor, reference: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        """Take in some rows: (features, reconstruction) of both sides for the float64 inputs ``x``."""
+        tally = self.tally
+        f, r = reference
+        g, s = other[0].double(), other[1].double()
+        size = x.norm(dim=1) if not self._stock.per_token_norm else x.new_full((len(x),), self._stock.d_in**0.5)
+        slack = 8 * self._epsilon * ((size + self._bias)[:, None] * self._widths + self._levels)
+        if self._stock.rescales:
+            slack = slack * self._stock.decoder_norms()
+        difference = (f - g).abs()
+        switched = (f != 0) != (g != 0)
+        bound = 4 * self._epsilon * math.sqrt(self._stock.d_in) * f.abs() + slack
+        both = difference.masked_fill(switched & g.isfinite(), 0.0)
+        tally.excess = _worst(tally.excess, both / bound.clamp(min=1e-300))
+        scale = (f.abs().amax(dim=1) + size * self._median).clamp(min=1e-300)
+        tally.feature = _worst(tally.feature, both / scale[:, None])
+        height = r.abs().amax(dim=1).clamp(min=max(self._base, 1e-300))
+        tally.reconstruction = _worst(tally.reconstruction, (r - s).abs() / height[:, None])
+        tally.residual += (r - s).square().sum().item()
+        tally.variance += (r - r.mean(dim=0)).square().sum().item()
+        tally.rows += len(x)
+        count = int(switched.sum())
+        if count:
+            tally.switched += count
+            tally.unexplained += int((switched & (self._distance(x) > slack)).sum())
+
+    def _distance(self, x: torch.Tensor) -> torch.Tensor:
+        """How far each pre-activation is from the point where its feature switches. ``[n, d_sae]``"""
+        _, h = self._stock.pre_activations(x)
+        if self._stock.k is None:
+            return (h - self._stock.thresholds()).abs()
+        signed = self._stock.architecture == "abstopk"
+        g = h.abs() if signed else h
+        edge = g.topk(min(self._stock.k + 1, g.shape[1]), dim=1).values[:, -2:]
+        distance = (g[:, :, None] - edge[:, None, :]).abs().amin(dim=2)
+        return distance if signed else distance.minimum(g.abs())
+
+
+def _worst(known: float, found: torch.Tensor) -> float:
+    """The larger one; NaN is worse than anything, and ``max`` would drop it."""
+    value = found.amax().item() if found.numel() else 0.0
+    return math.inf if math.isnan(value) else max(known, value)

@@ -1,0 +1,194 @@
+"""The proof: what stock SAELens computes from the converted folder is what the authors' code computes from the source.
+
+Two comparisons, so that a wrong function cannot hide behind rounding. First the *function*: SAELens's classes in float64
+against the format's ``reference``, on adversarial and on real rows, to 1e-10. Where storing rounds (a narrower dtype, or folded
+weights), SAELens gets the unrounded tensors for this. Second the *cast*: the folder as users load it, against the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
+from saesync.convert.rows import Rows, make_rows
+from saesync.convert.stock import Stock
+from saesync.convert.writer import is_exact
+from saesync.errors import ProofFailed
+from saesync.formats._bytes import LocalBytes
+from saesync.formats._safetensors import parse
+from saesync.formats.base import Format, SourceFiles, Weights
+from saesync.model import WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+_BATCH_BYTES = 64 << 20  # of one [rows, d_sae] float64 matrix; a forward pass holds about six
+_ALONE = 3
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The original: its format, files and options."""
+
+    format: Format
+    files: SourceFiles
+    options: Any
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The authors' features and output, float64."""
+        return self.format.reference(self.files, self.options, x)
+
+
+def prove(
+    source: Source,
+    weights: Weights,
+    out: Path,
+    dtype: str,
+    metadata: Mapping[str, Any],
+    real: torch.Tensor | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compare folder ``out`` (written from ``weights`` as ``dtype``) with the source; returns the flat proof.
+
+    ``max_feature_diff`` and ``max_reconstruction_diff`` are relative to the largest value of their row; ``cast_*`` say what
+    storing and computing in ``dtype`` costs. ``real [n, d_in]`` are activations at the hook.
+
+    Raises:
+        ProofFailed: with the numbers.
+    """
+    exact = is_exact(weights, dtype)
+    function = Stock(out, "float64", None if exact else weights)
+    as_used = Stock(out, dtype)
+    _check_survival(as_used, weights, metadata)
+    rows = make_rows(function, real)
+    gate, cast = Gate(function, EPSILON["float64"]), Gate(function, EPSILON[dtype])
+    for part in _batches(rows, function.d_sae):
+        x, plain = rows.x[part], rows.plain[part]
+        ours = function.forward(x)
+        gate.compare(x, source.forward(x), ours)
+        if bool(plain.any()):
+            cast.compare(x[plain], (ours[0][plain], ours[1][plain]), as_used.forward(x[plain]))
+        if progress is not None:
+            progress(min(part.stop, len(rows.x)), len(rows.x))
+    proof = _report(gate, rows) | _cast_report(cast, dtype, exact) | {"batch_diff": _batch_difference(function, rows)}
+    _judge(proof, dtype)
+    return proof
+
+
+def prove_published(source: Source, published: Path, real: torch.Tensor | None = None) -> dict[str, Any]:
+    """Whether a folder somebody else wrote is the source's function, to the precision its weights are stored in.
+
+    Raises:
+        ProofFailed: with the numbers.
+        Refused: the folder's weights are damaged.
+    """
+    stored = {extent.info.dtype for extent in parse(LocalBytes(published / WEIGHTS_FILE), WEIGHTS_FILE).values()}
+    dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
+    function = Stock(published, "float64")
+    rows = make_rows(function, real)
+    gate = Gate(function, EPSILON[dtype])
+    for part in _batches(rows, function.d_sae):
+        x = rows.x[part]
+        reference = source.forward(x)
+        ours = function.forward(x)
+        if reference[0].shape != ours[0].shape or reference[1].shape != ours[1].shape:
+            raise ProofFailed("Not the same function", "The published SAE has other dimensions than the source.")
+        gate.compare(x, reference, ours)
+    tally = gate.tally
+    proof = _report(gate, rows) | {"dtype": dtype, "tolerance": EPSILON[dtype], "excess": tally.excess, "fvu": tally.fvu}
+    if not (tally.excess <= 1 and tally.unexplained == 0 and tally.fvu <= FVU_LIMIT[dtype]):
+        raise ProofFailed("Not the same function", f"The published SAE is not the source's function: {_numbers(proof)}.")
+    return proof
+
+
+def _batches(rows: Rows, d_sae: int) -> Iterator[slice]:
+    step = max(1, _BATCH_BYTES // (8 * d_sae))
+    return (slice(start, start + step) for start in range(0, len(rows.x), step))
+
+
+def _check_survival(stock: Stock, weights: Weights, metadata: Mapping[str, Any]) -> None:
+    """SAELens drops fields it does not know and metadata it does not trust, without a word."""
+    kept, cfg = stock.metadata(), stock.cfg()
+    for name, value in metadata.items():
+        if kept.get(name) != value:
+            raise ProofFailed("Metadata is lost", f"SAELens reads metadata {name} as {kept.get(name)!r}, written was {value!r}.")
+    for name in ("architecture", "d_in", "d_sae", "d_out", "k", "rescale_acts_by_decoder_norm"):
+        if name in weights.cfg and cfg.get(name) != weights.cfg[name]:
+            raise ProofFailed("Config is lost", f"SAELens reads {name} as {cfg.get(name)!r}, written was {weights.cfg[name]!r}.")
+
+
+def _batch_difference(stock: Stock, rows: Rows) -> float:
+    """A row must have the same features alone and in company: batch-coupled activations (BatchTopK in training form) do not."""
+    x = rows.x[: 8 * _ALONE]
+    together = stock.encode(x)
+    worst = 0.0
+    for index in range(min(_ALONE, len(x))):
+        alone = stock.encode(x[index : index + 1])[0]
+        scale = max(together[index].abs().max().item(), 1e-300)
+        worst = max(worst, (alone - together[index]).abs().max().item() / scale)
+    return worst
+
+
+def _report(gate: Gate, rows: Rows) -> dict[str, Any]:
+    import torch
+
+    tally = gate.tally
+    return {
+        "max_feature_diff": tally.feature,
+        "max_reconstruction_diff": tally.reconstruction,
+        "support_changes": tally.unexplained,
+        "support_ties": tally.switched - tally.unexplained,
+        "rows": tally.rows,
+        "real_rows": rows.real,
+        "tolerance": EXACT,
+        "feature_scale": "raw",
+        "sae_lens": version("sae-lens"),
+        "torch": torch.__version__,
+    }
+
+
+def _cast_report(gate: Gate, dtype: str, exact: bool) -> dict[str, Any]:
+    tally = gate.tally
+    return {
+        "dtype": dtype,
+        "exact_storage": exact,
+        "cast_max_feature_diff": tally.feature,
+        "cast_feature_excess": tally.excess,
+        "cast_fvu": tally.fvu,
+        "cast_support_changes": tally.switched,
+        "cast_support_unexplained": tally.unexplained,
+        "cast_rows": tally.rows,
+    }
+
+
+def _judge(proof: Mapping[str, Any], dtype: str) -> None:
+    # Written so that a NaN fails.
+    same = max(proof["max_feature_diff"], proof["max_reconstruction_diff"]) <= EXACT and proof["support_changes"] == 0
+    if not same:
+        raise ProofFailed(
+            "Not the same function", f"The converted SAE is not the authors' function: {_numbers(proof)}. Nothing is published."
+        )
+    if not proof["batch_diff"] <= EXACT:
+        raise ProofFailed(
+            "Depends on its batch", f"Features of a row change by {proof['batch_diff']:.1e} with the rows beside it."
+        )
+    kept = proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and proof["cast_fvu"] <= FVU_LIMIT[dtype]
+    if not kept:
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in proof.items() if name.startswith("cast_"))
+        raise ProofFailed("Cast loses too much", f"In {dtype} the SAE differs beyond rounding: {shown}. Choose a wider dtype.")
+
+
+def _numbers(proof: Mapping[str, Any]) -> str:
+    feature, output = proof["max_feature_diff"], proof["max_reconstruction_diff"]
+    worst = f"features differ by up to {feature:.2e}, outputs by {output:.2e} (relative)"
+    if math.isinf(max(feature, output)):
+        worst = "some numbers are infinite or not numbers at all"
+    switched = f"{proof['support_changes']} features switch in {proof['rows']} rows"
+    return f"{worst}, {switched}; tolerance {proof['tolerance']:.0e}"

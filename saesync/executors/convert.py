@@ -1,0 +1,84 @@
+"""Convert one SAE and prove it. Runs in a worker process without network and tokens: everything is in the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saesync.convert.proof import Source, prove, prove_published
+from saesync.convert.writer import write_sae
+from saesync.errors import Missing, Refused
+from saesync.formats import get, make_options
+from saesync.formats.base import SourceFiles
+from saesync.jobs import AdoptJob, ConvertJob, ConvertResult, Json
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+
+def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
+    """Write ``job.out`` and prove it. ``progress`` is told bytes: half of the total are written, half are proved.
+
+    Raises:
+        Refused: the source is unsafe, damaged, or not expressible in SAELens.
+        ProofFailed: the result is not the authors' function, or stock SAELens loses part of it.
+        Missing: a file of the job is not there.
+    """
+    source = _source(job.format, job.options, job.files)
+    weights = source.format.read(source.files, source.options)
+    size = 0
+
+    def written(done: int, total: int) -> None:
+        nonlocal size
+        size = total
+        if progress is not None:
+            progress(done, 2 * total)
+
+    def proved(done: int, total: int) -> None:
+        if progress is not None:
+            progress(size + size * done // total, 2 * size)
+
+    out = Path(job.out)
+    digests = write_sae(weights, out, job.dtype, job.cfg, job.metadata, written)
+    real = _activations(job.activations, weights.cfg["d_in"])
+    proof = prove(source, weights, out, job.dtype, job.metadata, real, proved)
+    return ConvertResult(proof, {name: digest.to_json() for name, digest in digests.items()})
+
+
+def adopt(job: AdoptJob) -> ConvertResult:
+    """Prove that a published folder is the source's function; its bytes stay as they are.
+
+    Raises:
+        Refused: the source or the folder is unsafe, damaged, or not expressible in SAELens.
+        ProofFailed: they are different functions.
+        Missing: a file of the job is not there.
+    """
+    source = _source(job.format, job.options, job.files)
+    source.format.read(source.files, source.options)  # refuses what a conversion would refuse
+    return ConvertResult(prove_published(source, Path(job.published)))
+
+
+def _source(name: str, options: Mapping[str, Json], files: Mapping[str, str]) -> Source:
+    paths = {key: Path(path) for key, path in files.items()}
+    for path in paths.values():
+        if not path.is_file():
+            raise Missing("Source file is gone", f"{path} is not there any more. Run apply again; it is fetched anew.")
+    chosen = get(name)
+    return Source(chosen, SourceFiles(paths), make_options(chosen, options))
+
+
+def _activations(path: str | None, d_in: int) -> torch.Tensor | None:
+    if path is None:
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stored:
+        found: torch.Tensor = stored.get_tensor("x")
+    if found.dim() != 2 or found.shape[1] != d_in:
+        raise Refused(
+            "Hook does not fit", f"Activations at the hook are {found.shape[-1]} wide, the SAE reads {d_in}. Is the hook right?"
+        )
+    return found
