@@ -1,4 +1,4 @@
-"""The demo on its smallest recipe: what it makes is real, is found again, survives being killed, and spares what is not its own."""
+"""The demo on its smallest recipe: what it makes is real, is found again, survives being killed, spares what is not its own."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_manifests_of_the_demo_are_valid(tmp_path: Path) -> None:
 
 
 def test_manifests_for_another_target(own_tiny_world: TinyWorld) -> None:
-    files = own_tiny_world.write_manifests("hub", {"huggingface": "acme/tiny", "private": "true"})
-    for release in load(files):
+    own_tiny_world.publish_to({"huggingface": "acme/tiny", "private": "true"})
+    for release in load([own_tiny_world.good, own_tiny_world.failing]):
         assert release.publish is not None
         assert (release.publish.target, release.publish.location, release.publish.private) == ("huggingface", "acme/tiny", True)
 

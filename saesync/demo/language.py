@@ -137,4 +137,4 @@ def _rate(step: int, steps: int) -> float:
     warm_up = max(1, steps // 20)
     if step < warm_up:
         return (step + 1) / warm_up
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -60,8 +60,13 @@ JOBS: Mapping[str, Job] = MappingProxyType(
 
 
 def _prepare() -> None:
-    """All cores for this process alone (unless the user said how many), and no bars of others in its log."""
+    """All cores for this process alone (unless the user said how many), and no bars of others in its log.
+
+    Threads that wait asleep instead of spinning: on matrices this small, spinning costs ten times the work itself as soon
+    as another program wants a core. OpenMP reads the setting when torch is first imported.
+    """
     os.environ["TQDM_DISABLE"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:

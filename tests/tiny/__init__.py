@@ -78,12 +78,9 @@ class TinyWorld:
     def failing(self) -> Path:
         return self.folder / "manifests" / "failing.yaml"
 
-    def write_manifests(self, name: str, publish: Mapping[str, str]) -> tuple[Path, Path]:
-        """Both manifests in a folder ``name`` of the world, with another target, e.g. ``{"huggingface": "acme/tiny"}``."""
-        folder = self.folder / name
-        folder.mkdir()
-        write_manifests(folder, TINY, publish)
-        return folder / "good.yaml", folder / "failing.yaml"
+    def publish_to(self, target: Mapping[str, str]) -> None:
+        """Write both manifests anew, for another target: ``{"huggingface": "acme/tiny", "private": "true"}``. Own copies only."""
+        write_manifests(self.folder / "manifests", TINY, target)
 
     def copy(self, folder: Path) -> TinyWorld:
         """An independent copy in a folder that does not exist yet."""
