@@ -9,6 +9,7 @@ import torch
 
 from saesync.errors import Diagnostic
 from saesync.measure.passes import LanguageModel, Seen, layer_of
+from saesync.measure.reasons import reason
 from saesync.measure.saes import LoadedSae
 
 _APPLY_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError)
@@ -49,8 +50,7 @@ def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: See
     try:
         output = sae.coded(x, torch.ones_like(tokens, dtype=torch.bool), dense).output
     except _APPLY_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
-        return Diagnostic("SAE cannot be applied", f"{sae.address}: SAELens cannot run it on {sae.site.hook!r}: {reason}.")
+        return Diagnostic("SAE cannot be applied", f"{sae.address}: SAELens cannot run it on {sae.site.hook!r}: {reason(error)}.")
     if output.shape != x.shape:
         shapes = f"{output.shape[-1]} numbers for an activation of {x.shape[-1]}"
         return Diagnostic("SAE cannot be applied", f"{sae.address} reconstructs {shapes}; these must be equal.")

@@ -18,6 +18,7 @@ from saesync.errors import Missing, Refused, SaesyncError
 from saesync.measure.folder import check_folder
 from saesync.measure.loaders import PROCESSING, check_loader
 from saesync.measure.passes import LanguageModel
+from saesync.measure.reasons import reason
 
 # What transformers and TransformerLens raise for folders they cannot make a model of.
 _LOAD_ERRORS = (
@@ -50,8 +51,7 @@ def load_model(
         except torch.OutOfMemoryError as error:
             raise Missing("Not enough memory", f"The model in {folder} does not fit on {device}. Use a larger device.") from error
         except _LOAD_ERRORS as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
-            raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {reason}.") from error
+            raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {reason(error)}.") from error
         return LanguageModel.of(module.eval(), _text_config(folder), device)
 
 

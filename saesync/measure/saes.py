@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from saesync.errors import Missing, Refused
 from saesync.jobs import MeasureSae
+from saesync.measure.reasons import reason
 from saesync.measure.sites import Site
 from saesync.model import SAE_FILES
 
@@ -85,8 +86,7 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
     try:
         sae: Any = SAE.load_from_disk(folder, device=str(device), dtype="float32")
     except _LOAD_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
-        raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason}.") from error
+        raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason(error)}.") from error
     architecture = sae.cfg.architecture()
     if hasattr(sae.cfg, "d_out"):
         raise Refused(
