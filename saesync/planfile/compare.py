@@ -37,6 +37,7 @@ def compare(saved: Saved, now: Plan) -> list[Difference]:
     """
     present = {key_of_item(item): item for item in now.items}
     saes = {sae.address: sae for release in now.releases for sae in release.saes}
+    effects = _effects(saved)
     found: list[Difference] = []
     for old in saved["items"]:
         item = present.get((old["release"], old["id"] or "", old.get("section") or ""))
@@ -45,7 +46,8 @@ def compare(saved: Saved, now: Plan) -> list[Difference]:
             if str(StepKind.DELETE) not in old["steps"]:
                 found.append(Difference(address, "is not in the plan any more"))
             continue
-        found += _asked(old, item, saes.get(item.address)) or _observed(old, item) or _steps(old, item)
+        asked = _asked(old, item, saes.get(item.address))
+        found += [*asked, *_observed(old, item, effects, bool(asked))] or _steps(old, item)
     return _folded(found)
 
 
@@ -139,10 +141,30 @@ def _place(name: str, item: Item, sae: Sae | None) -> str | None:
 # ------------------------------------------------------------------------------------------------- what is observed
 
 
-def _observed(old: Saved, item: Item) -> list[Difference]:
+@dataclass(frozen=True, slots=True)
+class _Effects:
+    """What the saved plan's steps do beside the SAEs: targets they create, releases whose card they write."""
+
+    places: frozenset[Any]
+    cards: frozenset[str]
+
+
+def _effects(saved: Saved) -> _Effects:
+    writers = {StepKind.PUBLISH, StepKind.DELETE}
+    return _Effects(
+        frozenset(old["basis"].get("asked.target") for old in saved["items"] if StepKind.CREATE in old["steps"]),
+        frozenset(old["release"] for old in saved["items"] if writers & set(old["steps"])),
+    )
+
+
+def _observed(old: Saved, item: Item, effects: _Effects, reasked: bool) -> list[Difference]:
     before, after = _part(old["basis"], OBSERVED), _part(item.basis, OBSERVED)
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    if not differing or _own_progress(old, item, differing):
+    if item.id is None:
+        differing -= _own_effects(item, effects)
+    elif _own_progress(old, item, differing, reasked):
+        return []
+    if not differing:
         return []
     was, now = _state(before, old["basis"]), _state(after, old["basis"])
     what = _words(before, after, differing) if item.id is None or was == now else f"was {was}, now {now}"
@@ -150,24 +172,30 @@ def _observed(old: Saved, item: Item) -> list[Difference]:
     return [Difference(item.address, what, None if at is None else str(at))]
 
 
-def _own_progress(old: Saved, item: Item, differing: set[str]) -> bool:
-    """Whether what is there now is what the saved plan's own steps make."""
-    before, after = old["basis"], item.basis
-    if item.id is None:
-        made = StepKind.CREATE in old["steps"] and after.get("observed.exists") is True and item.status is not Status.HELD
-        own = {"observed.exists", "observed.visibility"} if made else set()
-        if after.get("observed.card") == after.get("asked.card"):
-            own.add("observed.card")
-        return differing <= own
+def _own_effects(item: Item, effects: _Effects) -> set[str]:
+    """What may differ of a release as a whole because of the saved plan's own steps."""
+    basis = item.basis
+    own: set[str] = set()
+    if basis.get("asked.target") in effects.places and basis.get("observed.exists") is True and item.status is not Status.HELD:
+        own |= {"observed.exists", "observed.visibility"}
+    if item.release in effects.cards or basis.get("observed.card") == basis.get("asked.card"):
+        own.add("observed.card")
+    return own
+
+
+def _own_progress(old: Saved, item: Item, differing: set[str], reasked: bool) -> bool:
+    """Whether what is there now of an SAE is what the saved plan's own steps make.
+
+    When the manifest asks for something else by now (``reasked``), what those steps made cannot be current any more, and
+    is own progress all the same.
+    """
     if StepKind.DELETE in old["steps"]:  # stopped half-way: what is left may still go
         return StepKind.DELETE in item.steps and differing <= {"observed.files"}
-    if StepKind.PUBLISH not in old["steps"]:
+    planned = old["basis"].get("asked.build_key")
+    if StepKind.PUBLISH not in old["steps"] or planned is None:
         return False
-    planned = before.get("asked.build_key")
-    if planned is None or planned != after.get("asked.build_key"):
-        return False
-    done = after.get("observed.build_key") == planned and item.status in _SETTLED
-    return done or after.get("observed.pending") == planned
+    done = item.basis.get("observed.build_key") == planned and (reasked or item.status in _SETTLED)
+    return done or item.basis.get("observed.pending") == planned
 
 
 def _state(observed: Basis, planned: Mapping[str, Any]) -> str:

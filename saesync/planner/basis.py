@@ -34,7 +34,7 @@ def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
         "asked.choice": choice,
         **_observed(case.place, case.entry, case.files),
         "observed.pending": case.record.pending.get(case.sae.id) if case.record is not None else None,
-        "observed.others": ", ".join(case.place.others(case.release.name, case.sae.id)) or None,
+        "observed.others": ", ".join(case.others) or None,
     }
     if case.wanted.blocked is not None:
         basis["asked.blocked"] = str(case.wanted.blocked.code)

@@ -26,6 +26,8 @@ class Place:
 
     def others(self, release: str, folder: str) -> list[str]:
         """Other releases that record this folder, one above it or one inside it; case and Unicode form do not count."""
+        if not self.observed.records.keys() - {release}:
+            return []
         folded = fold(folder)
         found = self.owners.get(folded, set()) | self.owners_inside.get(folded, set())
         for end in _slashes(folded):
@@ -87,6 +89,7 @@ class Case:
     damage: Reason | None
     build_key: str | None
     measure_key: str | None
+    others: tuple[str, ...]
     adopt: bool
     replace: bool
     spares: Mapping[str, str]
@@ -178,6 +181,7 @@ def make_case(release: Release, sae: Sae, wanted: Wanted, place: Place, spares: 
         None if entry is None else damage(entry, files),
         None if inputs is None else inputs.build_key,
         None if inputs is None else inputs.measure_key,
+        tuple(place.others(release.name, sae.id)),
         matches(choices.adopt, sae.address),
         matches(choices.replace, sae.address),
         spares,

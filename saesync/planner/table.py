@@ -45,8 +45,7 @@ def locked(case: Case) -> Decision | None:
 
 def taken(case: Case) -> Decision | None:
     """The folder belongs to another release."""
-    others = case.place.others(case.release.name, case.sae.id)
-    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": others[0]})) if others else None
+    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": case.others[0]})) if case.others else None
 
 
 def blocked(case: Case) -> Decision | None:

@@ -1,0 +1,338 @@
+"""Plan files: their form, what is read from them, and what makes them stale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planning import BOUND, HUB, SPEC, World, entry_of, golden, inputs_of, published, release, sae, wanted_of
+
+from saesync.digest import digest_bytes
+from saesync.errors import Missing, Origin, PlanStale, Refused
+from saesync.model import WEIGHTS_FILE, PublishSpec, Reason, ReasonCode
+from saesync.planfile import Difference, check, compare, plan_json, read, show_json, write
+from saesync.record import Record
+
+A = "res/layer_0"
+
+
+def saved_of(world: World, **choices: tuple[str, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(plan_json(world.plan(**choices))))
+    return found
+
+
+def said(saved: dict[str, Any], world: World, **choices: tuple[str, ...]) -> list[tuple[str, str]]:
+    return [(found.address, found.what) for found in compare(saved, world.plan(**choices))]
+
+
+# ------------------------------------------------------------------------------------------------------- the form
+
+
+def test_form_and_totals() -> None:
+    world = published(release(ids=["layer_0", "layer_1", "layer_2"]))
+    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("register", Origin("m.yaml", 30, 1)),))]
+    world.wanted["res/layer_3"] = wanted_of(world.releases[0].saes[2])
+    data = plan_json(world.plan(), asked={"paths": ["manifests"]})
+    assert (data["type"], data["version"]) == ("saesync-plan", 1)
+    assert data["asked"] == {"paths": ["manifests"], "roots": [], "only": [], "adopt": [], "replace": [], "prune": []}
+    assert data["totals"] == {"saes": 3, "card": 1, "current": 2, "held": 1, "orphaned": 1, "publish": 1}
+    new = next(item for item in data["items"] if item["id"] == "layer_3")
+    assert new["verb"] == "publish"
+    assert new["steps"] == ["fetch", "convert", "validate", "publish"]
+    assert new["source"] == {"repo": "acme/raw", "revision": "a" * 40, "path": "layer_3/ae.pt", "format": "goodfire"}
+    assert data["releases"][0]["location"] == HUB
+
+
+def test_written_and_read_back(tmp_path: Path) -> None:
+    world = World([release()])
+    path = tmp_path / "plan.json"
+    write(path, world.plan())
+    assert read(path) == saved_of(world)
+    write(path, plan_json(world.plan(), asked={"only": ["res/*"]}))
+    assert read(path)["asked"]["only"] == ["res/*"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
+
+
+def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
+    saved = saved_of(World([release()]))
+    change(saved)
+    return json.dumps(saved).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\x80\x04", "It is not JSON"),
+        (b"[" * 100_000, "It is not JSON"),
+        (b"[]", "It is not a plan"),
+        (b'{"type": "saesync-plan", "version": 2}', "version 2, this saesync reads version 1"),
+        (broken(lambda saved: saved.pop("digest")), '"digest"'),
+        (broken(lambda saved: saved.update(asked={"paths": [1]})), '"asked"'),
+        (broken(lambda saved: saved.update(items={})), '"items"'),
+        (broken(lambda saved: saved["items"].append("x")), "item 3"),
+        (broken(lambda saved: saved["items"][0].update(steps=[1])), "item 1"),
+        (broken(lambda saved: saved["items"][0]["basis"].update(at=[[]])), "item 1"),
+        (broken(lambda saved: saved["items"][1].update(id=7)), "item 2"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_words(tmp_path: Path, data: bytes, says: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(data)
+    with pytest.raises(Refused, match="Plan file is unreadable") as caught:
+        read(path)
+    assert says in caught.value.diagnostics[0].detail
+    assert caught.value.diagnostics[0].detail.endswith(".")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Missing, match="saesync plan --out"):
+        read(tmp_path / "plan.json")
+
+
+# ---------------------------------------------------------------------------------------------- what is asked differs
+
+
+def test_a_changed_threshold_is_named_with_its_place() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    easier = replace(BOUND, bound=0.6)
+    world.releases = [release(saes=(sae(validate=replace(SPEC, require=(easier,))),))]
+    world.wanted[A] = wanted_of(world.releases[0].saes[0])
+    assert compare(saved, world.plan()) == [Difference(A, "explained_variance min 0.7 → 0.6", "manifests/gemma.yaml:25:25")]
+    world.releases = [release(saes=(sae(validate=replace(SPEC, require=())),))]
+    world.wanted[A] = wanted_of(world.releases[0].saes[0])
+    assert said(saved, world) == [(A, "explained_variance min 0.7 → none")]
+
+
+def test_a_changed_input_is_named_with_its_place() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    asked = sae(validate=replace(SPEC, tokens=7), dtype="bfloat16", origins={"validate.tokens": Origin("m.yaml", 5, 6)})
+    world.releases = [release(saes=(asked,))]
+    world.wanted[A] = wanted_of(asked)
+    assert compare(saved, world.plan()) == [
+        Difference(A, "validate.tokens 204800 → 7", "m.yaml:5:6"),
+        Difference(A, "dtype float32 → bfloat16", "manifests/gemma.yaml:9:3"),
+    ]
+
+
+def test_a_change_to_what_was_current_is_named_too() -> None:
+    world = published()
+    saved = saved_of(world)
+    asked = sae(dtype="bfloat16")
+    world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
+    assert said(saved, world) == [(A, "other weights are asked for")]
+    asked = sae(validate=replace(SPEC, tokens=7))
+    world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
+    assert said(saved, world) == [(A, "other measurements are asked for")]
+
+
+@pytest.mark.parametrize(
+    ("publish", "what"),
+    [
+        (PublishSpec("huggingface", HUB, "apache-2.0"), [("res", "license mit → apache-2.0")]),
+        (PublishSpec("huggingface", HUB, "mit", private=True), [("res", "private false → true")]),
+    ],
+)
+def test_what_is_asked_of_the_release(publish: PublishSpec, what: list[tuple[str, str]]) -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    world.releases = [release(publish=publish)]
+    assert said(saved, world) == what
+
+
+def test_another_place() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    other = World([release(location="acme/other")])
+    assert ("res", "target huggingface:acme/saes → huggingface:acme/other") in said(saved, other)
+
+
+def test_permissions_of_the_command_line() -> None:
+    world = World([release()])
+    world.put(exists=True, visibility="public", files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    saved = saved_of(world, adopt=("*",))
+    assert said(saved, world, adopt=("*",)) == []
+    assert said(saved, world) == [(A, "the plan was made with --adopt")]
+    assert said(saved_of(world), world, replace=("*",)) == [(A, "the plan was made without --replace")]
+
+
+def test_a_source_that_cannot_be_read_any_more() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    world.wanted[A] = replace(world.wanted[A], inputs=None, blocked=Reason(ReasonCode.SOURCE_MISSING, {"path": "x"}))
+    assert (A, "cannot be known here any more") in said(saved, world)
+
+
+def test_what_left_the_manifests_is_named_and_what_came_is_not() -> None:
+    world = World([release(ids=["layer_0", "layer_1"])])
+    saved = saved_of(world)
+    world.releases = [release(ids=["layer_0", "layer_2"])]
+    world.wanted["res/layer_2"] = wanted_of(world.releases[0].saes[1])
+    assert said(saved, world) == [("res/layer_1", "is not in the plan any more")]
+
+
+def test_the_same_difference_of_many_is_said_once() -> None:
+    ids = [f"layer_{n}" for n in range(26)]
+    world = World([release(ids=ids)])
+    saved = saved_of(world)
+    bounds = (replace(BOUND, bound=0.6),)
+    world.releases = [release(saes=tuple(sae(sae_id=name, validate=replace(SPEC, require=bounds)) for name in ids))]
+    world.wanted = {one.address: wanted_of(one) for one in world.releases[0].saes}
+    assert said(saved, world) == [("res", "explained_variance min 0.7 → 0.6 (26 SAEs)")]
+
+
+# -------------------------------------------------------------------------------------------- what is observed differs
+
+
+def test_somebody_elses_weights() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    other = inputs_of(sae(), weights={"dtype": "float16"})
+    entry = entry_of(other)
+    files = {f"layer_0/{name}": digest for name, digest in entry.files.items()}
+    record = Record("res", {"layer_0": entry})
+    world.put(exists=True, visibility="public", head="7d1e" + "0" * 36, files=files, records={"res": record})
+    assert compare(saved, world.plan()) == [
+        Difference(A, f"was absent, now holding other weights ({other.build_key[:8]})", "acme/saes@7d1e0000")
+    ]
+
+
+def test_files_without_a_record_and_files_changed() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    world.put(files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    assert said(saved, world) == [(A, "was absent, now holding files without a record")]
+    world = published()
+    saved = saved_of(world)
+    world.put(files={**world.at().files, f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"changed")})
+    ((address, what),) = said(saved, world)
+    assert address == A
+    assert what.startswith("was as asked, measured ")
+
+
+def test_not_visible_any_more() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    world.put(unknown=Reason(ReasonCode.NOT_VISIBLE, {"location": HUB}))
+    assert said(saved, world) == [(A, "was absent, now not visible"), ("res", "visible true → false")]
+
+
+def test_a_repo_made_by_another_with_other_visibility() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    world.put(exists=True, visibility="private")
+    assert said(saved, world) == [("res", "exists false → true, visibility none → private")]
+    world.put(exists=True, visibility="public")
+    assert said(saved, world) == []  # as the plan itself would have made it
+
+
+@pytest.mark.parametrize("ev", [0.8, 0.1])
+def test_own_progress_is_no_difference(ev: float) -> None:
+    ids = ["layer_0", "layer_1", "layer_2"]
+    world = World([release(ids=ids)], ev={"res/layer_1": ev})
+    saved = saved_of(world)
+    world.apply({"res/layer_2"})
+    assert said(saved, world) == []
+    world.apply()
+    assert said(saved, world) == []
+
+
+def test_own_measurement_passing_or_failing_is_no_difference() -> None:
+    for ev in (0.8, 0.1):
+        world = published()
+        asked = sae(validate=replace(SPEC, tokens=7))
+        world.releases, world.wanted, world.ev = [release(saes=(asked,))], {A: wanted_of(asked)}, {A: ev}
+        saved = saved_of(world)
+        world.apply()
+        assert str(world.item(A).status) == ("current" if ev > 0.7 else "failing")
+        assert said(saved, world) == []
+
+
+def test_own_deletion_stopped_half_way() -> None:
+    world = published(release(ids=["layer_0", "layer_1"]))
+    world.releases = [release(ids=["layer_0"])]
+    saved = saved_of(world, prune=("res",))
+    files = dict(world.at().files)
+    del files[f"layer_1/{WEIGHTS_FILE}"]
+    world.put(files=files)
+    assert said(saved, world, prune=("res",)) == []
+    world.apply(prune=("res",))
+    assert said(saved, world, prune=("res",)) == []
+
+
+def test_own_folder_half_in_place_is_no_difference() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    inputs = world.wanted[A].inputs
+    assert inputs is not None
+    record = Record("res", {}, pending={"layer_0": inputs.build_key})
+    world.put(exists=True, visibility="public", records={"res": record}, files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"")})
+    assert said(saved, world) == []
+    other = replace(record, pending={"layer_0": "0" * 64})
+    world.put(records={"res": other})
+    assert said(saved, world) != []
+
+
+def test_more_work_for_the_same_reasons_is_named() -> None:
+    world = World([release()], ev={A: 0.1})
+    world.apply()
+    saved = saved_of(world)
+    world.wanted[A] = replace(world.wanted[A], evidence=None)  # another machine, without the cache
+    assert said(saved, world)[0] == (A, "would now also fetch, convert, validate, publish")
+
+
+def test_stale_plan_text() -> None:
+    ids = [f"layer_{n}" for n in range(26)]
+    world = World([release("gemma-2-2b-res-acme", ids)])
+    saved = saved_of(world)
+    world.apply({f"gemma-2-2b-res-acme/layer_{n}" for n in range(2, 26)})
+    bounds = (replace(BOUND, bound=0.6),)
+    world.releases = [
+        replace(
+            world.releases[0], saes=tuple(replace(one, validate=replace(SPEC, require=bounds)) for one in world.releases[0].saes)
+        )
+    ]
+    world.wanted = {one.address: wanted_of(one) for one in world.releases[0].saes}
+    seen = world.at()
+    record = seen.records["gemma-2-2b-res-acme"]
+    entry = entry_of(inputs_of(sae("gemma-2-2b-res-acme", "layer_20"), weights={"dtype": "float16"}))
+    files = {f"layer_20/{name}": digest for name, digest in entry.files.items()}
+    world.put(head="7d1e" + "0" * 36, files={**seen.files, **files}, records={record.release: record.merged({"layer_20": entry})})
+    with pytest.raises(PlanStale) as caught:
+        check(saved, world.plan(), "plan.json")
+    assert caught.value.exit_code == 4
+    golden("stale.txt", caught.value.diagnostics[0].detail + "\n")
+
+
+def test_a_plan_that_holds_passes() -> None:
+    world = World([release()])
+    check(saved_of(world), world.plan())
+
+
+# ------------------------------------------------------------------------------------------------------------- show
+
+
+def test_show_json_holds_both_sides() -> None:
+    world = published()
+    view = show_json(world.item(A), world.wanted[A], world.at())
+    assert view["desired"]["require"] == [
+        {"metric": "explained_variance", "kind": "min", "bound": 0.7, "at": "manifests/gemma.yaml:25:25"}
+    ]
+    assert view["observed"]["files"][WEIGHTS_FILE]["recorded"] is True
+    assert view["desired"]["keys"]["build"] == view["observed"]["keys"]["build"]
+    assert [found["verdict"] for found in view["evidence"]] == ["passing"]
+    assert json.loads(json.dumps(view)) == view
+
+
+def test_show_json_of_what_is_not_published() -> None:
+    world = World([release()], ev={A: 0.1})
+    world.apply()
+    view = show_json(world.item(A), world.wanted[A], world.at())
+    assert [(found["published"], found["verdict"]) for found in view["evidence"]] == [(False, "failing")]
+    assert (view["observed"]["files"], view["proof"]) == ({}, {})
+    assert show_json(world.item(A), None, None)["desired"] is None
