@@ -136,7 +136,7 @@ def _unpinned(
     if _COMMIT.fullmatch(before) or "{" in before:
         return None
     _refuse_template(repo, file)
-    return repo.value, before, _replacement(revision, text, file, "{commit}")
+    return repo.value, before, _replacement(revision, node.keys["revision"], text, file, "{commit}")
 
 
 def _bare_name(
@@ -146,7 +146,7 @@ def _bare_name(
     if section[-1] == "source" or not _HUB_ID.fullmatch(node.value):
         return None
     written = text[node.start : node.end]
-    return node.value, None, _replacement(node, text, file, f"{{{repo_key}: {written}, revision: {{commit}}}}")
+    return node.value, None, _replacement(node, node, text, file, f"{{{repo_key}: {written}, revision: {{commit}}}}")
 
 
 def _insertion(node: Node, repo: Node, repo_key: str, text: str, file: str) -> _Splice:
@@ -161,15 +161,15 @@ def _insertion(node: Node, repo: Node, repo_key: str, text: str, file: str) -> _
     return _Splice(at, at, f"{newline}{' ' * (key.column - 1)}revision: {{commit}}")
 
 
-def _replacement(node: Node, text: str, file: str, new: str) -> _Splice:
-    _refuse_elsewhere(node, node, text, file)
+def _replacement(node: Node, key: Node, text: str, file: str, new: str) -> _Splice:
+    _refuse_elsewhere(node, key, text, file)
     return _Splice(node.start, node.end, new)
 
 
 def _refuse_elsewhere(node: Node, key: Node, text: str, file: str) -> None:
     """Aliases and texts over several lines have no single place to write to."""
     if node.start < key.start or "\n" in text[key.start : node.end]:
-        detail = "This value stands elsewhere (`*alias`) or runs over several lines. Write `revision` beside it by hand."
+        detail = "This value stands elsewhere (`*alias`) or runs over several lines. Write the commit hash by hand."
         raise ManifestError("Cannot be pinned", detail, key.origin(file))
 
 

@@ -18,7 +18,8 @@ from saesync.manifest.yaml12 import Node
 from saesync.schema import build, expanded
 from saesync.schema.fast import Check, compile_schema
 
-MAX_EXPLAINED = 100  # rows whose errors are spelled out; the rest have the same template
+MAX_EXPLAINED = 100  # SAEs whose errors are spelled out; the rest come from the same template
+MAX_EXPLAINED_VALUES = 100_000  # and values that are looked at in doing so
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,10 @@ def _fitting(root: Node, file: str, made: list[tuple[Row, Any, Any]]) -> Expande
     else:
         failing = [each for each in made[1:] if not (compiled.saes(each[1]) and (each[2] is None or compiled.set(each[2])))]
     if failing:
-        explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in failing[:MAX_EXPLAINED]]
+        for_each = root.get("saes", "for_each")
+        size = root.size - (for_each.size if for_each is not None else 0)
+        some = failing[: max(1, min(MAX_EXPLAINED, MAX_EXPLAINED_VALUES // size))]
+        explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in some]
         raise ManifestError.of(_merged(explained))
     return Expanded(file, root, fixed, tuple(made))
 

@@ -84,6 +84,8 @@ class _Explainer:
                 self.translate(cause)
 
     def _exclusive(self, error: Any, path: Path, names: list[str]) -> None:
+        if not isinstance(error.instance, dict):
+            return  # its type is wrong, which is said by itself
         found = [name for name in names if name in error.instance]
         if len(found) > 1:
             origin = self._key_origin(path, found[1])
@@ -105,11 +107,12 @@ class _Explainer:
         if placeholders:
             return f'"{_cut(name)}" cannot be a placeholder: these have letters, digits and `_` only, and at most 32 of them.'
         if f"{name}_from" in known:
+            self.meant.add((path, f"{name}_from"))
             return f"{said} Secrets never stand in a manifest: `{name}_from` names the environment variable that holds this one."
         if close := _close(name, known):
             self.meant.add((path, close))
             return f'{said} Did you mean "{close}"?'
-        if home := _home(name, self.schema):
+        if (home := _home(name, self.schema)) and home != _name(path):
             return f"{said} It is a key of {home}."
         return f"{said} Known: {_listed(known)}." if known else f"{said} Remove it."
 

@@ -1,0 +1,358 @@
+"""What is said about manifests that are wrong: at the exact place, with advice, everything at once."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from manifest_support import COMMIT, GOOD, OTHER, changed, complaints, release, said, write
+
+from saesync.errors import ManifestError
+from saesync.manifest import load
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test's own project folder, which is the working directory."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "detail"),
+    [
+        (("  hook:", "  hoook:"), "Unknown key @ a.yaml:12:3", '"hoook" is not a key of saes. Did you mean "hook"?'),
+        (
+            ("  hook: blocks.{layer}.hook_resid_post", "  hook: {layer}"),
+            "Quote the placeholder @ a.yaml:12:9",
+            'A value that begins with a brace is a mapping in YAML. To use the placeholder, quote it: `"{layer}"`.',
+        ),
+        (
+            (f"revision: {OTHER}", "revision: main"),
+            "Not pinned @ a.yaml:15:15",
+            'saes.source.revision needs a 40-digit commit hash, not "main"; `saesync pin a.yaml` fills it in.',
+        ),
+        (
+            (f"    revision: {OTHER}\n", ""),
+            "Not pinned @ a.yaml:14:11",
+            "saes.source.repo needs a 40-digit commit hash beside it, as `revision`; `saesync pin a.yaml` fills it in.",
+        ),
+        (
+            (f"  dataset:\n    repo: monology/pile\n    revision: {COMMIT}\n", "  dataset: monology/pile\n"),
+            "Not pinned @ a.yaml:20:12",
+            '"monology/pile" needs a 40-digit commit hash; `saesync pin a.yaml` fills it in.',
+        ),
+        (
+            (f"  dataset:\n    repo: monology/pile\n    revision: {COMMIT}\n", "  dataset: ./held_out.jsonl\n"),
+            "Wrong type @ a.yaml:20:12",
+            "validate.dataset is local: write it as `path: ./held_out.jsonl` below `dataset:`.",
+        ),
+        (
+            (f"model:\n  name: google/gemma-2-2b\n  revision: {COMMIT}\n", "model: google/gemma-2-2b\n"),
+            "Not pinned @ a.yaml:4:8",
+            '"google/gemma-2-2b" needs a 40-digit commit hash; `saesync pin a.yaml` fills it in.',
+        ),
+        (
+            ("release: gemma-res-acme", "release: gemma/res"),
+            "Invalid value @ a.yaml:2:10",
+            '"gemma/res" does not do for release: a release name has only letters, digits, `.`, `_` and `-`, '
+            "and begins with none of these.",
+        ),
+        (
+            ("    explained_variance:", "    explained_varience:"),
+            "Unknown key @ a.yaml:26:5",
+            '"explained_varience" is not a key of validate.require. Did you mean "explained_variance"?',
+        ),
+        (
+            ("  tokens: 204800", "  tokens: many"),
+            "Wrong type @ a.yaml:23:11",
+            'validate.tokens takes a whole number, not the text "many".',
+        ),
+        (
+            ("  context: 1024", "  context: 1"),
+            "Value is out of range @ a.yaml:24:12",
+            "validate.context is 1; it must be at least 2.",
+        ),
+        (
+            ("  license: mit", "  license: 7"),
+            "Wrong type @ a.yaml:31:12",
+            "publish.license takes a text, not the number 7. Put it in quotes.",
+        ),
+        (
+            ("  license: mit", "  private: no"),
+            "Wrong type @ a.yaml:31:12",
+            'publish.private takes true or false, not the text "no". YAML 1.2 writes them only so.',
+        ),
+        (
+            ("  license: mit", "  license:"),
+            "Wrong type @ a.yaml:31:11",
+            "publish.license takes a text, not nothing. Give it a value, or remove the key.",
+        ),
+        (
+            ("  license: mit", "  local: ./out"),
+            "Keys exclude each other @ a.yaml:31:3",
+            "publish takes only one of huggingface, local; found huggingface and local. Remove one.",
+        ),
+        (
+            ("  huggingface: acme/gemma-saes\n", ""),
+            "Missing key @ a.yaml:29:1",
+            "publish needs one of huggingface, local.",
+        ),
+        (
+            ("publish:\n  huggingface: acme/gemma-saes\n  license: mit\n", ""),
+            "Missing key @ a.yaml:1:1",
+            "the manifest needs at least one of publish, register, dashboards, neuronpedia.",
+        ),
+        (
+            ("  tokens: 204800\n", ""),
+            "Missing key @ a.yaml:19:1",
+            '"tokens" is missing from validate. Tokens to measure on, in all.',
+        ),
+        (
+            ("  license: mit", "  hook: x"),
+            "Unknown key @ a.yaml:31:3",
+            '"hook" is not a key of publish. It is a key of saes.',
+        ),
+        (
+            ("    explained_variance: {min: 0.70}", "    explained_variance: {}"),
+            "Value is out of range @ a.yaml:26:25",
+            "validate.require.explained_variance is empty. Give it a value, or remove the key.",
+        ),
+        (
+            ("    explained_variance: {min: 0.70}", "    explained_variance: {min: 0.7, max: 0.6}"),
+            "Bounds exclude each other @ a.yaml:26:41",
+            "No explained_variance is at least 0.7 and at most 0.6. Swap or change them.",
+        ),
+        (
+            ("apiVersion: saesync/v1", "apiVersion: saesync/v2"),
+            "Unknown value @ a.yaml:1:13",
+            'apiVersion is "saesync/v2"; this saesync reads saesync/v1.',
+        ),
+        (
+            ("  huggingface: acme/gemma-saes", "  huggingface: acme/{layer}"),
+            "Invalid value @ a.yaml:30:16",
+            '"acme/{layer}" does not do for publish.huggingface: a Hub id looks like `owner/name`. '
+            "Placeholders stand only under saes, and in neuronpedia.set.",
+        ),
+        (
+            ("    format: goodfire", "    format: goodfire\n    norm_scaling_factor: 2"),
+            "Unknown key @ a.yaml:18:5",
+            '"norm_scaling_factor" is not a key of saes.source. Known: repo, revision, path, format.',
+        ),
+    ],
+)
+def test_messages(here: Path, change: tuple[str, str], place: str, detail: str) -> None:
+    found = complaints(here, changed(change))
+    assert said(found) == [place]
+    assert found[0].detail == detail
+
+
+@pytest.mark.parametrize(
+    ("path", "rule"),
+    [("/a", "relative"), ("a/../b", "no `..`"), ("..", "no `..`"), ("a\\b", "backslash"), ('"a\\u001bb"', "control")],
+)
+def test_paths_in_repos(here: Path, path: str, rule: str) -> None:
+    (found,) = complaints(here, changed(("resid_post_layer_{layer:02d}/ae.pt", path)))
+    assert str(found.origin) == "a.yaml:16:11"
+    assert rule in found.detail
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "/abs", "a//b", "a/", "../up", "a/../b", ".hidden", "a/.b", "a\\\\b", "a\\u0007b", "a\\u200bb", "a\\u202eb", "nul",
+        "COM1.txt",         "a/Lpt9/b", "saesync", "SAESYNC/x", "saesync-x", "native/x", "Native", "README.md",
+        "readme.md/x", "a.", "a /b", " a", "a:b",
+        "a?b", "a#b", "a%2e", "a\\nb", "a\\n", "a\\u0600b", "",
+    ],
+)  # fmt: skip
+def test_ids_that_are_refused(here: Path, bad: str) -> None:
+    escaped = bad.replace("{", "{{")
+    (found,) = complaints(here, changed(("layer_{layer}/width_16k", f'"{escaped}"'), (FOR_EACH, "    layer: [0]\n")))
+    assert str(found.origin) == "a.yaml:11:7"
+
+
+FOR_EACH = "    layer: {first: 0, last: 25}\n"
+
+
+@pytest.mark.parametrize(
+    "good", ["a", "layer_1/width_16k/average_l0_71", "Ebene-é", "console", "commit", "a.b", "a/b.c", "x+y@z,1=2"]
+)
+def test_ids_that_are_fine(here: Path, good: str) -> None:
+    assert release(here, changed(("layer_{layer}/width_16k", good), (FOR_EACH, "    layer: [0]\n"))).saes[0].id == good
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GH_TOKEN", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "ACTIONS_RUNTIME_TOKEN",
+     "GOOGLE_APPLICATION_CREDENTIALS", "AZURE_CLIENT_SECRET", "CI_JOB_TOKEN", "PATH", "lower", "A B", "SAESYNC_CACHE"],
+)  # fmt: skip
+def test_reserved_variables_are_never_named(here: Path, name: str) -> None:
+    text = GOOD + f"neuronpedia: {{model: m, set: s, postgres: {{dsn_from: {name}}}}}\n"
+    (found,) = complaints(here, text)
+    assert found.summary == "Invalid value"
+    assert str(found.origin).startswith("a.yaml:32:")
+
+
+def test_a_secret_is_told_where_to_live(here: Path) -> None:
+    text = GOOD + "neuronpedia: {model: m, set: s, postgres: {dsn: 'postgres://u:p@h/d'}}\n"
+    (found,) = complaints(here, text)
+    assert "`dsn_from` names the environment variable" in found.detail
+    assert "postgres://" not in found.detail
+    credentials = GOOD + "register: {saelens: 'https://user:token@example.org/x'}\n"
+    assert [each.summary for each in complaints(here, credentials)] == ["Invalid value"]
+
+
+def test_everything_at_once_in_order_of_place(here: Path) -> None:
+    first = changed(("  hook:", "  hoook:"), ("format: goodfire", "format: goodfyre"), ("  tokens:", "  tokns:"))
+    second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"))
+    third = changed(("layer_{layer}/", "layer_{lyr}/"), ("context: 1024", "context: -3"))
+    assert said(complaints(here, first, second, third)) == [
+        "Unknown key @ a.yaml:12:3",
+        "Unknown value @ a.yaml:17:13",
+        "Unknown key @ a.yaml:23:3",
+        "Duplicate key @ b.yaml:2:1",
+        "Unknown placeholder @ c.yaml:11:7",
+        "Value is out of range @ c.yaml:24:12",
+    ]
+
+
+def test_a_root_that_is_no_mapping(here: Path) -> None:
+    for text in ("- 1\n", "word\n", "null\n"):
+        assert [each.summary for each in complaints(here, text)] == ["Not a manifest"]
+
+
+def test_a_release_that_only_registers_may_leave_its_source_unpinned(here: Path) -> None:
+    start, end = GOOD.index("validate:"), len(GOOD)
+    text = GOOD[:start] + "register: {saelens: decoderesearch/SAELens}\n" + GOOD[end:]
+    found = release(here, changed((f"    revision: {OTHER}\n", ""), base=text))
+    assert found.publish is None
+    assert found.saes[0].source is not None
+    assert found.saes[0].source.revision is None
+
+
+# ------------------------------------------------------------------------------------------------ collisions
+
+
+def named(name: str, repo: str, template: str = "layer_{layer}/width_16k", more: str = "") -> str:
+    return (
+        changed(
+            ("gemma-res-acme", name),
+            ("acme/gemma-saes", repo),
+            ("layer_{layer}/width_16k", template),
+            (FOR_EACH, "    layer: [1]\n"),
+        )
+        + more
+    )
+
+
+def test_equal_release_names(here: Path) -> None:
+    (found,) = complaints(here, named("same", "acme/a"), named("Same", "acme/b"))
+    assert (found.summary, str(found.origin)) == ("Release name is taken", "b.yaml:2:10")
+    assert "a.yaml:2:10" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("l{layer}", "l{layer}"),
+        ("l{layer}", "L{layer}"),
+        ('"\\u00e9{layer}"', '"e\\u0301{layer}"'),
+        ("stra\u00dfe{layer}", "strasse{layer}"),
+    ],
+)
+def test_equal_folders_in_one_target(here: Path, one: str, two: str) -> None:
+    (found,) = complaints(here, named("x", "acme/a", one), named("y", "Acme/A", two))
+    assert (found.summary, str(found.origin)) == ("Folder is taken", "b.yaml:11:7")
+    assert "a.yaml:11:7" in found.detail
+    assert load(write(here, a=named("x", "acme/a", one), b=named("y", "acme/b", two)))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_folder_inside_another(here: Path, swap: bool) -> None:
+    texts = [named("x", "acme/a", "l{layer}"), named("y", "acme/a", "l{layer}/deeper/still")]
+    (found,) = complaints(here, *(reversed(texts) if swap else texts))
+    assert found.summary == "Folder is inside another"
+    assert {str(found.origin), found.detail.split(" of ")[1].split(".yaml")[0] + ".yaml:11:7"} == {"a.yaml:11:7", "b.yaml:11:7"}
+
+
+def test_local_folders_meet_across_locations(here: Path) -> None:
+    one = changed(("  huggingface: acme/a", "  local: ./out"), base=named("x", "acme/a", "sub/l{layer}"))
+    two = changed(("  huggingface: acme/b", "  local: ./out/sub"), base=named("y", "acme/b", "l{layer}"))
+    assert [each.summary for each in complaints(here, one, two)] == ["Folder is taken"]
+
+
+def test_ids_that_forget_a_placeholder(here: Path) -> None:
+    found = complaints(here, changed(("layer_{layer}/", "layer/")))
+    assert said(found) == ["Folder is taken @ a.yaml:11:7"]
+    assert "Use every placeholder" in found[0].detail
+
+
+def test_equal_neuronpedia_ids(here: Path) -> None:
+    section = "neuronpedia: {model: m, set: res}\n"
+    (found,) = complaints(here, named("x", "acme/a", more=section), named("y", "acme/b", more=section))
+    assert (found.summary, str(found.origin)) == ("Neuronpedia id is taken", "b.yaml:32:30")
+    assert "a.yaml:32:30" in found.detail
+    wide = changed((FOR_EACH, FOR_EACH + "    width: [16k, 65k]\n"), ("width_16k", "width_{width}"))
+    assert [each.summary for each in complaints(here, wide + section)] == ["Neuronpedia id is taken"]
+    sets = [sae.neuronpedia_id for sae in release(here, wide + 'neuronpedia: {model: m, set: "res-{width}"}\n').saes]
+    assert sets[:2] == ["m/0-res-16k", "m/0-res-65k"]
+
+
+def test_neuronpedia_needs_a_layer_in_the_hook(here: Path) -> None:
+    text = changed(("blocks.{layer}.hook_resid_post", "hook_embed{layer}")) + "neuronpedia: {model: m, set: res}\n"
+    assert said(complaints(here, text)) == ["Hook has no layer @ a.yaml:12:9"]
+
+
+# -------------------------------------------------------------------------------------------------- anything
+
+LINES = GOOD.splitlines(keepends=True)
+SCRAPS = [
+    "",
+    "  x: 1\n",
+    "saes: []\n",
+    "{",
+    "  for_each: 1\n",
+    "    layer: [a, {b: 1}]\n",
+    "  id: {layer}\n",
+    "model: [1]\n",
+    "publish: x\n",
+    "    except: {}\n",
+    "  - 1\n",
+    "validate: null\n",
+    "neuronpedia: {set: '{layer}'}\n",
+    "  source: []\n",
+    "\t\n",
+    "    revision: 1\n",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_broken_manifests_only_ever_give_diagnostics(tmp_path_factory: pytest.TempPathFactory, seed: int, times: int) -> None:
+    chance, lines = random.Random(seed), list(LINES)
+    for _ in range(times):
+        at = chance.randrange(len(lines))
+        action: Any = chance.randrange(4)
+        if action == 0:
+            del lines[at]
+        elif action == 1:
+            lines[at] = chance.choice(SCRAPS)
+        elif action == 2:
+            lines.insert(at, chance.choice(SCRAPS))
+        else:
+            lines[at] = lines[at].replace(chance.choice("abcdefghijklmnop{}:"), chance.choice("{}:'-x "), 1)
+    path = tmp_path_factory.mktemp("broken") / "m.yaml"
+    path.write_text("".join(lines), encoding="utf-8")
+    details = []
+    try:
+        load([path])
+    except ManifestError as error:
+        details = [each.detail for each in error.diagnostics]
+    assert all(detail.endswith((".", "?")) for detail in details), details
