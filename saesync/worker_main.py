@@ -45,11 +45,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One kind of work: ``function`` of ``module``, imported when first asked for, called with (data, progress)."""
+    """One kind of work: ``function`` of ``module``, imported when first asked for, called with (data, progress), or with
+    (data) when it does not tell how far it is."""
 
     module: str
     function: str
     decode: Callable[[Mapping[str, Any]], Any]
+    tells: bool = True
 
 
 def _measure_job(data: Mapping[str, Any]) -> MeasureJob:
@@ -63,10 +65,10 @@ def _capture_job(data: Mapping[str, Any]) -> CaptureJob:
 
 JOBS: Mapping[str, Job] = {
     "convert": Job("saesync.executors.convert", "run", lambda data: ConvertJob(**data)),
-    "adopt": Job("saesync.executors.convert", "adopt", lambda data: AdoptJob(**data)),
+    "adopt": Job("saesync.executors.convert", "adopt", lambda data: AdoptJob(**data), tells=False),
     "measure": Job("saesync.executors.validate", "run", _measure_job),
     "capture": Job("saesync.executors.validate", "capture", _capture_job),
-    "devices": Job("saesync.worker_main", "devices", dict),
+    "devices": Job("saesync.worker_main", "devices", dict, tells=False),
 }
 
 
@@ -81,7 +83,7 @@ def encode(value: Any) -> Any:
     return value
 
 
-def devices(_data: Mapping[str, Any], _progress: Progress) -> Mapping[str, Any]:
+def devices(_data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Which torch devices this machine has, best first, with their names."""
     import torch
 
@@ -182,7 +184,8 @@ def _answer(job: Job, data: Mapping[str, Any], reply: Callable[[Mapping[str, Any
             reply({"type": "progress", "done": done, "total": total})
 
     function = getattr(importlib.import_module(job.module), job.function)
-    return encode(function(job.decode(data), progress))
+    given = job.decode(data)
+    return encode(function(given, progress) if job.tells else function(given))
 
 
 def main(jobs: Mapping[str, Job] = JOBS) -> None:

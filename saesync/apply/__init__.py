@@ -21,3 +21,9 @@
 ``apply`` never raises for one SAE's failure: it is in ``Result.failures`` and was emitted as ``step_failed``. It writes nothing
 outside the cache and the targets, keeps no journal and no lock: run it again after any interruption.
 """
+
+from saesync.apply.context import Context, StopFlag
+from saesync.apply.result import Outcome, Result
+from saesync.apply.run import apply
+
+__all__ = ["Context", "Outcome", "Result", "StopFlag", "apply"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -21,7 +21,7 @@ from saesync.cache import Cache
 from saesync.digest import FileDigest, key_of
 from saesync.errors import Conflict, Missing, Refused
 from saesync.hub import Hub
-from saesync.model import WEIGHTS_FILE, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
+from saesync.model import SAE_FILES, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
 from saesync.resolve import ResolvedSource, Resolver, SourceFile, snapshot_names
 from saesync.targets.base import Target
 
@@ -272,17 +272,26 @@ def source_changed(sae: Sae) -> Conflict:
     return Conflict("Source changed meanwhile", f"{where} is not what the plan was made from. Run the same command again.")
 
 
-def published_files(target: Target, observed: Observed, sae_id: str, cache: Cache, progress: Progress | None = None) -> Path:
-    """The files of a published SAE as a folder in the cache, each compared with what was observed.
+def published_files(
+    target: Target,
+    observed: Observed,
+    sae_id: str,
+    names: Sequence[str] | None,
+    cache: Cache,
+    progress: Progress | None = None,
+) -> Path:
+    """Files of a published SAE (None: all of them) as a folder in the cache, each compared with what was observed.
 
     Raises:
-        Missing: the SAE has no weights there.
+        Missing: a file is not there.
         Conflict: the bytes are not those that were observed.
         NotVisible, Unavailable: as named.
     """
-    files = observed.folder(sae_id)
-    if WEIGHTS_FILE not in files:
-        raise Missing("Published weights are not there", f"{observed.location} has no {sae_id}/{WEIGHTS_FILE}. Make a new plan.")
+    there = {name: digest for name, digest in observed.folder(sae_id).items() if "/" not in name}
+    absent = [name for name in names or SAE_FILES if name not in there]
+    if absent:
+        raise Missing("Published file is not there", f"{observed.location} has no {sae_id}/{absent[0]}. Make a new plan.")
+    files = {name: there[name] for name in names or sorted(there)}
     key = key_of({name: _name_of(digest) for name, digest in files.items()})
     if cache.has(FOLDERS, key):
         return cache.path(FOLDERS, key)
@@ -314,8 +323,3 @@ def _check_name(name: str, place: str) -> None:
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or "\\" in name or any(part in ("..", ".") for part in parts):
         raise Refused("File name is unsafe", f"{place} holds a file whose name would leave its folder. It is not fetched.")
-
-
-def by_content(parcels: Iterable[Parcel | None]) -> dict[str, Parcel]:
-    """Parcels without repeats, by key."""
-    return {parcel.key: parcel for parcel in parcels if parcel is not None}

@@ -1,0 +1,83 @@
+"""Converted SAEs and measurements in the cache, by their keys: what makes every step a no-op the second time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saesync.cache import Cache
+from saesync.digest import FileDigest
+from saesync.model import SAE_FILES, WEIGHTS_FILE, Requirement
+from saesync.record import Evidence, RecordUnreadable
+from saesync.verdict import unmeasured
+
+BUILDS, EVIDENCE = "build", "evidence"
+_ABOUT = "build.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A folder in SAELens layout with the digests of its files and the proof that was made of it."""
+
+    folder: Path
+    files: Mapping[str, FileDigest]
+    proof: Mapping[str, Any]
+
+    @property
+    def weights_sha256(self) -> str:
+        """Identity of the weights' bytes."""
+        return self.files[WEIGHTS_FILE].sha256 or ""
+
+
+def read_build(cache: Cache, key: str) -> Build | None:
+    """The build under a build_key, or None. A damaged entry is removed: it costs time, never truth."""
+    folder = cache.path(BUILDS, key)
+    if not folder.exists():
+        return None
+    try:
+        about = json.loads((folder / _ABOUT).read_bytes())
+        files = {name: FileDigest(**about["files"][name]) for name in SAE_FILES}
+        if all((folder / name).stat().st_size == digest.size for name, digest in files.items()):
+            return Build(folder, files, dict(about["proof"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not whole
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
+    """Note proof and digests (in their JSON form, by file name) in a build that is about to enter the cache.
+
+    Raises:
+        OSError: no space.
+    """
+    (folder / _ABOUT).write_text(json.dumps({"files": dict(digests), "proof": dict(proof)}))
+
+
+def keep_evidence(cache: Cache, evidence: Evidence) -> None:
+    """Remember a measurement, passing or failing: the next plan knows it without measuring.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    cache.write(EVIDENCE, evidence.measure_key, json.dumps(evidence.to_json()).encode())
+
+
+def read_evidence(cache: Cache, key: str) -> Evidence | None:
+    """A remembered measurement, or None when absent or damaged."""
+    found = cache.read_json(EVIDENCE, key)
+    try:
+        return None if found is None else Evidence.from_json(found)
+    except RecordUnreadable:
+        return None
+
+
+def usable(evidence: Evidence | None, key: str | None, weights_sha256: str, require: Iterable[Requirement]) -> bool:
+    """Whether evidence is of this key and these bytes and has a number for every requirement."""
+    if evidence is None or evidence.measure_key != key or evidence.weights_sha256 != weights_sha256:
+        return False
+    return not unmeasured(evidence, require)

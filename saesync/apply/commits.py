@@ -1,0 +1,84 @@
+"""The commit lane of one location: what waits, when it goes out, and what is said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from saesync.apply.batching import Batching
+from saesync.apply.context import Context
+from saesync.apply.scheduler import Pick, Task
+from saesync.apply.steps import Steps
+from saesync.apply.work import Work
+from saesync.errors import SaesyncError
+from saesync.executors.publish import Change, publish
+from saesync.model import Observed, Release, StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a commit task stands for: an SAE to put in place, one to delete (``removed``), or the card alone (neither)."""
+
+    release: Release
+    work: Work | None = None
+    removed: str | None = None
+
+
+@dataclass
+class CommitLane:
+    """Commits to one location, one at a time. ``observed`` is what the plan was made from: every SAE must still be as it
+    was then, however many commits of ours came between."""
+
+    observed: Observed
+    steps: Steps
+    waiting: Mapping[str, Waiting]
+    batching: Batching = field(default_factory=Batching)
+    commits: int = 0
+    uploaded: int = 0
+    _head: str | None = None
+
+    def pick(self, ready: Sequence[Task], ending: bool) -> Pick:
+        """See ``scheduler.Picker``."""
+        decision = self.batching.decide(self.steps.context.clock(), [task.weight for task in ready], ending)
+        return Pick(decision.take, decision.wait)
+
+    def run(self, _lane: int, tasks: Sequence[Task]) -> Mapping[str, SaesyncError]:
+        """One commit; returns the errors of SAEs that were left out."""
+        waiting = {task.key: self.waiting[task.key] for task in tasks}
+        release = next(iter(waiting.values())).release
+        works = {key: item.work for key, item in waiting.items() if item.work is not None}
+        change = Change(
+            {work.sae.id: work.upload(_run(work, self.steps.context)) for work in works.values()},
+            frozenset(item.removed for item in waiting.values() if item.removed is not None),
+            frozenset(work.sae.id for work in works.values() if work.may_overwrite),
+        )
+        target = self.steps.target(StepKind.PUBLISH, self.observed.target)
+        try:
+            with self.steps.step((release.name,), StepKind.PUBLISH) as (progress, _):
+                after, conflicts = publish(target, self.observed.location, release, change, self.observed, progress)
+        finally:
+            self.batching.committed(self.steps.context.clock())
+        self._tell(release, change.without(frozenset(conflicts)), after)
+        return {key: conflicts[sae_id] for key, item in waiting.items() if (sae_id := _id_of(item)) in conflicts}
+
+    def _tell(self, release: Release, change: Change, after: Observed) -> None:
+        if after.head is not None and after.head == (self._head or self.observed.head):
+            return  # all of it was there already
+        self._head = after.head
+        sizes = [upload.record.files[name].size for upload in change.uploads.values() for name in upload.files]
+        self.commits += 1
+        self.uploaded += sum(sizes)
+        about = {"release": release.name, "location": after.location, "commit": after.head}
+        self.steps.emit({"type": "committed", **about, "saes": sorted(change.ids), "bytes": sum(sizes)})
+
+
+def _id_of(item: Waiting) -> str:
+    return item.work.sae.id if item.work is not None else item.removed or ""
+
+
+def _run(work: Work, context: Context) -> dict[str, Any]:
+    """Times, for the ``run`` part of the record."""
+    finished = datetime.fromtimestamp(context.now(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"finished": finished, **{f"{step}_seconds": seconds for step, seconds in sorted(work.seconds.items())}}

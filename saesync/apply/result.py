@@ -1,0 +1,119 @@
+"""What came of an apply."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from saesync.errors import Diagnostic
+from saesync.inert import apart
+from saesync.model import Failure, Item, Plan, Reason, ReasonCode, Requirement, Status, StepKind, nothing
+from saesync.render import reason_text
+
+INTERRUPTED = 130
+
+
+class Outcome(StrEnum):
+    """What became of one SAE."""
+
+    PUBLISHED = "published"
+    DELETED = "deleted"
+    FAILED = "failed"  # a step of its own failed, or a requirement is missed: nothing was published
+    FAILING = "failing"  # published, measured, and short of a requirement
+    SKIPPED = "skipped"  # something it shares with others failed
+    STOPPED = "stopped"  # not started, or not finished
+    HELD = "held"  # by the plan
+    UNKNOWN = "unknown"  # by the plan
+
+
+GOOD = frozenset({Outcome.PUBLISHED, Outcome.DELETED, Outcome.STOPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """``outcomes`` is by address and holds every SAE and release that was not up to date before."""
+
+    outcomes: Mapping[str, Outcome] = field(default_factory=nothing)
+    failures: tuple[Failure, ...] = ()
+    interrupted: bool = False
+    commits: int = 0
+    uploaded: int = 0  # bytes of the SAEs that were committed
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is as asked; 1 anything failed, failing, held or unknown; 130 interrupted before that could be said."""
+        if self.failures or not set(self.outcomes.values()) <= GOOD:
+            return 1
+        return INTERRUPTED if self.interrupted else 0
+
+    def summary(self) -> dict[str, Any]:
+        """The ``summary`` event."""
+        return {
+            "type": "summary",
+            "outcomes": dict(Counter(str(outcome) for outcome in self.outcomes.values())),
+            "failures": [
+                {"address": f.address, "step": str(f.step), "diagnostics": [d.to_json() for d in f.diagnostics]}
+                for f in self.failures
+            ],
+            "exit_code": self.exit_code,
+            "commits": self.commits,
+            "bytes": self.uploaded,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def planned_outcomes(plan: Plan) -> dict[str, Outcome]:
+    """What the plan alone decides: held, unknown and failing items."""
+    found: dict[str, Outcome] = {}
+    for item in plan.items:
+        if item.held:
+            found[_name(item, found)] = Outcome.UNKNOWN if item.status is Status.UNKNOWN else Outcome.HELD
+        elif item.status is Status.FAILING:
+            found[item.address] = Outcome.FAILING
+    return found
+
+
+def planned_failures(plan: Plan) -> list[Failure]:
+    """The same as failures, so that the summary names them. What a release shares with its SAEs is said once."""
+    bounds = {sae.address: sae.validate.require for release in plan.releases for sae in release.saes if sae.validate}
+    found: list[Failure] = []
+    for item in plan.items:
+        if item.status is Status.FAILING and not item.held:
+            misses = gate_diagnostics(item.reasons, bounds.get(item.address, ()))
+            found.append(Failure(item.address, StepKind.VALIDATE, misses))
+        elif item.held:
+            said = "; ".join(reason_text({"code": reason.code, "data": reason.data}) for reason in item.reasons)
+            found.append(Failure(item.address, StepKind.PUBLISH, (Diagnostic("Held by the plan", f"{said}.", item.origin),)))
+    return found
+
+
+def gate_diagnostics(reasons: Iterable[Reason], require: Iterable[Requirement]) -> tuple[Diagnostic, ...]:
+    """Missed requirements in words, each at its bound's place in the manifest."""
+    origins = {(bound.metric, bound.kind): bound.origin for bound in require}
+    found = []
+    for reason in reasons:
+        data = reason.data
+        metric = str(data.get("metric"))
+        if reason.code is ReasonCode.METRIC_MISSING:
+            origin = origins.get((metric, "min")) or origins.get((metric, "max"))
+            detail = f"{metric} could not be measured, and the manifest asks for it."
+        else:
+            kind, words = ("min", "at least") if reason.code is ReasonCode.BELOW_MIN else ("max", "at most")
+            value, bound = apart(float(data["value"]), float(data["bound"]))
+            origin = origins.get((metric, kind))
+            detail = f"{metric} {value}, manifest asks for {words} {bound}."
+        found.append(Diagnostic("Requirement not met", detail, origin))
+    return tuple(found)
+
+
+def _name(item: Item, taken: Mapping[str, Outcome]) -> str:
+    """The item's address; a release may be held for several sections."""
+    name, count = item.address, 1
+    while name in taken:
+        count += 1
+        name = f"{item.address} ({count})"
+    return name

@@ -1,0 +1,142 @@
+"""``apply`` itself: tasks from the plan, lanes to run them, and one account of what came of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from saesync import __version__
+from saesync.apply.context import Context, StopFlag
+from saesync.apply.crew import Crew
+from saesync.apply.graph import Duty, Graph
+from saesync.apply.result import Outcome, Result, gate_diagnostics, planned_failures, planned_outcomes
+from saesync.apply.scheduler import Outcome as Settled
+from saesync.apply.scheduler import Scheduler, State, Task
+from saesync.apply.steps import Steps
+from saesync.errors import Diagnostic, Interrupted
+from saesync.events import EVENT_FORMAT, Emit, Event
+from saesync.model import Failure, Plan, StepKind
+
+
+def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
+    """Carry out a plan: everything it asks for that can be done is done, whatever else fails.
+
+    Raises:
+        SaesyncError: nothing could be started at all (no device).
+    """
+    began = context.clock()
+    voice = _Voice(emit)
+    voice({"type": "version", "saesync": __version__, "format": EVENT_FORMAT})
+    crew = Crew(context.cache, context.start, context.converters, context.devices)
+    graph = Graph(plan, context, Steps(context, crew, voice))
+    account = _Account(plan, graph, voice, context)
+    try:
+        graph.build()
+        releases = list(dict.fromkeys(item.release for item in plan.pending))
+        steps = sum(len(item.steps) for item in plan.pending)
+        voice({"type": "plan", "digest": plan.digest, "steps": steps, "releases": releases})
+        if graph.tasks:
+            if graph.measures:
+                crew.find_devices()
+            Scheduler(graph.resources(), account.settled).run(graph.tasks.values(), stop)
+    finally:
+        if stop.now:
+            voice.mute()
+            crew.kill()
+        else:
+            crew.close()
+    result = account.result(stop.stopping, context.clock() - began)
+    emit(result.summary())
+    return result
+
+
+class _Voice:
+    """``emit`` for many threads; mute once the end was announced."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit, self._lock, self._muted = emit, threading.RLock(), False
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if not self._muted:
+                self._emit(event)
+
+    def mute(self) -> None:
+        with self._lock:
+            self._muted = True
+
+
+@dataclass
+class _Account:
+    """What came of every task, told as events and kept for the result."""
+
+    plan: Plan
+    graph: Graph
+    emit: Emit
+    context: Context
+    failures: list[Failure] = field(default_factory=list)
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.failures += planned_failures(self.plan)
+        self.outcomes |= planned_outcomes(self.plan)
+
+    def settled(self, task: Task, settled: Settled) -> None:
+        """Told by the scheduler."""
+        duty = self.graph.duties[task.key]
+        error = settled.error
+        if error is not None and not isinstance(error, Interrupted):
+            diagnostics = tuple(diagnostic.at(duty.origin) for diagnostic in error.diagnostics)
+            self._fail(duty, diagnostics)
+        if duty.final:
+            self._finish(duty, settled)
+
+    def _fail(self, duty: Duty, diagnostics: Iterable[Diagnostic]) -> None:
+        found = tuple(diagnostics)
+        self.failures.append(Failure(duty.address, duty.step, found))
+        told = [diagnostic.to_json() for diagnostic in found]
+        self.emit({"type": "step_failed", "address": duty.address, "step": str(duty.step), "diagnostics": told})
+
+    def _finish(self, duty: Duty, settled: Settled) -> None:
+        outcome = self._outcome(duty, settled)
+        if duty.step is not StepKind.CARD:
+            self.outcomes[duty.address] = outcome
+        elif outcome is not Outcome.PUBLISHED:
+            self.outcomes[duty.address] = outcome
+            return
+        work = duty.work
+        if outcome is Outcome.FAILING and work is not None and work.sae.validate is not None:
+            self._fail(replace(duty, step=StepKind.VALIDATE), gate_diagnostics(work.misses, work.sae.validate.require))
+        self.emit({"type": "sae_finished", "address": duty.address, "outcome": str(outcome), **self._about(duty)})
+
+    def _outcome(self, duty: Duty, settled: Settled) -> Outcome:
+        if settled.state is State.DONE:
+            if duty.step is StepKind.DELETE:
+                return Outcome.DELETED
+            return Outcome.FAILING if duty.work is not None and duty.work.misses else Outcome.PUBLISHED
+        if settled.state is State.STOPPED or isinstance(settled.error, Interrupted):
+            return Outcome.STOPPED
+        if settled.state is State.FAILED:
+            return Outcome.FAILED
+        cause = self.graph.duties[settled.cause] if settled.cause is not None else duty
+        return Outcome.FAILED if cause.address == duty.address else Outcome.SKIPPED
+
+    def _about(self, duty: Duty) -> dict[str, Any]:
+        work = duty.work
+        if work is None:
+            return {}
+        began = self.context.clock() if work.began is None else work.began
+        metrics = {name: metric.value for name, metric in sorted(work.evidence.metrics.items())} if work.evidence else {}
+        proof = dict(work.build.proof) if work.build is not None else {}
+        return {"seconds": round(self.context.clock() - began, 3), "metrics": metrics, "proof": proof}
+
+    def result(self, interrupted: bool, seconds: float) -> Result:
+        """The account, closed: what was not settled is stopped."""
+        for duty in self.graph.duties.values():
+            if duty.final and duty.step is not StepKind.CARD:
+                self.outcomes.setdefault(duty.address, Outcome.STOPPED)
+        lanes = self.graph.lanes.values()
+        commits, uploaded = sum(lane.commits for lane in lanes), sum(lane.uploaded for lane in lanes)
+        return Result(dict(self.outcomes), tuple(self.failures), interrupted, commits, uploaded, seconds)

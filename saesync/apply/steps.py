@@ -1,0 +1,367 @@
+"""What each step does, for one SAE or for what several share. Runs in the scheduler's lanes; knows nothing of the queue."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saesync.apply import settings
+from saesync.apply.builds import BUILDS, keep_evidence, read_build, read_evidence, seal, usable
+from saesync.apply.context import Context
+from saesync.apply.crew import Crew
+from saesync.apply.result import gate_diagnostics
+from saesync.apply.settings import Text
+from saesync.apply.work import USES, Work
+from saesync.convert.writer import rewrite_cfg
+from saesync.digest import digest_bytes, digest_file
+from saesync.errors import Conflict, Diagnostic, Missing, Refused, SaesyncError
+from saesync.events import Emit
+from saesync.executors import fetch
+from saesync.hub import Hub
+from saesync.jobs import AdoptJob, ConvertJob
+from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, StepKind, ValidateSpec
+from saesync.record import Evidence, Metric
+from saesync.resolve import metadata_for
+from saesync.targets.base import Target
+
+Progress = Callable[[int, int], None]
+ACTIVATIONS = "activations"
+ACTIVATIONS_FILE = "x.safetensors"
+_PROGRESS_EVERY = 0.1
+
+
+class GateMissed(SaesyncError):
+    """Measured, and short of a requirement: not published."""
+
+
+@dataclass
+class Steps:
+    """The steps of one apply. ``models`` and ``texts`` hold what was fetched, by key."""
+
+    context: Context
+    crew: Crew
+    emit: Emit
+
+    def __post_init__(self) -> None:
+        self.models: dict[str, Path] = {}
+        self.texts: dict[str, Text] = {}
+        self._types: dict[str, str | None] = {}
+        self._hub: Hub | None = None
+        self._targets: dict[str, Target] = {}
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------------------------------------- what is granted
+
+    def hub(self, step: StepKind) -> Hub:
+        """The Hub, for steps that may use the network.
+
+        Raises:
+            PermissionError: this step may not.
+        """
+        _check(step)
+        with self._lock:
+            if self._hub is None:
+                self._hub = self.context.resolver.hub or Hub(self.context.cache)
+            return self._hub
+
+    def target(self, step: StepKind, name: str) -> Target:
+        """A target, for steps that may use the network.
+
+        Raises:
+            PermissionError: this step may not.
+        """
+        _check(step)
+        with self._lock:
+            if name not in self._targets:
+                self._targets[name] = self.context.open_target(name)
+            return self._targets[name]
+
+    # --------------------------------------------------------------------------------------------------- telling
+
+    @contextmanager
+    def step(self, addresses: Sequence[str], kind: StepKind, unit: str = "B") -> Iterator[tuple[Progress, dict[str, Any]]]:
+        """Say that a step begins and ends. Yields a progress function and what else the end shall say of each address."""
+        for address in addresses:
+            self.emit({"type": "step_started", "address": address, "step": str(kind)})
+        began = self.context.clock()
+        said = 0.0
+        more: dict[str, Any] = {}
+
+        def progress(done: int, total: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if now - said >= _PROGRESS_EVERY or done >= total:
+                said = now
+                others = {"others": len(addresses) - 1} if len(addresses) > 1 else {}
+                about = {"address": addresses[0], "step": str(kind), **others}
+                self.emit({"type": "progress", **about, "done": done, "total": total, "unit": unit})
+
+        yield progress, more
+        seconds = round(self.context.clock() - began, 3)
+        for address in addresses:
+            said_of = more.get(address, {})
+            self.emit(
+                {"type": "step_finished", "address": address, "step": str(kind), "seconds": seconds, "cached": False, **said_of}
+            )
+
+    def cached(self, work: Work, kind: StepKind, **more: Any) -> None:
+        """Say that a step had been done before."""
+        about = {"address": work.address, "step": str(kind), "seconds": 0.0, "cached": True}
+        self.emit({"type": "step_finished", **about, **more})
+
+    @contextmanager
+    def timed(self, works: Sequence[Work], kind: StepKind) -> Iterator[None]:
+        """Note in each SAE how long a step took."""
+        began = self.context.clock()
+        for work in works:
+            work.began = began if work.began is None else work.began
+        yield
+        for work in works:
+            work.seconds[str(kind)] = round(self.context.clock() - began, 3)
+
+    # ----------------------------------------------------------------------------------------------------- fetch
+
+    def fetch_model(self, spec: ModelSpec) -> None:
+        """Bring a model and its tokenizer here."""
+        hub = self.hub(StepKind.FETCH)
+        parcel = fetch.model_parcel(spec, hub)
+        if parcel is None:
+            folder = Path(str(spec.path))
+        else:
+            with self.step((f"model {spec.label}",), StepKind.FETCH) as (progress, _):
+                folder = fetch.bring(parcel, hub, self.context.cache, progress)
+        self.models[settings.model_key(spec)] = folder
+
+    def fetch_text(self, spec: ValidateSpec) -> None:
+        """Bring as much of a dataset here as is needed."""
+        hub = self.hub(StepKind.FETCH)
+        parcel = fetch.dataset_parcel(spec.dataset, spec.tokens, hub)
+        if parcel is None:
+            text = Text(Path(str(spec.dataset.path)))
+        else:
+            with self.step((f"dataset {spec.dataset.label}",), StepKind.FETCH) as (progress, _):
+                text = Text(fetch.bring(parcel, hub, self.context.cache, progress), tuple(parcel.files))
+        self.texts[settings.dataset_key(spec)] = text
+
+    def fetch(self, work: Work) -> None:
+        """Bring the source, and what is published, as far as the SAE's steps need them."""
+        with self.timed((work,), StepKind.FETCH), self.step((work.address,), StepKind.FETCH) as (progress, _):
+            builds = work.has(StepKind.CONVERT) and work.build is None
+            if builds or work.has(StepKind.RELABEL):
+                work.model_type = self._model_type(work.sae.model)
+            if builds or work.has(StepKind.ADOPT):
+                expected = str(work.inputs.weights["source.digest"])
+                hub = lambda: self.hub(StepKind.FETCH)  # noqa: E731  (opened only for a source on the Hub)
+                work.source = fetch.source_files(work.sae, self.context.resolver, expected, hub, self.context.cache, progress)
+            if work.keeps_weights:
+                self._fetch_published(work, progress)
+
+    def _fetch_published(self, work: Work, progress: Progress) -> None:
+        own = read_build(self.context.cache, work.inputs.build_key)
+        if own is not None and not work.has(StepKind.ADOPT) and own.weights_sha256 == work.weights_sha256:
+            measurable = not work.has(StepKind.RELABEL)
+            if measurable:
+                work.published = own.folder
+                return
+        names: Sequence[str] | None = SAE_FILES if work.has(StepKind.VALIDATE) else (CFG_FILE,)
+        if work.has(StepKind.ADOPT):
+            names = None
+        target = self.target(StepKind.FETCH, work.observed.target)
+        work.published = fetch.published_files(target, work.observed, work.home, names, self.context.cache, progress)
+        if work.has(StepKind.ADOPT):
+            work.kept = {path.name: digest_file(path) for path in sorted(work.published.iterdir())}
+
+    def _model_type(self, spec: ModelSpec) -> str | None:
+        """``model_type`` of config.json: what hf_hook_name depends on."""
+        key = settings.model_key(spec)
+        if key not in self._types:
+            self._types[key] = _type_of(self._config(spec), spec.label)
+        return self._types[key]
+
+    def _config(self, spec: ModelSpec) -> bytes:
+        if spec.path is not None:
+            try:
+                return (Path(spec.path) / "config.json").read_bytes()
+            except FileNotFoundError as error:
+                raise Missing("Model is not here", f"There is no {error.filename}. Correct model.path.") from error
+        hub, revision = self.hub(StepKind.FETCH), spec.revision or ""
+        digest = hub.tree(str(spec.name), revision).get("config.json")
+        if digest is None:
+            raise Refused("Model has no config.json", f"{spec.name} at {revision[:8]} has none. Correct model.name.")
+        return hub.read(str(spec.name), revision, "config.json", digest)
+
+    # ---------------------------------------------------------------------------------------- convert and its kin
+
+    def capture(self, lane: int, works: Sequence[Work]) -> None:
+        """Real activations at the hooks of several SAEs, for their proofs."""
+        rows, cache = self.context.proof_rows, self.context.cache
+        first = works[0]
+        model, text = self._shared(first)
+        hooks = {work.sae.hook: settings.capture_key(work, rows) for work in works}
+        label = f"activations of {first.sae.model.label}"
+        with self.step((label,), StepKind.CONVERT, "tokens") as (progress, _), ExitStack() as stack:
+            out = {
+                hook: stack.enter_context(cache.making(ACTIVATIONS, key)) / ACTIVATIONS_FILE
+                for hook, key in hooks.items()
+                if not cache.has(ACTIVATIONS, key)
+            }
+            job = settings.capture_job(first, model, text, self.crew.devices[lane], rows, out, cache.root)
+            self.crew.measurers[lane].run("capture", job, progress)
+
+    def convert(self, lane: int, work: Work) -> None:
+        """Build the SAE in our layout and prove it against the authors' own forward pass."""
+        cache, key = self.context.cache, work.inputs.build_key
+        work.build = work.build or read_build(cache, key)
+        if work.build is not None:
+            self.cached(work, StepKind.CONVERT, proof=dict(work.build.proof))
+            return
+        with self.timed((work,), StepKind.CONVERT), self.step((work.address,), StepKind.CONVERT) as (progress, more):
+            with cache.making(BUILDS, key) as folder:
+                result = self.crew.converters[lane].run("convert", self._convert_job(work, folder), progress)
+                self._check_source(work)
+                seal(folder, result["proof"], result["digests"])
+            work.build = read_build(cache, key)
+            more[work.address] = {"proof": result["proof"]}
+
+    def _convert_job(self, work: Work, out: Path) -> ConvertJob:
+        sae = work.sae
+        if sae.source is None:
+            raise Refused("SAE has no source", f"{sae.address} is to be trained, which this version does not do.")
+        activations = None
+        if sae.validate is not None:
+            key = settings.capture_key(work, self.context.proof_rows)
+            activations = str(self.context.cache.path(ACTIVATIONS, key) / ACTIVATIONS_FILE)
+        return ConvertJob(
+            sae.address,
+            sae.source.format,
+            dict(sae.source.options),
+            {name: str(path) for name, path in work.source.items()},
+            sae.dtype,
+            dict(sae.cfg),
+            metadata_for(sae, work.model_type),
+            str(out),
+            activations,
+        )
+
+    def _check_source(self, work: Work) -> None:
+        """A local source may be written to while it is read."""
+        source = work.sae.source
+        if source is None or source.repo is not None:
+            return
+        if self.context.resolver.source(source).digest != work.inputs.weights["source.digest"]:
+            raise fetch.source_changed(work.sae)
+
+    def adopt(self, lane: int, work: Work) -> None:
+        """Prove that what somebody published is the function asked for."""
+        source = work.sae.source
+        if source is None or work.published is None:
+            raise Refused("SAE has no source", f"{work.address} has nothing to be compared with.")
+        files = {name: str(path) for name, path in work.source.items()}
+        job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published))
+        with self.timed((work,), StepKind.ADOPT), self.step((work.address,), StepKind.ADOPT) as (progress, more):
+            work.adoption = self.crew.converters[lane].run("adopt", job, progress)["proof"]
+            more[work.address] = {"proof": work.adoption}
+
+    def relabel(self, work: Work) -> None:
+        """A new cfg.json for the same weights."""
+        if work.published is None or work.entry is None:
+            raise Refused("SAE has no published files", f"{work.address} has nothing to be relabelled.")
+        before = work.entry.inputs.get("build", {})
+        gone = {name.removeprefix("metadata."): None for name in before if name.startswith("metadata.")}
+        metadata = {**gone, **metadata_for(work.sae, work.model_type)}
+        with self.step((work.address,), StepKind.RELABEL):
+            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, metadata)
+            digest = digest_bytes(text)
+            work.relabelled = self.context.cache.write("cfg", str(digest.sha256), text)
+            work.kept = {**work.kept, CFG_FILE: digest}
+
+    # -------------------------------------------------------------------------------------------------- validate
+
+    def known_evidence(self, work: Work) -> Evidence | None:
+        """A measurement of these very bytes under this very key, from the record, ``records:`` or the cache."""
+        key, sha256 = work.inputs.measure_key, work.weights_sha256
+        if key is None or sha256 is None or work.sae.validate is None:
+            return None
+        recorded = work.entry.evidence if work.entry is not None else ()
+        wanted = self.context.wanted.get(work.address)
+        for found in (*recorded, wanted.evidence if wanted else None, read_evidence(self.context.cache, key)):
+            if usable(found, key, sha256, work.sae.validate.require):
+                return found
+        return None
+
+    def validate(self, lane: int, works: Sequence[Work]) -> Mapping[str, SaesyncError]:
+        """Measure what was not measured yet, then judge all. Returns errors by address."""
+        errors: dict[str, SaesyncError] = {}
+        for work in works:
+            work.evidence = work.evidence or self.known_evidence(work)
+            if work.evidence is not None:
+                self.cached(work, StepKind.VALIDATE, metrics=_numbers(work.evidence))
+        if fresh := [work for work in works if work.evidence is None]:
+            errors |= self._measure(lane, fresh)
+        for work in works:
+            if work.misses and not work.stands and work.sae.validate is not None:
+                errors[work.address] = GateMissed.of(gate_diagnostics(work.misses, work.sae.validate.require))
+        return errors
+
+    def _measure(self, lane: int, works: Sequence[Work]) -> Mapping[str, SaesyncError]:
+        model, text = self._shared(works[0])
+        addresses = [work.address for work in works]
+        errors: dict[str, SaesyncError] = {}
+        with self.timed(works, StepKind.VALIDATE), self.step(addresses, StepKind.VALIDATE, "tokens") as (progress, more):
+            job = settings.measure_job(works, model, text, self.crew.devices[lane], self.context.cache.root)
+            found = self.crew.measurers[lane].run("measure", job, progress)
+            for work in works:
+                if (failed := found["failures"].get(work.address)) is not None:
+                    errors[work.address] = SaesyncError.of(Diagnostic.from_json(value) for value in failed)
+                    continue
+                evidence = _evidence(work, found)
+                keep_evidence(self.context.cache, evidence)
+                work.evidence = evidence
+                more[work.address] = {"metrics": _numbers(evidence)}
+        return errors
+
+    def _shared(self, work: Work) -> tuple[Path, Text]:
+        if work.sae.validate is None:
+            raise Refused("SAE is not to be measured", f"{work.address} has no validate section.")
+        return self.models[settings.model_key(work.sae.model)], self.texts[settings.dataset_key(work.sae.validate)]
+
+
+def _check(step: StepKind) -> None:
+    if "network" not in USES[step]:
+        raise PermissionError(f"{step} has no network")
+
+
+def _type_of(config: bytes, label: str) -> str | None:
+    try:
+        found = json.loads(config).get("model_type")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise Refused("Model file is unreadable", f"config.json of {label} is not a JSON object.") from error
+    return found if isinstance(found, str) else None
+
+
+def _evidence(work: Work, found: Mapping[str, Any]) -> Evidence:
+    """A worker's numbers as evidence; what is not finite is left out, so that it counts as not measured."""
+    measured, sha256 = found["metrics"][work.address], found["weights_sha256"][work.address]
+    if sha256 != work.weights_sha256:
+        raise Conflict("Weights changed while they were measured", f"{work.folder} is not what was converted. Run again.")
+    metrics = {
+        name: Metric(float(value["value"]), float(value["stderr"]) if _finite(value.get("stderr")) else None)
+        for name, value in measured.items()
+        if _finite(value.get("value"))
+    }
+    key = work.inputs.measure_key or ""
+    return Evidence(key, sha256, metrics, work.inputs.measure or {}, found["about"].get(work.address, {}))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")
+
+
+def _numbers(evidence: Evidence) -> dict[str, float]:
+    return {name: metric.value for name, metric in sorted(evidence.metrics.items())}

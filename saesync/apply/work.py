@@ -1,0 +1,170 @@
+"""One SAE on its way through apply: what the plan says of it, what the steps found, and what is published in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from saesync import __version__
+from saesync.apply.builds import Build
+from saesync.digest import FileDigest
+from saesync.model import (
+    CFG_FILE,
+    WEIGHTS_FILE,
+    Inputs,
+    Item,
+    Observed,
+    Reason,
+    Release,
+    Sae,
+    SourceSpec,
+    Status,
+    StepKind,
+    nothing,
+)  # fmt: skip
+from saesync.record import Evidence, SaeRecord
+from saesync.targets.base import Upload
+from saesync.verdict import judge, unmeasured
+
+# What each step may use. Only fetch and publish are ever handed the Hub or a target (enforced in ``Steps``); convert, adopt
+# and validate run in worker processes, which have neither network nor secrets (enforced by the worker).
+USES: Mapping[StepKind, frozenset[str]] = {
+    StepKind.CREATE: frozenset({"network", "hf-token"}),
+    StepKind.FETCH: frozenset({"network", "hf-token"}),
+    StepKind.CONVERT: frozenset({"worker"}),
+    StepKind.ADOPT: frozenset({"worker"}),
+    StepKind.RELABEL: frozenset(),
+    StepKind.MOVE: frozenset(),
+    StepKind.VALIDATE: frozenset({"worker", "gpu"}),
+    StepKind.PUBLISH: frozenset({"network", "hf-token"}),
+    StepKind.CARD: frozenset({"network", "hf-token"}),
+    StepKind.DELETE: frozenset({"network", "hf-token"}),
+}
+_OVERWRITES = (Status.ABSENT, Status.FOREIGN, Status.DRIFTED)
+
+
+@dataclass
+class Work:
+    """Filled in step by step. ``entry`` is the record's entry the SAE starts from: its own, or that of ``item.move_from``.
+
+    ``kept`` are the digests of published files that stay (with the new cfg.json of a relabel among them).
+    """
+
+    item: Item
+    release: Release
+    sae: Sae
+    inputs: Inputs
+    observed: Observed
+    entry: SaeRecord | None
+    model_type: str | None = None
+    source: Mapping[str, Path] = field(default_factory=nothing)
+    published: Path | None = None
+    kept: Mapping[str, FileDigest] = field(default_factory=nothing)
+    build: Build | None = None
+    relabelled: Path | None = None
+    adoption: Mapping[str, Any] | None = None
+    evidence: Evidence | None = None
+    began: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """``release/id``."""
+        return self.sae.address
+
+    def has(self, step: StepKind) -> bool:
+        """Whether the plan asks for a step."""
+        return step in self.item.steps
+
+    @property
+    def home(self) -> str:
+        """The folder in the target that holds the weights now: its own, or the one it is moved from."""
+        return self.item.move_from or self.sae.id
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the published weights stay: nothing is built, or what is built only proves a takeover."""
+        return self.has(StepKind.ADOPT) or not self.has(StepKind.CONVERT)
+
+    @property
+    def stands(self) -> bool:
+        """Whether the SAE is published already, so that failing evidence is published beside it instead of stopping it."""
+        return not (self.has(StepKind.CONVERT) or self.has(StepKind.MOVE))
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the weights to measure are on this disk."""
+        if self.keeps_weights:
+            return self.published
+        return self.build.folder if self.build is not None else None
+
+    @property
+    def files(self) -> Mapping[str, FileDigest]:
+        """Digests of the files as they will stand in the target."""
+        if self.keeps_weights:
+            return self.kept
+        return self.build.files if self.build is not None else nothing()
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Identity of the weights to measure and publish, as far as known."""
+        digest = self.files.get(WEIGHTS_FILE)
+        return None if digest is None else digest.sha256
+
+    @property
+    def misses(self) -> tuple[Reason, ...]:
+        """Requirements that the evidence misses or has no number for."""
+        if self.evidence is None or self.sae.validate is None:
+            return ()
+        return judge(self.evidence, self.sae.validate.require) + unmeasured(self.evidence, self.sae.validate.require)
+
+    @property
+    def may_overwrite(self) -> bool:
+        """Whether files in the folder that no record names may be replaced: only what the user or our own evidence allows."""
+        return self.item.status in _OVERWRITES and bool(self.observed.folder(self.sae.id))
+
+    def upload(self, run: Mapping[str, Any]) -> Upload:
+        """What is handed to the target."""
+        record = self.record(run)
+        if not self.keeps_weights and self.build is not None:
+            return Upload(record, {name: self.build.folder / name for name in record.files})
+        if self.relabelled is not None:
+            return Upload(record, {CFG_FILE: self.relabelled})
+        return Upload(record, copy_from=self.item.move_from)
+
+    def record(self, run: Mapping[str, Any]) -> SaeRecord:
+        """The record's entry. ``run`` holds times and rates."""
+        if self.has(StepKind.CONVERT):
+            proof = {**(self.build.proof if self.build is not None else {}), **(self.adoption or {})}
+            earlier = self.entry.evidence if self.entry is not None and self.evidence is not None else ()
+            made = SaeRecord(
+                self.inputs.weights_key, self.inputs.build_key, self.files, self._flat_inputs(), proof, earlier,
+                self.adoption is not None, self._about(), run,
+            )  # fmt: skip
+        elif self.entry is None:
+            raise ValueError(f"{self.address} has nothing to start from")
+        else:
+            made = replace(self.entry, run=run)
+            if self.relabelled is not None:
+                made = replace(
+                    made, build_key=self.inputs.build_key, files=self.files, inputs=self._flat_inputs(), about=self._about()
+                )
+        return made if self.evidence is None else made.with_evidence(self.evidence)
+
+    def _flat_inputs(self) -> dict[str, Mapping[str, Any]]:
+        return {"weights": self.inputs.weights, "build": self.inputs.build}
+
+    def _about(self) -> dict[str, Any]:
+        source = self.sae.source
+        return {"saesync": __version__, "model": self.sae.model.label, "hook": self.sae.hook, **_said_of(source)}
+
+
+def _said_of(source: SourceSpec | None) -> dict[str, Any]:
+    """Where the weights came from; of a local path only its name, for a record is public."""
+    if source is None:
+        return {}
+    if source.repo is None:
+        return {"format": source.format, "source": Path(source.path).name}
+    return {"format": source.format, "source": f"{source.repo}/{source.path}".rstrip("/"), "source_revision": source.revision}

@@ -1,0 +1,91 @@
+"""Publish: whole SAEs, the record and the card in one commit. With fetch, the only step that has the network and tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from saesync.card import make_card
+from saesync.errors import Conflict
+from saesync.model import Observed, Release
+from saesync.record import Record
+from saesync.targets.base import Batch, Progress, Target, Upload
+
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one commit does to one release: SAEs put in place (``replace``: over files that are not ours) or removed."""
+
+    uploads: Mapping[str, Upload]
+    removed: frozenset[str] = frozenset()
+    replace: frozenset[str] = frozenset()
+
+    def without(self, sae_ids: frozenset[str]) -> Change:
+        """The same for the other SAEs."""
+        uploads = {name: upload for name, upload in self.uploads.items() if name not in sae_ids}
+        return Change(uploads, self.removed - sae_ids, self.replace - sae_ids)
+
+    @property
+    def ids(self) -> frozenset[str]:
+        """All SAEs it concerns."""
+        return frozenset(self.uploads) | self.removed
+
+
+def publish(
+    target: Target, location: str, release: Release, change: Change, expect: Observed, progress: Progress | None = None
+) -> tuple[Observed, Mapping[str, Conflict]]:
+    """Put ``change`` in place in one commit. ``expect`` is what the plan was made from.
+
+    An SAE that somebody else changed since then is left out and named in the second value; the others go on.
+
+    Raises:
+        Conflict: none of the SAEs could be published.
+        NotVisible, Unavailable, Missing, Refused: as the target says.
+    """
+    try:
+        return target.publish(location, _batch(release, change), expect, progress), {}
+    except Conflict as error:
+        touched = _touched(change, release.name, expect, target.observe(location))
+        if not touched or touched == change.ids:
+            raise
+        rest = change.without(touched)
+        return target.publish(location, _batch(release, rest), expect, progress), dict.fromkeys(touched, error)
+
+
+def _batch(release: Release, change: Change) -> Batch:
+    def card(record: Record, readme: str | None) -> tuple[str, str]:
+        return make_card(release, record, readme)
+
+    return Batch(
+        release.name,
+        change.uploads,
+        card,
+        change.removed,
+        _message(release.name, change),
+        change.replace,
+        release.publish is not None and release.publish.private,
+    )
+
+
+def _message(release: str, change: Change) -> str:
+    """The commit's first line: what happened to which SAEs, the first few by name."""
+    said = [f"{verb} {_listed(ids)}" for verb, ids in (("publish", change.uploads), ("delete", change.removed)) if ids]
+    return f"{release}: {', '.join(said) or 'update the card'}"
+
+
+def _listed(ids: Mapping[str, Upload] | frozenset[str]) -> str:
+    names = sorted(ids)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _touched(change: Change, release: str, then: Observed, now: Observed) -> frozenset[str]:
+    """SAEs whose files or record entry are not as they were."""
+    before, here = then.records.get(release, Record(release)), now.records.get(release, Record(release))
+    return frozenset(
+        sae_id
+        for sae_id in change.ids
+        if then.folder(sae_id) != now.folder(sae_id) or before.saes.get(sae_id) != here.saes.get(sae_id)
+    )
