@@ -148,6 +148,8 @@ def test_every_layout_holds_the_function_that_was_trained(tiny_world: TinyWorld)
             assert loaded.cfg.architecture() == "topk"
             assert loaded.cfg.k == entry.sparsity
             assert loaded.cfg.metadata.hook_name == entry.hook
+            # Why the legacy form may leave out that topk was trained on activations scaled by decoder norms: they are all 1.
+            torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(entry.d_sae))
             assert ("metadata" in json.loads((place / "cfg.json").read_bytes())) == (entry.layout is not Layout.LEGACY)
 
 
