@@ -39,7 +39,7 @@ saes:
   id: r{number:03d}/layer_{{layer}}/width_{{width}}
   hook: blocks.{{layer}}.hook_resid_post
   source:
-    repo: acme/source-{repo:02d}
+    repo: sae-org/source-{repo:02d}
     revision: {revision}
     path: r{number:03d}/layer_{{layer}}_{{width}}.pth
     format: goodfire
@@ -52,7 +52,7 @@ validate:
   require:
     explained_variance: {{min: 0.5}}
 publish:
-  huggingface: acme/published-{repo:02d}
+  huggingface: sae-org/published-{repo:02d}
   license: mit
 """
 
@@ -76,9 +76,9 @@ def build(server: HubServer, folder: Path) -> Path:
 
 def _publish_source(server: HubServer, repo: int, manifests: Path) -> None:
     numbers = range(repo, RELEASES, REPOS)
-    server.create_repo(f"acme/source-{repo:02d}")
+    server.create_repo(f"sae-org/source-{repo:02d}")
     names = [f"r{n:03d}/layer_{layer}_{width}.pth" for n in numbers for layer in range(LAYERS) for width in WIDTHS]
-    revision = server.push(f"acme/source-{repo:02d}", {name: name.encode() for name in names})
+    revision = server.push(f"sae-org/source-{repo:02d}", {name: name.encode() for name in names})
     for number in numbers:
         text = MANIFEST.format(number=number, repo=repo, revision=revision, hex=HEX, last=LAYERS - 1, widths=", ".join(WIDTHS))
         (manifests / f"release-{number:03d}.yaml").write_text(text)
