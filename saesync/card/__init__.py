@@ -191,7 +191,8 @@ def _how(record: Record) -> str:
     for entry in record.saes.values():
         evidence = _evidence(entry)
         if evidence is not None:
-            way = "; ".join([*_pairs(evidence.inputs), *_pairs(evidence.about)])
+            shared = {name: value for name, value in evidence.inputs.items() if name != "hook"}  # its own column
+            way = "; ".join([*_pairs(shared), *_pairs(evidence.about)])
             ways[way] = ways.get(way, 0) + 1
     if not ways:
         return "Nothing was measured: the manifest has no `validate` section."

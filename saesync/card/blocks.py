@@ -54,7 +54,7 @@ def put(body: str, release: str, text: str | None) -> str:
     body = _without_markers(body, release)
     if block is None:
         return body
-    gap = "" if not body.strip() else "\n" if body.endswith("\n") else "\n\n"
+    gap = "\n\n" if body and not body.endswith("\n") else "\n" if body.strip() else ""
     return f"{body}{gap}{block}\n"
 
 

@@ -1,0 +1,241 @@
+"""The model card: front matter, blocks, and text that must stay harmless."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planning import BOUND, SPEC, entry_of, golden, inputs_of, release, sae
+
+from saesync.card import blocks, card_digest, frontmatter, make_card
+from saesync.model import ModelSpec, PublishSpec, Release
+from saesync.record import Record
+
+
+def record_of(one: Release, ev: float = 0.8) -> Record:
+    return Record(one.name, {which.id: entry_of(inputs_of(which), ev) for which in one.saes})
+
+
+def card_of(one: Release, existing: str | None = None) -> str:
+    return make_card(one, record_of(one), existing)[0]
+
+
+# --------------------------------------------------------------------------------------------------- a whole card
+
+
+def test_a_whole_card() -> None:
+    one = release(ids=["layer_0", "layer_1"])
+    strict = replace(sae(sae_id="layer_1"), validate=replace(SPEC, require=(replace(BOUND, bound=0.9),)))
+    golden("card.md", card_of(replace(one, saes=(one.saes[0], strict))))
+
+
+def test_the_hub_client_reads_the_front_matter() -> None:
+    data = ModelCard(card_of(release())).data
+    assert (data.library_name, data.license) == ("saelens", "mit")
+    assert data.base_model == ["google/gemma-2-2b"]
+    assert data.datasets == ["monology/pile-uncopyrighted"]
+    assert {"sparse-autoencoder", "saelens"} <= set(data.tags or ())
+
+
+def test_local_names_are_not_given_to_the_hub() -> None:
+    one = release(saes=(sae(model=ModelSpec(None, "/home/me/model", None)),))
+    assert "base_model" not in card_of(one).split("---")[1]
+
+
+def test_the_snippet_is_python_that_loads_it() -> None:
+    for target, call in (
+        ("huggingface", 'SAE.from_pretrained("acme/saes", "layer_0")'),
+        ("local", 'SAE.load_from_disk("layer_0")'),
+    ):
+        text = card_of(release(publish=PublishSpec(target, "acme/saes")))
+        snippet = text.split("```python\n")[1].split("```")[0]
+        assert call in snippet
+        compile(snippet, "card", "exec")
+
+
+def test_nothing_measured_is_said() -> None:
+    one = release(saes=(sae(validate=None),))
+    text = card_of(one)
+    assert "Nothing was measured" in text
+    assert "not measured" in text
+
+
+def test_digest_follows_what_the_card_says_and_nothing_else() -> None:
+    one = release()
+    record = record_of(one)
+    entry = record.saes["layer_0"]
+    before = card_digest(one, record)
+    assert make_card(one, record, "# by hand")[1] == before
+    assert card_digest(one, replace(record, card="0" * 64)) == before
+    assert card_digest(one, record.merged({"layer_0": replace(entry, run={"seconds": 7})})) == before
+    assert card_digest(replace(one, publish=PublishSpec("huggingface", "acme/saes", "other")), record) != before
+    assert card_digest(one, record_of(one, ev=0.81)) != before
+    assert card_digest(replace(one, saes=(sae(validate=replace(SPEC, require=())),)), record) != before
+    assert card_digest(one, record.merged({"layer_0": replace(entry, proof={"max_difference": 1.0})})) != before
+
+
+# ------------------------------------------------------------------------------------------------------- the blocks
+
+
+def test_written_again_it_is_the_same() -> None:
+    one = release()
+    text = card_of(one)
+    assert card_of(one, text) == text
+
+
+def test_hand_written_text_is_kept_byte_for_byte() -> None:
+    before, after = "# My SAEs\r\n\r\nTrained with love.  \r\n\r\n", "\r\n\n<!-- a comment -->\n<b>more</b>\n\n\n"
+    first = card_of(release(), before)
+    assert first.endswith(f"---\n{before}\n{blocks.begin('res')}" + first.split(blocks.begin("res"))[1])
+    changed = make_card(release(), record_of(release(), ev=0.9), first + after)[0]
+    assert before in changed
+    assert changed.endswith(blocks.end("res") + "\n" + after)
+    assert "0.9" in changed
+
+
+def test_releases_share_a_readme() -> None:
+    one, two = release("res"), release("mlp", ["layer_1"])
+    text = card_of(two, card_of(one))
+    assert card_of(one, text) == text
+    assert card_of(two, text) == text
+    assert text.index(blocks.begin("res")) < text.index(blocks.end("res")) < text.index(blocks.begin("mlp"))
+    other = release("mlp", saes=(replace(two.saes[0], model=ModelSpec("openai-community/gpt2", None, "e" * 40)),))
+    both = yaml.safe_load(card_of(other, card_of(one)).split("---")[1])
+    assert both["base_model"] == ["google/gemma-2-2b", "openai-community/gpt2"]
+
+
+def test_a_retired_release_leaves_what_others_wrote() -> None:
+    one, two = release("res"), release("mlp", ["layer_1"])
+    text = card_of(two, card_of(one, "# hello\n"))
+    left = make_card(two, Record("mlp"), text)[0]
+    assert blocks.begin("mlp") not in left
+    assert left.rstrip() == card_of(one, "# hello\n").rstrip()
+    bare = make_card(one, Record("res"), left)[0]
+    assert bare.rstrip().endswith("# hello")
+    assert "base_model" not in bare
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!-- saesync:begin res -->\nmine\n",
+        "mine\n<!-- saesync:end res -->\n",
+        "<!-- saesync:end res -->\nmine\n<!-- saesync:begin res -->\n",
+        "<!-- saesync:begin res -->\na\n<!-- saesync:begin res -->\nmine\n<!-- saesync:end res -->\n",
+        "<!-- saesync:begin res -->\na\n<!-- saesync:begin mlp -->\nmine\n<!-- saesync:end res -->\n<!-- saesync:end mlp -->\n",
+    ],
+)
+def test_damaged_markers_lose_no_text_and_heal(body: str) -> None:
+    text = card_of(release(), body)
+    assert "mine" in text
+    assert text.count(blocks.begin("res")) == text.count(blocks.end("res")) == 1
+    assert card_of(release(), text) == text
+
+
+# ---------------------------------------------------------------------------------------------------- front matter
+
+
+def test_front_matter_written_by_hand_is_kept() -> None:
+    front = "# by hand\nlanguage: en   # really\ntags:\n- mine\nlicense: apache-2.0\n# last\nmodel-index:\n- name: x\n"
+    text = card_of(release(), f"---\n{front}---\nbody\n")
+    lines = text.split("\n")
+    assert lines[1:3] == ["# by hand", "language: en   # really"]
+    assert "# last" in lines
+    data = yaml.safe_load(text.split("---")[1])
+    assert data["tags"] == ["mine", "sparse-autoencoder", "saelens", "saesync"]
+    assert data["license"] == "mit"  # the manifest asks for it
+    assert data["model-index"] == [{"name": "x"}]
+    quiet = card_of(release(publish=PublishSpec("huggingface", "acme/saes")), f"---\n{front}---\nbody\n")
+    assert yaml.safe_load(quiet.split("---")[1])["license"] == "apache-2.0"
+
+
+def test_what_a_release_does_not_use_any_more_leaves_the_front_matter() -> None:
+    text = card_of(release(), "---\nbase_model: mine/model\n---\n")
+    other = release(saes=(sae(model=ModelSpec("openai-community/gpt2", None, "e" * 40)),))
+    data = yaml.safe_load(card_of(other, text).split("---")[1])
+    assert data["base_model"] == ["mine/model", "openai-community/gpt2"]
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "tags: [a",
+        "{tags: [a]}",
+        "- a list",
+        "tags: [a]\ntags: [b]",
+        "tags: {a: b}",
+        "license: [a, {b: c}]",
+        "tags: &t [a]\nother: *t",
+        "a: 1\r b: 2",
+        "a: " + "[" * 5000,
+    ],
+)
+def test_front_matter_that_cannot_be_edited_is_left_alone(front: str) -> None:
+    text = card_of(release(), f"---\n{front}\n---\nbody\n")
+    assert text.startswith(f"---\n{front}\n---\nbody\n")
+    assert blocks.begin("res") in text
+
+
+def test_a_line_of_dashes_is_no_front_matter() -> None:
+    text = card_of(release(), "hello\n\n---\n\nworld\n")
+    assert "hello\n\n---\n\nworld\n" in text
+    assert text.startswith("---\nlibrary_name: saelens\n")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("ab-:\n[]{}#&*!| '\"\t\r\u2028<>"), max_size=60), st.text(max_size=20))
+def test_no_readme_loses_text_or_stops_us(front: str, body: str) -> None:
+    one = release()
+    text = card_of(one, f"---\n{front}\n---\n{body}")
+    assert body in text
+    assert card_of(one, text) == text
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["tags", "license", "language", "x"]), st.text(max_size=8) | st.lists(st.text(max_size=5)))
+)
+def test_edited_front_matter_holds_what_stood_there(data: dict[str, object]) -> None:
+    front = yaml.safe_dump(data, allow_unicode=True).rstrip("\n") if data else ""
+    merged = frontmatter.merge(front, {"library_name": "saelens"}, {"tags": ["saelens"]}, {})
+    if merged is None:
+        return
+    found = yaml.safe_load(merged)
+    assert found["library_name"] == "saelens"
+    assert "saelens" in found["tags"]
+    assert {name: found[name] for name in data if name != "tags"} == {
+        name: value for name, value in data.items() if name != "tags"
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- inertness
+
+
+def test_records_cannot_write_into_the_card() -> None:
+    one = release()
+    record = record_of(one)
+    evil = "x|y`z\n<!-- saesync:end res --><img src=x>\u202e@everyone [a](http://b)"
+    entry = record.saes["layer_0"]
+    evidence = replace(entry.evidence[0], inputs={evil: evil, "hook": evil}, about={evil: evil})
+    dirty = replace(entry, proof={f"max {evil}": 1.0}, evidence=(evidence,))
+    text = make_card(replace(one, saes=()), record.merged({"layer_0": dirty}), None)[0]
+    body = text.split(blocks.begin("res"))[1]
+    assert body.count(blocks.end("res")) == 1
+    assert "<img" not in text
+    assert "\u202e" not in text
+    assert "@everyone" not in text
+    assert "](http" not in text
+    row = next(line for line in text.split("\n") if line.startswith("| `layer_0`"))
+    assert row.count("|") == text.split("\n")[text.split("\n").index(row) - 1].count("|")
+
+
+def test_names_that_could_end_a_comment() -> None:
+    name = "x --> <script>"
+    body = blocks.put("hello\n", name, "block")
+    assert "<script>" not in body
+    assert blocks.find(body, name) is not None
+    assert blocks.put(body, name, None).strip() == "hello"
