@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from measure_world import THIRD_PARTY
+import transformers
+from measure_world import THIRD_PARTY, make_tokenizer
 
 from saesync.measure.models import load_model
 from saesync.measure.passes import LanguageModel, Route
@@ -63,6 +65,28 @@ def test_skipping_blocks_changes_nothing(world: SimpleNamespace, loader: str) ->
         assert not torch.allclose(whole, before), hook
     after, _ = model.clean(tokens, frozenset())
     assert torch.equal(after, before)  # nothing of ours is left in the model
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_key_value_heads": 2},
+    "Gemma2": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_key_value_heads": 2, "sliding_window": 8},
+    "Bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4},  # its blocks return tuples
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_other_families_skip_blocks_too(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 120, "num_attention_heads": 4, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    config = getattr(transformers, f"{family}Config")(**shape, **FAMILIES[family])
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    tokens = torch.randint(4, 120, (2, 16))
+    expected = {"blocks.1.hook_resid_post": (2, True), "blocks.2.hook_resid_pre": (2, True), "blocks.2.hook_mlp_out": (2, False)}
+    model = load_model(tmp_path, "TransformerBridge", "float32", {}, torch.device("cpu"))
+    routes = model.routes(tokens, frozenset(expected))
+    assert {hook: (route.start, route.direct) for hook, route in routes.items()} == expected
 
 
 @torch.no_grad()
