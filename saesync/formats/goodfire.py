@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".pth", ".pt", ".safetensors")
 ENCODER, DECODER = "encoder_linear.weight", "decoder_linear.weight"
 ENCODER_BIAS, DECODER_BIAS = "encoder_linear.bias", "decoder_linear.bias"
-_NAME = re.compile(r"(?P<model>[\w.-]+?)-SAE-l(?P<layer>\d+)", re.ASCII)
+_NAME = re.compile(r"(?P<model>Llama-[\w.-]+?)-SAE-l(?P<layer>\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

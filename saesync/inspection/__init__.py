@@ -1,0 +1,185 @@
+"""What a source holds, from headers alone: no torch, no weights read, on this disk or on the Hub by ranged reads."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saesync.errors import Missing, Refused
+from saesync.formats import _npz, _safetensors, _torchzip, formats
+from saesync.formats._checks import MAX_JSON, parse_json
+from saesync.formats.base import Candidate, Headers, TensorInfo
+from saesync.hub import Hub
+from saesync.inspection.places import HubPlace, LocalPlace, Place
+from saesync.inspection.reference import Reference, parse_reference
+
+__all__ = ["Found", "Inspection", "Reference", "headers", "inspect_hub", "inspect_local", "inspect_source", "parse_reference"]
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+# Headers cost a few ranged requests each; a repository with more SAEs than this is of one kind, which its first ones show.
+LIMIT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One SAE, or what may be one. ``path`` is what a manifest's ``source.path`` says, relative to the place looked at.
+
+    ``candidates`` are ranked, best first; ``problem`` is set when headers cannot be read, and says why.
+    """
+
+    path: str
+    headers: Headers
+    candidates: tuple[Candidate, ...] = ()
+    problem: str | None = None
+
+    @property
+    def best(self) -> Candidate | None:
+        """The most likely format, or None when nothing fits."""
+        return self.candidates[0] if self.candidates else None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything found at one place. ``revision`` is the Hub commit that was looked at; ``unread`` are paths beyond LIMIT."""
+
+    reference: Reference
+    revision: str | None
+    saes: tuple[Found, ...]
+    unread: tuple[str, ...] = ()
+
+    @property
+    def convertible(self) -> tuple[Found, ...]:
+        """Those whose best candidate can be converted."""
+        return tuple(found for found in self.saes if found.best is not None and found.best.refusal is None)
+
+
+def inspect_source(text: str, hub: Callable[[], Hub]) -> Inspection:
+    """``hf://owner/repo[/path][@revision]`` or a local path. ``hub`` is only called for the former.
+
+    Raises:
+        Refused: the reference is malformed, or nothing that looks like weights is there.
+        Missing: no such file, folder, repo or revision.
+        NotVisible, Unavailable: the Hub does not say.
+    """
+    reference = parse_reference(text)
+    return inspect_local(Path(text)) if reference.repo is None else inspect_hub(hub(), reference)
+
+
+def inspect_local(path: Path) -> Inspection:
+    """Look at a local file or folder. See ``inspect_source``."""
+    if not path.exists():
+        raise Missing("Source not found", f"{path} does not exist.")
+    root = path if path.is_dir() else path.parent
+    inside = "" if path.is_dir() else path.name
+    return _inspect(LocalPlace(root), inside, Reference(None, str(path), None), None)
+
+
+def inspect_hub(hub: Hub, reference: Reference) -> Inspection:
+    """Look at a Hub repo at the commit its revision points to now. See ``inspect_source``."""
+    repo = reference.repo or ""
+    head = hub.head(repo, reference.revision)
+    if head is None:
+        raise Missing("Repository not found", f"There is no model repository {repo} on the Hub.")
+    if head.renamed_to is not None:
+        raise Missing("Repository was renamed", f"{repo} is now {head.renamed_to}. Use that name.")
+    return _inspect(HubPlace(hub, repo, head.sha), reference.path, reference, head.sha)
+
+
+def headers(place: Place, files: Mapping[str, str]) -> Headers:
+    """Headers of ``files`` (relative name -> name at ``place``).
+
+    Raises:
+        Refused: one of them is damaged or oversized.
+    """
+    json: dict[str, Any] = {}
+    tensors: dict[str, Mapping[str, TensorInfo]] = {}
+    globals_: dict[str, tuple[str, ...]] = {}
+    for name, listed in files.items():
+        source = place.open(listed)
+        if name.endswith(".json"):
+            if source.size > MAX_JSON:
+                raise Refused("Damaged file", f"{name} is larger than {MAX_JSON >> 20} MiB; a config is a few kilobytes.")
+            json[name] = parse_json(source.read(0, source.size), name)
+        elif name.endswith(".safetensors"):
+            tensors[name] = {tensor: extent.info for tensor, extent in _safetensors.parse(source, name).items()}
+        elif name.endswith(".npz"):
+            tensors[name] = _npz.parse(source, name)
+        elif name.endswith(WEIGHT_SUFFIXES):
+            file = _torchzip.parse(source, name)
+            tensors[name], globals_[name] = file.tensors, file.globals
+    return Headers(tuple(sorted(files)), json, tensors, globals_)
+
+
+def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:
+    spots = _spots(sorted(place.names()), path.strip("/"))
+    if not spots:
+        raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
+    paths = sorted(spots, key=_natural)
+    looked = [_look(place, spot, spots[spot]) for spot in paths[:LIMIT]]
+    # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
+    homes = {found.path for found in looked if found.candidates}
+    kept = tuple(found for found in looked if found.candidates or found.path.rpartition("/")[0] not in homes)
+    return Inspection(reference, revision, kept, tuple(paths[LIMIT:]))
+
+
+def _spots(names: Sequence[str], path: str) -> dict[str, dict[str, str]]:
+    """Path of each possible SAE -> its files: folders that some format accepts, then weight files no folder claimed."""
+    inside = [path] if path in names else _under(names, path)
+    weights = [name for name in inside if name.endswith(WEIGHT_SUFFIXES)]
+    if path in names:
+        return {path: _claims(names, path) or {path.rsplit("/", 1)[-1]: path}}
+    # A format may keep its weights one folder below its config, so parents are asked too, inside of what was asked for.
+    folders = {name.rpartition("/")[0] for name in weights}
+    folders |= {parent for folder in folders if (parent := folder.rpartition("/")[0]).startswith(path)}
+    spots = {folder: claim for folder in sorted(folders, key=_natural) if (claim := _claims(_under(names, folder), folder))}
+    claimed = {listed for claim in spots.values() for listed in claim.values()}
+    for name in weights:
+        if name not in claimed:
+            spots[name] = _claims(names, name) or {name.rsplit("/", 1)[-1]: name}
+    return spots
+
+
+def _claims(names: Sequence[str], path: str) -> dict[str, str]:
+    """Files any format would read for ``path``."""
+    files: dict[str, str] = {}
+    for known in formats().values():
+        try:
+            files |= known.files(names, path)
+        except Refused:
+            continue
+    return files
+
+
+def _look(place: Place, path: str, files: Mapping[str, str]) -> Found:
+    try:
+        found = headers(place, files)
+    except Refused as refusal:
+        return Found(path, Headers(tuple(sorted(files))), problem=refusal.diagnostics[0].detail)
+    candidates = [candidate for known in formats().values() if (candidate := known.sniff(found)) is not None]
+    candidates.sort(key=lambda candidate: (-candidate.score, candidate.format))
+    return Found(path, found, tuple(candidates))
+
+
+def _under(names: Sequence[str], folder: str) -> Sequence[str]:
+    """Sorted ``names`` inside ``folder``, found by bisection: a repository may hold many thousand."""
+    if not folder:
+        return names
+    start = bisect_left(names, f"{folder}/")
+    return names[start : bisect_left(names, f"{folder}0", lo=start)]
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """layer_2 before layer_10."""
+    digits, parts = "", []
+    for character in f"{path}\0":
+        if character.isdigit():
+            digits += character
+            continue
+        if digits:
+            parts.append((len(digits.lstrip("0")), digits.lstrip("0")))
+            digits = ""
+        parts.append((0, character))
+    return parts

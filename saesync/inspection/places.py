@@ -1,0 +1,68 @@
+"""Where files are looked at: a folder on this disk, or a Hub repo at a commit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from saesync.errors import Missing
+from saesync.formats._bytes import Bytes, LocalBytes, RangedBytes
+from saesync.hub import Hub
+
+_MAX_FILES = 200_000
+
+
+class Place(Protocol):
+    """A listing whose files can be opened for ranged reads."""
+
+    def names(self) -> Collection[str]:
+        """All file names, relative, with forward slashes."""
+        ...
+
+    def open(self, name: str) -> Bytes:
+        """One of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """A folder. Hidden folders are left out, links to folders are not followed."""
+
+    root: Path
+
+    def names(self) -> Collection[str]:
+        """See ``Place``."""
+        found: list[str] = []
+        for folder, inner, files in os.walk(self.root):
+            inner[:] = sorted(name for name in inner if not name.startswith("."))
+            base = Path(folder).relative_to(self.root)
+            found.extend((base / name).as_posix() for name in files if (Path(folder) / name).is_file())
+            if len(found) > _MAX_FILES:
+                raise Missing("Too many files", f"{self.root} holds more than {_MAX_FILES:,} files. Name a folder inside it.")
+        return found
+
+    def open(self, name: str) -> Bytes:
+        """See ``Place``."""
+        return LocalBytes(self.root / name)
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """A repo at a full commit."""
+
+    hub: Hub
+    repo: str
+    sha: str
+
+    def names(self) -> Collection[str]:
+        """See ``Place``."""
+        return self.hub.tree(self.repo, self.sha)
+
+    def open(self, name: str) -> Bytes:
+        """See ``Place``."""
+        size = self.hub.tree(self.repo, self.sha)[name].size
+        return RangedBytes(size, partial(self.hub.read_range, self.repo, self.sha, name))

@@ -1,0 +1,264 @@
+"""An inspection as text: what was found, a ready ``source:`` stanza, a whole commented manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from saesync.errors import Refused
+from saesync.formats.base import Candidate
+from saesync.inert import plain
+from saesync.inspection import Found, Inspection
+
+_PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
+_WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
+_UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
+_SHOWN_TENSORS = 12
+
+
+def describe(inspection: Inspection) -> str:
+    """What was found, for people: one block per SAE."""
+    lines = [plain(str(inspection.reference)) + (f" at {inspection.revision}" if inspection.revision else "")]
+    for found in inspection.saes:
+        lines += ["", *_block(found)]
+    if inspection.unread:
+        lines += ["", f"{len(inspection.unread):,} more, not looked at; the next is {plain(inspection.unread[0])}"]
+    return "\n".join(lines)
+
+
+def to_json(inspection: Inspection) -> dict[str, Any]:
+    """The same as data."""
+    return {
+        "source": str(inspection.reference),
+        "revision": inspection.revision,
+        "saes": [
+            {
+                "path": found.path,
+                "problem": found.problem,
+                "candidates": [
+                    {
+                        "format": one.format,
+                        "score": one.score,
+                        "facts": dict(one.facts),
+                        "options": dict(one.options),
+                        "needs": list(one.needs),
+                        "refusal": one.refusal,
+                    }
+                    for one in found.candidates
+                ],
+                "tensors": {
+                    file: {name: {"shape": list(info.shape), "dtype": info.dtype} for name, info in tensors.items()}
+                    for file, tensors in found.headers.tensors.items()
+                },
+            }
+            for found in inspection.saes
+        ],
+        "unread": list(inspection.unread),
+    }
+
+
+def stanza(inspection: Inspection, found: Found | None = None, folder: Path | None = None) -> str:
+    """A ready ``source:`` stanza for ``found`` (the first convertible SAE unless given).
+
+    ``folder`` is where the manifest will lie; a local path is then written relative to it.
+
+    Raises:
+        Refused: nothing here can be converted, with the first reason.
+    """
+    chosen = found or _first(inspection)
+    candidate = _best(chosen)
+    place = _location(inspection, yaml(_join(inspection, chosen.path, folder)))
+    return "\n".join(["source:", *place, f"  format: {candidate.format}", *_options(candidate)]) + "\n"
+
+
+def manifest(inspection: Inspection, release: str | None = None, model: str | None = None, folder: Path | None = None) -> str:
+    """A whole commented manifest over every SAE that can be converted; what the files do not say is left to fill in.
+
+    ``folder`` is where the manifest will lie; local paths are then written relative to it.
+
+    Raises:
+        Refused: nothing here can be converted, with the first reason.
+    """
+    found = inspection.convertible or (_first(inspection),)
+    candidates = [_best(one) for one in found]
+    name = release or _slug(_title(inspection), slashes=False) or "my-saes"
+    said = model or _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
+    return "\n".join(
+        [
+            "# Completion in editors: run `saesync schema > saesync.schema.json` beside this file.",
+            "# yaml-language-server: $schema=saesync.schema.json",
+            "apiVersion: saesync/v1",
+            f"release: {yaml(name)}",
+            "",
+            "model:",
+            *_model(said),
+            "",
+            "saes:",
+            *(_one(inspection, found[0], folder) if len(found) == 1 else _many(inspection, found, folder)),
+            "",
+            "# Measured before anything is published; without this section nothing is, and plan and card say so.",
+            "# validate:",
+            "#   dataset: monology/pile-uncopyrighted   # or {path: ./held_out.jsonl}",
+            "#   tokens: 204800",
+            "#   context: 1024",
+            "#   require:",
+            "#     explained_variance: {min: 0.70}",
+            "",
+            "publish:",
+            "  local: ./published                        # or, instead,  huggingface: OWNER/REPO",
+            "  # license: mit",
+            "",
+        ]
+    )
+
+
+def yaml(value: Any) -> str:
+    """A YAML scalar: plain where that is safe, JSON (which is YAML) elsewhere."""
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _block(found: Found) -> list[str]:
+    lines = [f"{plain(found.path) or '(root)'}"]
+    if found.problem is not None:
+        return [*lines, f"  ! {plain(found.problem, 1000)}"]
+    if not found.candidates:
+        lines.append("  ? no known format fits")
+    for candidate in found.candidates:
+        facts = ", ".join(f"{name} {plain(value)}" for name, value in candidate.facts.items())
+        lines.append(f"  {candidate.format}" + (f": {facts}" if facts else ""))
+        lines += [f"  needs {name}: the files do not say it" for name in candidate.needs]
+        if candidate.refusal is not None:
+            lines.append(f"  ! {plain(candidate.refusal, 1000)}")
+    for file, tensors in found.headers.tensors.items():
+        lines.append(f"    {plain(file)}")
+        shown = list(tensors.items())[:_SHOWN_TENSORS]
+        lines += [f"      {plain(name)}  {list(info.shape)}  {info.dtype}" for name, info in shown]
+        if len(tensors) > len(shown):
+            lines.append(f"      and {len(tensors) - len(shown)} more")
+    return lines
+
+
+def _first(inspection: Inspection) -> Found:
+    """The first convertible SAE, or a refusal that says why there is none."""
+    if inspection.convertible:
+        return inspection.convertible[0]
+    reasons = [found.problem or (found.best.refusal if found.best else None) for found in inspection.saes]
+    said = next((reason for reason in reasons if reason), "No known format fits; `saesync formats` lists them.")
+    raise Refused("Nothing here can be converted", said)
+
+
+def _best(found: Found) -> Candidate:
+    if found.best is None or found.best.refusal is not None:
+        raise Refused("Nothing here can be converted", (found.best.refusal if found.best else found.problem) or "No format fits.")
+    return found.best
+
+
+def _location(inspection: Inspection, path: str, indent: str = "  ") -> list[str]:
+    repo = inspection.reference.repo
+    lines = [] if repo is None else [f"{indent}repo: {yaml(repo)}", f"{indent}revision: {yaml(inspection.revision)}"]
+    return lines if path == '""' else [*lines, f"{indent}path: {path}"]
+
+
+def _join(inspection: Inspection, path: str, folder: Path | None) -> str:
+    """``source.path``: Hub paths already begin at the repo's root; local ones continue what was typed."""
+    reference = inspection.reference
+    if reference.repo is not None:
+        return path
+    typed = Path(reference.path)
+    chosen = typed if typed.is_file() or not path else typed / path
+    if folder is None:
+        return chosen.as_posix()
+    return Path(os.path.relpath(chosen.resolve(), folder.resolve())).as_posix()
+
+
+def _options(candidate: Candidate, indent: str = "  ") -> list[str]:
+    lines = [f"{indent}{name}: {yaml(value)}" for name, value in candidate.options.items()]
+    return lines + [f"{indent}# {name}:    needed, and not in the files" for name in candidate.needs]
+
+
+def _model(said: str | None) -> list[str]:
+    if said is None:
+        return ["  # name: OWNER/MODEL    the model the SAEs were trained on; the files do not say it", *_pin()]
+    return [f"  name: {yaml(said)}    # as the files say; it must be a Hub id (or use path: for a local folder)", *_pin()]
+
+
+def _pin() -> list[str]:
+    return ["  # revision:            `saesync pin` fills in the commit", "  loader: TransformerBridge"]
+
+
+def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]:
+    candidate = _best(found)
+    source = stanza(inspection, found, folder).splitlines()
+    return [
+        f"  id: {yaml(_id(found, candidate))}",
+        *_hook(candidate.facts.get("hook"), "  "),
+        *(f"  {line}" for line in source),
+        f"  dtype: {yaml(candidate.facts.get('dtype', 'float32'))}",
+    ]
+
+
+def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) -> list[str]:
+    """One row per SAE: what differs stands in the rows, the rest below."""
+    rows: list[dict[str, Any]] = []
+    chosen = [_best(found) for found in saes]
+    for found, candidate in zip(saes, chosen, strict=True):
+        row = {"id": _id(found, candidate), "path": _join(inspection, found.path, folder), "format": candidate.format}
+        if "hook" in candidate.facts:
+            row["hook"] = candidate.facts["hook"]
+        rows.append({**row, **candidate.options, "dtype": candidate.facts.get("dtype", "float32")})
+    common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
+    common = {key: value for key, value in common.items() if key not in ("id", "path")}
+    shared = set.intersection(*(set(row) for row in rows))
+    lines = ["  for_each:"]
+    lines += [f"    - {{{', '.join(f'{key}: {yaml(row[key])}' for key in row if key in shared - set(common))}}}" for row in rows]
+
+    def value(key: str) -> str:
+        return yaml(common[key]) if key in common else f'"{{{key}}}"'
+
+    needs = sorted({name for one in chosen for name in one.needs})
+    options = sorted(shared - {"id", "path", "format", "hook", "dtype"})
+    return [
+        *lines,
+        '  id: "{id}"',
+        *([f"  hook: {value('hook')}"] if "hook" in shared else _hook(None, "  ")),
+        "  source:",
+        *_location(inspection, '"{path}"', "    "),
+        f"    format: {value('format')}",
+        *(f"    {name}: {value(name)}" for name in options),
+        *(f"    # {name}:    some of these need it, and their files do not say it" for name in needs),
+        f"  dtype: {value('dtype')}",
+    ]
+
+
+def _hook(hook: Any, indent: str) -> list[str]:
+    if hook is None:
+        return [f"{indent}# hook: blocks.0.hook_resid_post    where the SAE reads; the files do not say it"]
+    return [f"{indent}hook: {yaml(hook)}"]
+
+
+def _id(found: Found, candidate: Candidate) -> str:
+    stem = re.sub(r"\.(safetensors|pth|pt|bin|npz)$", "", found.path)
+    return _slug(stem) or _slug(str(candidate.facts.get("hook") or "")) or "sae"
+
+
+def _slug(text: str, slashes: bool = True) -> str:
+    text = _UNSAFE.sub("-", text if slashes else text.rsplit("/", 1)[-1])
+    return "/".join(part for piece in text.split("/") if (part := piece.strip(".-")))
+
+
+def _title(inspection: Inspection) -> str:
+    reference = inspection.reference
+    text = reference.repo or reference.path.rstrip("/")
+    return re.sub(r"\.(safetensors|pth|pt|bin|npz)$", "", text.rsplit("/", 1)[-1]).lower()
+
+
+def _only(values: Iterable[str]) -> str | None:
+    """The value all agree on."""
+    found = set(values)
+    return found.pop() if len(found) == 1 else None
