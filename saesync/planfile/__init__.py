@@ -64,15 +64,16 @@ def plan_json(plan: Plan, asked: Mapping[str, Sequence[str]] | None = None) -> d
 
 
 def _totals(plan: Plan) -> dict[str, int]:
-    """How many of each verb. Releases count by what is done to them, not by being current, held or unknown like their SAEs."""
-    counts = Counter(verb_of(item) for item in plan.items if item.id is not None or item.steps or _own_trouble(item))
+    """How many of each verb. A release counts by what is done to it, or by trouble that its SAEs do not have themselves."""
+    spoken = {(item.release, item.reasons[0].code) for item in plan.items if item.id is not None and item.held}
+    counts: Counter[str] = Counter()
+    for item in plan.items:
+        own_trouble = item.held and (item.release, item.reasons[0].code) not in spoken
+        if item.id is not None or item.steps or own_trouble:
+            counts[verb_of(item)] += 1
     gone = counts["orphaned"] + counts["delete"]
     saes = sum(item.id is not None for item in plan.items) - gone
-    return {"saes": saes, **dict(sorted(counts.items()))}
-
-
-def _own_trouble(item: Item) -> bool:
-    return item.id is None and item.status is Status.HELD
+    return {"saes": saes, **dict(sorted((+counts).items()))}
 
 
 def _release(release: Release) -> dict[str, Any]:

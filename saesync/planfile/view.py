@@ -16,10 +16,11 @@ def show_json(item: Item, wanted: Wanted | None, observed: Observed | None) -> d
     record = observed.records.get(item.release) if observed is not None else None
     entry = record.saes.get(item.id or "") if record is not None else None
     require = wanted.sae.validate.require if wanted is not None and wanted.sae.validate is not None else ()
-    evidence = [_evidence(found, require, entry, published=True) for found in entry.evidence] if entry is not None else []
+    asked = wanted.inputs.measure_key if wanted is not None and wanted.inputs is not None else None
+    evidence = [_evidence(found, require, entry, asked, published=True) for found in entry.evidence] if entry is not None else []
     known = wanted.evidence if wanted is not None else None
     if known is not None and all(found["measure_key"] != known.measure_key for found in evidence):
-        evidence.insert(0, _evidence(known, require, entry, published=False))
+        evidence.insert(0, _evidence(known, require, entry, asked, published=False))
     return {
         "type": "saesync-sae",
         "version": 1,
@@ -78,12 +79,15 @@ def _observed(sae_id: str, observed: Observed | None, entry: SaeRecord | None) -
     }
 
 
-def _evidence(evidence: Evidence, require: tuple[Requirement, ...], entry: SaeRecord | None, published: bool) -> dict[str, Any]:
+def _evidence(
+    evidence: Evidence, require: tuple[Requirement, ...], entry: SaeRecord | None, asked: str | None, published: bool
+) -> dict[str, Any]:
     weights = entry.files.get(WEIGHTS_FILE) if entry is not None else None
     missed, missing = judge(evidence, require), unmeasured(evidence, require)
     return {
         "measure_key": evidence.measure_key,
         "published": published,
+        "as_asked": evidence.measure_key == asked,
         "of_these_weights": weights is not None and weights.sha256 == evidence.weights_sha256,
         "metrics": {
             name: {"value": shown(metric.value), "stderr": shown(metric.stderr)}

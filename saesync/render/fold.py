@@ -76,6 +76,11 @@ def what_of(verb: str, steps: tuple[str, ...]) -> str:
     return ", ".join(step for step in steps if step not in _UNSAID)
 
 
+def place_of(item: Item) -> str:
+    """The repo or folder a release is published to."""
+    return str(item["basis"].get("asked.target") or "").partition(":")[2]
+
+
 def by_release(items: list[Item]) -> dict[str, list[Item]]:
     """Items by release, in the plan's order."""
     found: dict[str, list[Item]] = {}

@@ -76,13 +76,13 @@ def _not_visible(data: Data) -> Parts:
 
 
 def _files_changed(data: Data) -> Parts:
-    recorded, found = short(str(data.get("recorded"))), short(str(data.get("found")))
-    return (Quoted(data.get("file")), " was changed outside saesync", f" (recorded {recorded}, found {found})")
+    recorded, found = Quoted(short(str(data.get("recorded")))), Quoted(short(str(data.get("found"))))
+    return (Quoted(data.get("file")), " was changed outside saesync (recorded ", recorded, ", found ", found, ")")
 
 
 def _foreign(data: Data) -> Parts:
-    count = int(_float(data.get("files", 0)))
-    return (f"{count} file{'s' if count != 1 else ''} here that saesync did not publish: --adopt proves and takes over",)
+    count = _float(data.get("files"))
+    return (f"{number(count)} file{'s' if count != 1 else ''} here that saesync did not publish: --adopt proves and takes over",)
 
 
 def _source_missing(data: Data) -> Parts:

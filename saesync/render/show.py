@@ -114,4 +114,6 @@ def _evidence(evidence: Mapping[str, Any]) -> Pairs:
         pairs.append(("kept", "in the cache or in records, not published"))
     elif not evidence["of_these_weights"]:
         pairs.append(("note", "measured on other weights than the ones published"))
+    if not evidence["as_asked"]:
+        pairs.append(("note", "measured otherwise than the manifest asks now"))
     return [*pairs, ("measure key", short(evidence["measure_key"])), *_pairs(evidence["inputs"]), *_pairs(evidence["about"])]

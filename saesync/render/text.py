@@ -9,7 +9,7 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import pad, plain, width
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
 from saesync.render.reasons import reason_text, reasons_joined
 from saesync.render.style import Style
 
@@ -66,7 +66,7 @@ def label_of(line: Line) -> str:
     if first["id"] is None:
         if line.verb == "card":
             return "README.md"
-        return plain(first["section"] or first["basis"].get("asked.target") or first["release"])
+        return plain(first["section"] or place_of(first) or first["release"])
     ids = [plain(item["id"]) for item in line.items]
     if len(ids) < 3:
         return ", ".join(ids)

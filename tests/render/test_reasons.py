@@ -1,0 +1,79 @@
+"""Every reason code has one wording, in text and in Markdown."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from planning import golden
+
+from saesync.model import ReasonCode
+from saesync.render.reasons import _WORDS, reason_markdown, reason_text
+
+EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
+    (ReasonCode.NOT_PUBLISHED, {"location": "acme/saes"}),
+    (ReasonCode.CHANGED, {"name": "validate.tokens", "before": 102400, "after": 204800}),
+    (ReasonCode.CHANGED, {"name": "source.digest", "before": "a" * 64, "after": "b" * 64}),
+    (ReasonCode.CHANGED, {"name": "validate.prepend_bos", "before": None, "after": True}),
+    (ReasonCode.NOT_VISIBLE, {"location": "acme/saes", "detail": "needs a token"}),
+    (ReasonCode.NOT_VISIBLE, {"location": "acme/saes"}),
+    (ReasonCode.RECORD_NEWER, {"found": 3, "known": 2}),
+    (ReasonCode.RECORD_UNREADABLE, {"detail": "The record is not JSON."}),
+    (ReasonCode.TAKEN_BY, {"release": "other"}),
+    (ReasonCode.FOREIGN_FILES, {"files": 1}),
+    (ReasonCode.FOREIGN_FILES, {"files": 4}),
+    (ReasonCode.FILES_CHANGED, {"file": "cfg.json", "recorded": "4be1" * 16, "found": "9c07" * 16}),
+    (ReasonCode.FILES_MISSING, {"file": "cfg.json"}),
+    (ReasonCode.MOVED_FROM, {"id": "layer_3"}),
+    (ReasonCode.NOT_MEASURED, {"asked": True}),
+    (ReasonCode.NOT_MEASURED, {"asked": False}),
+    (ReasonCode.METRIC_MISSING, {"metric": "ce_loss_score"}),
+    (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.61, "bound": 0.7}),
+    (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.69996, "bound": 0.7, "stderr": 0.003}),
+    (ReasonCode.ABOVE_MAX, {"metric": "l0", "value": 151.2, "bound": 150.0, "stderr": 0.4}),
+    (ReasonCode.SOURCE_NOT_HERE, {"path": "/data/ae.pt"}),
+    (ReasonCode.SOURCE_UNREACHABLE, {"repo": "acme/raw", "revision": "0b8f" * 10}),
+    (ReasonCode.SOURCE_MISSING, {"path": "ae.pt", "detail": "No cfg.json."}),
+    (ReasonCode.VISIBILITY, {"asked": "private", "found": "public"}),
+    (ReasonCode.REPO_MISSING, {"location": "acme/saes"}),
+    (ReasonCode.REPO_RENAMED, {"location": "acme/saes", "now": "acme/new"}),
+    (ReasonCode.CARD_CHANGED, {}),
+    (ReasonCode.ORPHAN, {}),
+    (ReasonCode.RETIRE, {}),
+    (ReasonCode.PRUNE, {}),
+    (ReasonCode.ADOPT, {}),
+    (ReasonCode.REPLACE, {}),
+    (ReasonCode.RESUMED, {}),
+    (ReasonCode.NOT_IN_THIS_VERSION, {"section": "register"}),
+]
+EVIL = "`|<!-- x -->\u202e\x1b[31m@everyone\n![i](http://b)"
+
+
+def test_every_code_has_a_wording_and_an_example() -> None:
+    assert set(_WORDS) == set(ReasonCode) == {code for code, _ in EXAMPLES}
+
+
+def test_wordings() -> None:
+    reasons = [{"code": str(code), "data": data} for code, data in EXAMPLES]
+    lines = [f"{reason['code']}\n  {reason_text(reason)}\n  {reason_markdown(reason)}\n" for reason in reasons]
+    golden("reasons.txt", "".join(lines))
+
+
+@pytest.mark.parametrize("code", list(ReasonCode))
+def test_foreign_text_is_inert_and_any_data_is_survived(code: ReasonCode) -> None:
+    names = sorted({name for _, data in EXAMPLES for name in data})
+    for value in (EVIL, None, 1, 1e999, [EVIL], {"a": EVIL}, True):
+        reason = json.loads(json.dumps({"code": str(code), "data": dict.fromkeys(names, value)}))
+        text = reason_text(reason)
+        assert text.isprintable()
+        marked = reason_markdown(reason)
+        assert "|" not in marked
+        assert "<!--" not in marked
+        assert "@everyone" not in marked
+        assert "](" not in marked
+        assert reason_text({"code": str(code), "data": {}})
+
+
+def test_a_code_of_a_newer_saesync_is_quoted() -> None:
+    assert reason_text({"code": "brand\x1bnew", "data": {}}) == "brand\\x1bnew"

@@ -1,0 +1,99 @@
+"""show and the last lines of apply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from planning import SPEC, World, evidence_of, files_of, golden, inputs_of, published, release, sae, wanted_of
+
+from saesync.digest import digest_bytes
+from saesync.errors import Diagnostic, Origin
+from saesync.model import CFG_FILE, Reason, ReasonCode
+from saesync.planfile import show_json
+from saesync.render import show_text, summary_text
+from saesync.render.summary import duration
+
+A = "res/layer_0"
+EVIL = "x\x1b[31m\u202e\ny"
+
+
+def view(world: World) -> dict[str, Any]:
+    return show_json(world.item(A), world.wanted[A], world.at())
+
+
+def test_show_published_and_changed() -> None:
+    world = published()
+    asked = sae(validate=replace(SPEC, tokens=409600))
+    world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
+    entry = world.at().records["res"].saes["layer_0"]
+    inputs = inputs_of(sae())
+    older = replace(evidence_of(inputs, files_of(inputs), 0.5), measure_key="0" * 64, weights_sha256="1" * 64)
+    entry = replace(entry, evidence=(*entry.evidence, older), run={"seconds": 12.5})
+    record = world.at().records["res"].merged({"layer_0": entry})
+    world.put(files={**world.at().files, f"layer_0/{CFG_FILE}": digest_bytes(b"{}")}, records={"res": record})
+    golden("show.txt", show_text(view(world)) + "\n")
+
+
+def test_show_failing_and_not_published() -> None:
+    world = World([release()], ev={A: 0.614})
+    world.apply()
+    golden("show_failing.txt", show_text(view(world)) + "\n")
+
+
+def test_show_what_cannot_be_seen_and_what_nobody_asks_for() -> None:
+    world = World([release()])
+    world.put(unknown=Reason(ReasonCode.NOT_VISIBLE, {"location": "acme/saes", "detail": "needs a token"}))
+    assert "acme/saes (not visible)" in show_text(view(world))
+    world = published(release(ids=["layer_0", "layer_1"]))
+    world.releases = [release(ids=["layer_1"])]
+    text = show_text(show_json(world.item(A), None, world.at()))
+    assert "no manifest asks for it" in text
+    assert "orphaned" in text
+
+
+def test_show_is_inert_and_color_is_only_color() -> None:
+    world = published()
+    entry = world.at().records["res"].saes["layer_0"]
+    dirty = replace(entry, proof={EVIL: EVIL}, about={EVIL: [EVIL]}, run={"x": float("inf")})
+    world.put(records={"res": world.at().records["res"].merged({"layer_0": dirty})})
+    text = show_text(view(world))
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert "\x1b[1m" in show_text(view(world), color=True)
+
+
+def failure(address: str, *details: str) -> dict[str, Any]:
+    found = [Diagnostic("Gate failed", detail, Origin("manifests/gemma.yaml", 25, 25)).to_json() for detail in details]
+    return {"address": address, "step": "validate", "diagnostics": found}
+
+
+def test_summary_of_a_stopped_run() -> None:
+    said = "explained_variance 0.614, manifest asks for at least 0.70."
+    summary = {
+        "type": "summary",
+        "outcomes": {"published": 3, "failed": 1, "stopped": 23},
+        "failures": [failure("gemma-2-2b-res-acme/layer_2", said)],
+        "exit_code": 130,
+        "seconds": 900,
+    }
+    golden("summary.txt", summary_text(summary, ("saesync", "apply", "plan.json")) + "\n")
+
+
+def test_summary_of_a_finished_run_names_every_diagnostic() -> None:
+    failures = [failure("res/layer_2", "One thing.", "Another thing."), failure("res/l", EVIL)]
+    summary = {"outcomes": {"published": 2, "odd": 1, "failed": 2}, "failures": failures, "exit_code": 1, "seconds": 122.0}
+    text = summary_text(summary, ("saesync", "apply", "my plan.json"))
+    assert text.splitlines()[0] == "Done in 2m02s. 2 published, 2 failed, 1 odd."
+    assert "saesync apply 'my plan.json'" in text
+    assert "One thing (manifests/gemma.yaml:25:25)" in text
+    assert "Another thing" in text
+    assert text.count("for all numbers") == 2
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_summary_of_nothing() -> None:
+    assert summary_text({"outcomes": {}, "failures": [], "exit_code": 0, "seconds": 0.1}) == "Done in 0.1s. Nothing to do."
+
+
+def test_duration() -> None:
+    assert [duration(seconds) for seconds in (7.07, 59.99, 60, 242, 6600)] == ["7.1s", "60.0s", "1m00s", "4m02s", "1h 50m"]
