@@ -1,7 +1,7 @@
 """The inside of a worker process: ``python -P -m saesync.worker_main``. Foreign weights and models are only opened here.
 
-Requests come as JSON lines on stdin, ``{"job": name, "data": ...}``; replies go, one JSON line each, to what stdout was at
-the start (prints of third parties go to stderr instead)::
+Requests come as JSON lines on stdin, ``{"id": n, "job": name, "data": ...}``; replies go, one JSON line each, to what stdout was
+at the start (prints of third parties go to stderr instead). Each has the request's id and one of::
 
     {"type": "progress", "done": n, "total": n}
     {"type": "result", "data": ...}
@@ -13,6 +13,7 @@ The process has no secret in its environment, no network, and ends when its pare
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -31,6 +32,7 @@ from saesync.errors import SaesyncError
 from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, MeasureJob, MeasureSae
 
 PARENT_VARIABLE = "SAESYNC_PARENT"
+PRELOAD = "preload"
 _CLONE_NEWNET = 0x40000000
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
@@ -69,6 +71,7 @@ JOBS: Mapping[str, Job] = {
     "measure": Job("saesync.executors.validate", "run", _measure_job),
     "capture": Job("saesync.executors.validate", "capture", _capture_job),
     "devices": Job("saesync.worker_main", "devices", dict, tells=False),
+    PRELOAD: Job("saesync.worker_main", "preload", dict, tells=False),
 }
 
 
@@ -91,6 +94,13 @@ def devices(_data: Mapping[str, Any]) -> Mapping[str, Any]:
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
     return {"devices": {**found, "cpu": f"{torch.get_num_threads()} threads"}}
+
+
+def preload(data: Mapping[str, Any]) -> None:
+    """Import ``data["modules"]`` while nobody waits for it; what is not installed is told by the job that needs it."""
+    for name in data["modules"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 # ------------------------------------------------------------------------------------------------------ isolation
@@ -149,14 +159,14 @@ def serve(requests: BinaryIO, replies: BinaryIO, jobs: Mapping[str, Job] = JOBS)
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, inbox), daemon=True, name="requests").start()
 
-    def reply(message: Mapping[str, Any]) -> None:
-        replies.write(json.dumps(message, allow_nan=True).encode() + b"\n")
-        replies.flush()
-
-    reply({"type": "ready"})
     while True:
         request = json.loads(inbox.get())
         guard.last = None
+
+        def reply(message: Mapping[str, Any], number: int = request["id"]) -> None:
+            replies.write(json.dumps({"id": number, **message}).encode() + b"\n")
+            replies.flush()
+
         try:
             reply({"type": "result", "data": _answer(jobs[request["job"]], request["data"], reply)})
         except SaesyncError as error:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -161,8 +161,10 @@ class Worker:
     """One process at a time, started when first needed and again after it died. Used by one thread at a time, which must
     outlive it: the kernel ends the process with the thread that started it."""
 
-    def __init__(self, home: Path, start: Launcher = spawn) -> None:
-        self._home, self._start = home, start
+    def __init__(self, home: Path, start: Launcher = spawn, preload: Sequence[str] = ()) -> None:
+        """``preload`` names modules that every process imports at once, before it is asked for anything."""
+        self._home, self._start, self._preload = home, start, list(preload)
+        self._asked = 0
         self._child: Child | None = None
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._drain: threading.Thread | None = None
@@ -180,6 +182,8 @@ class Worker:
             self._child = self._start(self._home)
             self._drain = threading.Thread(target=self._read_words, args=(self._child.stderr,), daemon=True, name="worker-stderr")
             self._drain.start()
+            if self._preload:
+                self._ask(worker_main.PRELOAD, {"modules": self._preload})
 
     def run(self, job: str, data: Any, progress: Progress | None = None) -> Any:
         """Do one job and return its result as plain JSON.
@@ -189,7 +193,7 @@ class Worker:
             Interrupted: ``kill`` was called.
         """
         self.warm()
-        for reply in self._exchange({"job": job, "data": worker_main.encode(data)}):
+        for reply in self._replies(self._ask(job, data)):
             kind = reply["type"]
             if kind == "progress" and progress is not None:
                 progress(reply["done"], reply["total"])
@@ -223,16 +227,22 @@ class Worker:
         if (child := self._child) is not None:
             _kill(child.pid)
 
-    def _exchange(self, request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-        """Send a request and yield replies until the pipe ends."""
-        child = self._child
-        if child is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            child.requests.write(json.dumps(request).encode() + b"\n")
-            child.requests.flush()
-        for line in child.replies:
-            yield json.loads(line)
+    def _ask(self, job: str, data: Any) -> int:
+        """Send a request; returns its number."""
+        self._asked += 1
+        request = {"id": self._asked, "job": job, "data": worker_main.encode(data)}
+        if self._child is not None:
+            with contextlib.suppress(BrokenPipeError):  # a process that is gone is noticed when its replies end
+                self._child.requests.write(json.dumps(request).encode() + b"\n")
+                self._child.requests.flush()
+        return self._asked
+
+    def _replies(self, number: int) -> Iterator[Mapping[str, Any]]:
+        """Replies to one request until the pipe ends; a crash over an earlier request ends this one too."""
+        for line in self._child.replies if self._child is not None else ():
+            reply = json.loads(line)
+            if reply["id"] == number or reply["type"] == "crash":
+                yield reply
 
     def _reap(self) -> int:
         child, self._child = self._child, None

@@ -177,6 +177,14 @@ def test_a_forked_worker_is_cut_off_in_the_same_way(tmp_path: Path) -> None:
     assert done.stdout == "ok\n", done.stderr
 
 
+def test_modules_are_imported_before_anybody_asks(tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "home", probe, preload=("colorsys", "there_is_no_such_module"))
+    worker.warm()
+    assert worker.run("loaded", {"module": "colorsys"}) is True
+    assert worker.run("loaded", {"module": "chunk_of_nothing"}) is False
+    worker.close()
+
+
 def test_jobs_survive_the_wire() -> None:
     sae = MeasureSae("r/a", "k", "/f", "blocks.0.hook_resid_post")
     job = MeasureJob(

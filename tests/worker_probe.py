@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saesync.errors import Diagnostic, Origin, Refused
-from saesync.worker_main import Job, Progress, main
+from saesync.worker_main import JOBS, Job, Progress, main
 
 
 def look(data: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
@@ -68,7 +68,11 @@ def wait(data: Mapping[str, Any], progress: Progress) -> None:
     time.sleep(60)
 
 
-FUNCTIONS = (look, dial, swallow, interfaces, refuse, fail, die, segfault, wait)
+def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
+    return data["module"] in sys.modules
+
+
+FUNCTIONS = (loaded, look, dial, swallow, interfaces, refuse, fail, die, segfault, wait)
 
 if __name__ == "__main__":
-    main({function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS})
+    main({**JOBS, **{function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS}})

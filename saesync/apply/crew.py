@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 from saesync.cache import Cache
+from saesync.errors import Missing
 from saesync.workers import Launcher, Worker
 
+_CONVERT_NEEDS = ("torch", "sae_lens", "saesync.executors.convert")
+_MEASURE_NEEDS = ("torch", "sae_lens", "transformers", "transformer_lens", "saesync.executors.validate")
 _GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg")  # Linux device files without which there is no GPU to ask torch for
 
 
@@ -16,8 +19,8 @@ class Crew:
 
     def __init__(self, cache: Cache, start: Launcher, converters: int, devices: tuple[str, ...]) -> None:
         self._home = cache.root / "worker-home"
-        self._probe = Worker(self._home, start)
-        self.converters = [Worker(self._home, start) for _ in range(converters)]
+        self._probe = Worker(self._home, start, _MEASURE_NEEDS)
+        self.converters = [Worker(self._home, start, _CONVERT_NEEDS) for _ in range(converters)]
         self.devices = devices
         self.measurers: list[Worker] = []
         self._start = start
@@ -28,15 +31,32 @@ class Crew:
         Raises:
             SaesyncError: the worker could not say.
         """
-        if not self.devices:
+        if not self.devices or self.devices == ("auto",):
             self.devices = devices_here(self._probe)
         rest = len(self.devices) - 1
-        self.measurers = [self._probe, *(Worker(self._home, self._start) for _ in range(rest))]
+        self.measurers = [self._probe, *(Worker(self._home, self._start, _MEASURE_NEEDS) for _ in range(rest))]
 
-    def warm(self) -> None:
-        """Start one process of each kind now, from this thread."""
-        self.converters[0].warm()
-        for worker in self.measurers:
+    def check_devices(self) -> None:
+        """Ask torch for the devices that were named.
+
+        Raises:
+            Missing: one of them is not on this machine.
+        """
+        if self.devices == ("auto",):
+            return
+        here = tuple(self._probe.run("devices", {})["devices"])
+        absent = [name for name in self.devices if name not in here]
+        if absent:
+            detail = f"There is no {', '.join(absent)}. This machine has {', '.join(here)}; name one of them with --device."
+            raise Missing("Device is not here", detail)
+
+    def warm(self, convert: bool, measure: bool) -> None:
+        """Start the processes that will be needed, from this thread: they import what they need meanwhile.
+
+        Raises:
+            OSError: a process cannot be started.
+        """
+        for worker in (*(self.converters if convert else ()), *(self.measurers if measure else ())):
             worker.warm()
 
     def close(self) -> None:

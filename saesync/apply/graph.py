@@ -13,7 +13,7 @@ from saesync.apply.scheduler import Pick, Resource, Task
 from saesync.apply.steps import ACTIVATIONS, Steps
 from saesync.apply.work import Work
 from saesync.errors import Origin, SaesyncError
-from saesync.model import Item, Plan, PublishSpec, Release, Sae, StepKind
+from saesync.model import Item, ModelSpec, Plan, PublishSpec, Release, Sae, StepKind, ValidateSpec
 from saesync.observe import Place
 
 NETWORK, CONVERT, DEVICE, LOCAL = "network", "convert", "device", "local"
@@ -43,6 +43,8 @@ class Graph:
     tasks: dict[str, Task] = field(default_factory=dict)
     duties: dict[str, Duty] = field(default_factory=dict)
     lanes: dict[str, CommitLane] = field(default_factory=dict)
+    models: list[tuple[ModelSpec, Origin | None]] = field(default_factory=list)
+    texts: list[tuple[ValidateSpec, Origin | None]] = field(default_factory=list)
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _captures: dict[str, list[Work]] = field(default_factory=dict)
     _moves: dict[tuple[str, str], list[str]] = field(default_factory=dict)
@@ -76,10 +78,9 @@ class Graph:
         }
         return {**pools, **commits}
 
-    @property
-    def measures(self) -> bool:
-        """Whether anything has to run on a device."""
-        return any(task.resource == DEVICE for task in self.tasks.values())
+    def uses(self, resource: str) -> bool:
+        """Whether any task needs a resource."""
+        return any(task.resource == resource for task in self.tasks.values())
 
     # ------------------------------------------------------------------------------------------------ one SAE
 
@@ -162,9 +163,11 @@ class Graph:
         model, text = f"model {settings.model_key(sae.model)}", f"dataset {settings.dataset_key(spec)}"
         if model not in self.tasks:
             duty = Duty(f"model {sae.model.label}", StepKind.FETCH, _origin(sae, "model.name", "model.path", "model"))
+            self.models.append((sae.model, duty.origin))
             self._add(model, NETWORK, lambda _lane, _tasks: self.steps.fetch_model(sae.model), duty)
         if text not in self.tasks:
             duty = Duty(f"dataset {spec.dataset.label}", StepKind.FETCH, _origin(sae, "validate.dataset", "validate"))
+            self.texts.append((spec, duty.origin))
             self._add(text, NETWORK, lambda _lane, _tasks: self.steps.fetch_text(spec), duty)
         return model, text
 

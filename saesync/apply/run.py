@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from saesync import __version__
 from saesync.apply.context import Context, StopFlag
 from saesync.apply.crew import Crew
-from saesync.apply.graph import Duty, Graph
+from saesync.apply.graph import CONVERT, DEVICE, Duty, Graph
 from saesync.apply.result import Outcome, Result, gate_diagnostics, planned_failures, planned_outcomes
 from saesync.apply.scheduler import Outcome as Settled
 from saesync.apply.scheduler import Scheduler, State, Task
@@ -18,6 +18,8 @@ from saesync.apply.steps import Steps
 from saesync.errors import Diagnostic, Interrupted
 from saesync.events import EVENT_FORMAT, Emit, Event
 from saesync.model import Failure, Plan, StepKind
+
+_NAMED = 3
 
 
 def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
@@ -38,9 +40,10 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
         steps = sum(len(item.steps) for item in plan.pending)
         voice({"type": "plan", "digest": plan.digest, "steps": steps, "releases": releases})
         if graph.tasks:
-            if graph.measures:
+            if graph.uses(DEVICE):
                 crew.find_devices()
-            Scheduler(graph.resources(), account.settled).run(graph.tasks.values(), stop)
+            crew.warm(graph.uses(CONVERT), graph.uses(DEVICE))
+            Scheduler(graph.resources(), account.settled, account.stopping).run(graph.tasks.values(), stop)
     finally:
         if stop.now:
             voice.mute()
@@ -93,6 +96,13 @@ class _Account:
         if duty.final:
             self._finish(duty, settled)
 
+    def stopping(self, running: Sequence[Task]) -> None:
+        """Told by the scheduler after the first request to stop."""
+        names = list(dict.fromkeys(self.graph.duties[task.key].address for task in running))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        what = f"Finishing {', '.join(names[:_NAMED])}{more}, then stopping" if names else "Stopping"
+        self.emit({"type": "note", "text": f"{what}. Press Ctrl-C again to stop now."})
+
     def _fail(self, duty: Duty, diagnostics: Iterable[Diagnostic]) -> None:
         found = tuple(diagnostics)
         self.failures.append(Failure(duty.address, duty.step, found))
@@ -101,11 +111,11 @@ class _Account:
 
     def _finish(self, duty: Duty, settled: Settled) -> None:
         outcome = self._outcome(duty, settled)
-        if duty.step is not StepKind.CARD:
-            self.outcomes[duty.address] = outcome
-        elif outcome is not Outcome.PUBLISHED:
-            self.outcomes[duty.address] = outcome
+        if duty.step is StepKind.CARD:
+            if outcome is not Outcome.PUBLISHED:
+                self.outcomes[duty.address] = outcome
             return
+        self.outcomes[duty.address] = outcome
         work = duty.work
         if outcome is Outcome.FAILING and work is not None and work.sae.validate is not None:
             self._fail(replace(duty, step=StepKind.VALIDATE), gate_diagnostics(work.misses, work.sae.validate.require))

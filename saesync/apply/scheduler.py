@@ -140,7 +140,11 @@ class _Queue:
 class Scheduler:
     """Runs tasks. ``settled`` is told of every task that is settled, in the thread that settled it, never concurrently."""
 
-    def __init__(self, resources: Mapping[str, Resource], settled: Settled) -> None:
+    def __init__(
+        self, resources: Mapping[str, Resource], settled: Settled, stopping: Callable[[Sequence[Task]], None] | None = None
+    ) -> None:
+        """``stopping`` is told once, after the first request to stop, which tasks still run."""
+        self._stopping = stopping
         self.outcomes: dict[str, Outcome] = {}
         self._resources = resources
         self._settled = settled
@@ -198,6 +202,9 @@ class Scheduler:
                 if stop.stopping and not dropped:
                     dropped = True
                     self._drop()
+                    if self._stopping is not None:
+                        running = [task for task in self._tasks.values() if self.outcomes[task.key].state is State.RUNNING]
+                        self._stopping(running)
                 else:
                     self._news.wait(_POLL)
             self._closing = True

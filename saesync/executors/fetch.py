@@ -225,6 +225,17 @@ def bring(parcel: Parcel, hub: Hub, cache: Cache, progress: Progress | None = No
     return folder
 
 
+def may_read(parcel: Parcel, hub: Hub) -> None:
+    """Read one byte: a gated repo lists its files to everybody, but gives them only to those who were granted access.
+
+    Raises:
+        NotVisible, Unavailable: as the Hub says.
+    """
+    smallest = min(parcel.files.values(), key=lambda file: file.digest.size, default=None)
+    if smallest is not None and smallest.digest.size:
+        hub.read_range(parcel.repo, parcel.sha, smallest.place, 0, 1, parcel.kind)
+
+
 def lay_out(cache: Cache, key: str, files: Mapping[str, Path]) -> Path:
     """A folder of hard links (copies where the file system has none), atomically.
 

@@ -1,0 +1,206 @@
+"""What the events of an apply look like: bars and lines on a terminal, one line per finished SAE elsewhere, or JSON lines.
+
+Foreign text (addresses, messages of servers) is made inert before it is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from saesync.digest import short
+from saesync.errors import Diagnostic
+from saesync.events import Emit, Event
+from saesync.inert import plain
+from saesync.render import summary_text
+from saesync.render.style import Style
+from saesync.render.summary import duration
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_SHOWN = (("explained_variance", "EV"), ("ce_loss_score", "CE"), ("l0", "L0"))
+_SIGNS = {"published": ("✓", "good"), "deleted": ("✓", "good"), "failed": ("✗", "fail"), "failing": ("✗", "fail")}
+_WORDS = {
+    "failed": "not published",
+    "failing": "stays published, marked as failing",
+    "skipped": "skipped",
+    "stopped": "not finished",
+}
+_DOING = {"fetch": "downloading", "convert": "converting", "validate": "validating", "publish": "uploading", "adopt": "comparing"}
+
+
+@contextlib.contextmanager
+def reporter(kind: str, stream: TextIO, color: bool, command: Sequence[str] = ()) -> Iterator[Emit]:
+    """An ``Emit`` that draws on ``stream``: ``kind`` is "terminal", "lines" or "json". ``command`` is what the user typed.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind == "json":
+        yield _json_lines(stream)
+    elif kind == "lines":
+        yield Lines(lambda line: _write(stream, line), Style(color), command)
+    elif kind == "terminal":
+        with _bars(stream, color) as (bars, write):
+            yield Lines(write, Style(color), command, bars)
+    else:
+        raise ValueError(f"no reporter {kind!r}")
+
+
+def _json_lines(stream: TextIO) -> Emit:
+    def emit(event: Event) -> None:
+        _write(stream, json.dumps(event, ensure_ascii=False))
+
+    return emit
+
+
+def _write(stream: TextIO, line: str) -> None:
+    stream.write(line + "\n")
+    stream.flush()
+
+
+class Lines:
+    """One line per finished SAE, and bars for what runs where there are any."""
+
+    def __init__(
+        self, write: Callable[[str], None], style: Style, command: Sequence[str] = (), bars: Bars | None = None
+    ) -> None:  # fmt: skip
+        self._write, self._style, self._command, self._bars = write, style, command, bars
+        self._release = ""
+        self._failed: dict[str, str] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event."""
+        handler = getattr(self, f"_on_{event['type']}", None)
+        if handler is not None:
+            handler(event)
+
+    def _on_plan(self, event: Event) -> None:
+        if event["steps"]:
+            self._write(f"Plan {short(event['digest'])}: {_count(event['steps'], 'step')} for {_names(event['releases'])}.")
+
+    def _on_note(self, event: Event) -> None:
+        self._write(plain(event["text"], 500))
+
+    def _on_progress(self, event: Event) -> None:
+        if self._bars is not None:
+            self._bars.advance(event)
+
+    def _on_step_finished(self, event: Event) -> None:
+        if self._bars is not None:
+            self._bars.end(event["address"], event["step"])
+
+    def _on_step_failed(self, event: Event) -> None:
+        self._on_step_finished(event)
+        details = [Diagnostic.from_json(value).detail for value in event["diagnostics"]]
+        self._failed[event["address"]] = details[0].rstrip(".")
+        if "/" not in event["address"]:  # shared by several SAEs, or a whole release: nobody else says it
+            self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(details[0], 1000)}")
+
+    def _on_sae_finished(self, event: Event) -> None:
+        release, _, name = event["address"].partition("/")
+        if release != self._release:
+            self._release = release
+            self._write(self._style.paint(plain(release), "bold"))
+        sign, role = _SIGNS.get(event["outcome"], ("·", "dim"))
+        parts = [plain(name), *_proof(event.get("proof") or {}), *_metrics(event.get("metrics") or {})]
+        parts.append(_WORDS.get(event["outcome"], event["outcome"]))
+        if event.get("seconds") is not None and event["outcome"] not in ("skipped", "stopped"):
+            parts.append(duration(event["seconds"]))
+        if event["address"] in self._failed:
+            parts.append(plain(self._failed[event["address"]], 300))
+        self._write(f"  {self._style.paint(sign, role)} {'  '.join(parts)}")
+
+    def _on_summary(self, event: Event) -> None:
+        if self._bars is not None:
+            self._bars.clear()
+        self._write("")
+        self._write(summary_text(event, self._command, self._style.color))
+
+
+def _proof(proof: Mapping[str, Any]) -> list[str]:
+    found = [value for name, value in proof.items() if name.startswith("max_") and isinstance(value, float)]
+    return [f"converted  max|Δ| {max(found):.1e}"] if found else []
+
+
+def _metrics(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{label} {metrics[name]:.3g}" for name, label in _SHOWN if name in metrics]
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(plain(name) for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+class Bars:
+    """One bar per running step, with its rate."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+
+    def advance(self, event: Event) -> None:
+        """Draw how far a step is; its bar appears with the first news."""
+        key = (event["address"], event["step"])
+        if key not in self._tasks:
+            others = f" +{event['others']}" if event.get("others") else ""
+            label = f"{_DOING.get(event['step'], event['step'])} {plain(event['address'], 60)}{others}"
+            self._tasks[key] = self._progress.add_task(label, total=event["total"], unit=event["unit"])
+        self._progress.update(self._tasks[key], completed=event["done"], total=event["total"])
+
+    def end(self, address: str, step: str) -> None:
+        """Take a step's bar away."""
+        task = self._tasks.pop((address, step), None)
+        if task is not None:
+            self._progress.remove_task(task)
+
+    def clear(self) -> None:
+        """Take all bars away."""
+        for address, step in list(self._tasks):
+            self.end(address, step)
+
+
+@contextlib.contextmanager
+def _bars(stream: TextIO, color: bool) -> Iterator[tuple[Bars, Callable[[str], None]]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(amount(task.completed, task.total or 0, task.fields["unit"], task.speed))
+
+    console = Console(file=stream, no_color=not color, highlight=False, markup=False)
+    progress = Progress(
+        TextColumn("  ▸ {task.description}", markup=False), BarColumn(24), Amount(), console=console, transient=True
+    )  # fmt: skip
+
+    def write(line: str) -> None:
+        console.print(Text.from_ansi(line), soft_wrap=True)
+
+    with progress:
+        yield Bars(progress), write
+
+
+def amount(done: float, total: float, unit: str, speed: float | None) -> str:
+    """``143,360 / 204,800 tokens  12,300 tokens/s`` or ``212 / 302 MB  48 MB/s``."""
+    if unit != "B":
+        rate = f"  {speed:,.0f} {unit}/s" if speed else ""
+        return f"{done:,.0f} / {total:,.0f} {unit}{rate}"
+    scale, name = _scale(total)
+    rate = f"  {speed / _scale(speed)[0]:.3g} {_scale(speed)[1]}/s" if speed else ""
+    return f"{done / scale:.3g} / {total / scale:.3g} {name}{rate}"
+
+
+def _scale(size: float) -> tuple[float, str]:
+    for scale, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= scale:
+            return scale, name
+    return 1.0, "B"
