@@ -23,6 +23,7 @@ from saesync.model import Release
 __all__ = ["DEFAULT_FOLDER", "find", "load", "read_tree"]
 
 DEFAULT_FOLDER = Path("manifests")
+MAX_SHOWN = 100
 _SUFFIXES = (".yaml", ".yml")
 _LOOKS_LIKE_ONE = re.compile(rb"^(\xef\xbb\xbf)?(apiVersion\s*:\s*[\"']?saesync/|[\"']?(release|saes)[\"']?\s*:)", re.MULTILINE)
 
@@ -62,8 +63,8 @@ def load(files: Sequence[Path], *, roots: Sequence[Path] = ()) -> tuple[Release,
             expanded = check(read_tree(file), str(file), budget)
             releases.append(release_of(expanded, Bounds.of(file, roots)))
         except ManifestError as error:
-            wrong += error.diagnostics
-    wrong += collisions(releases)
+            wrong += _first(error.diagnostics, file)
+    wrong += collisions(releases)[:MAX_SHOWN]
     if wrong:
         raise ManifestError.of(sorted(wrong, key=_place))
     return tuple(releases)
@@ -116,6 +117,15 @@ def _in_folder(folder: Path) -> list[Path]:
         detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`."
         raise ManifestError("No manifest found", detail)
     return found
+
+
+def _first(diagnostics: Sequence[Diagnostic], file: Path) -> list[Diagnostic]:
+    """The first errors of one manifest: a thousand have one cause, and nobody reads them."""
+    found = sorted(diagnostics, key=_place)
+    if len(found) <= MAX_SHOWN:
+        return found
+    detail = f"{file} has {len(found) - MAX_SHOWN:,} more errors. Fix those shown first."
+    return [*found[:MAX_SHOWN], Diagnostic("Too many errors", detail, found[MAX_SHOWN].origin)]
 
 
 def _place(diagnostic: Diagnostic) -> tuple[str, int, int]:

@@ -247,7 +247,7 @@ def _fits_any(name: str, patterns: Mapping[str, Any]) -> bool:
 
 
 def _close(name: str, known: list[str]) -> str | None:
-    found = difflib.get_close_matches(name.lower(), known, 1, 0.7)
+    found = difflib.get_close_matches(name[:_SHOWN].lower(), known, 1, 0.7)
     return found[0] if found else None
 
 

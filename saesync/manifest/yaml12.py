@@ -21,8 +21,10 @@ MAX_BYTES = 4 << 20
 MAX_DEPTH = 32
 MAX_NODES = 400_000
 MAX_ALIASED = 10_000
+MAX_TEXT = 10_000
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{30,}|AKIA[0-9A-Z]{16})\b")
 _BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 _ANCHOR = re.compile(r"[&][^\s,\[\]{}]+[ \t]*")
 _INT = re.compile(r"[-+]?[0-9]+")
@@ -136,7 +138,7 @@ def decode(data: bytes, file: str) -> tuple[str, str]:
     """The byte order mark (or "") and the text of a manifest.
 
     Raises:
-        ManifestError: too long, not UTF-8, or with characters that YAML does not allow.
+        ManifestError: too long, not UTF-8, with characters that YAML does not allow, or with an access token.
     """
     if len(data) > MAX_BYTES:
         raise ManifestError("Manifest is too large", f"{file} is longer than {MAX_BYTES >> 20} MiB, the most that is read.")
@@ -151,6 +153,13 @@ def decode(data: bytes, file: str) -> tuple[str, str]:
             f"The character U+{ord(found[0]):04X} is not allowed in YAML; remove it, or write it as an escape in double quotes."
         )
         raise ManifestError("Character is not allowed", detail, _origin(text[: found.start()], file))
+    if found := _TOKEN.search(text):
+        # Without an origin, so that the line is not shown.
+        where = _origin(text[: found.start()], file)
+        detail = (
+            f"At {where} stands what looks like a token of the Hub, GitHub or AWS. Remove it, and revoke it if it was shared."
+        )
+        raise ManifestError("Secret in a manifest", detail)
     return mark, text
 
 
@@ -225,6 +234,7 @@ class _Reader:
 
     def scalar(self, node: Node, event: Any) -> None:
         """Fill in a scalar."""
+        self.bounded(event)
         node.plain = event.implicit[0]
         node.value = event.value
         if node.plain:
@@ -233,6 +243,11 @@ class _Reader:
             except Unresolved as error:
                 detail = "Numbers are finite and fit in 64 bits. If this is a text, such as a commit hash, put it in quotes."
                 raise self.error("Number is out of range", detail, node) from error
+
+    def bounded(self, event: Any) -> None:
+        """No value or key of a manifest is long; what reads them later may then take its time."""
+        if len(event.value) > MAX_TEXT:
+            raise self.error("Text is too long", f"Texts in a manifest have at most {MAX_TEXT:,} characters.", event)
 
     def mapping(self, node: Node, depth: int) -> None:
         """Fill in a mapping. Keys are texts as written; an equal second key is refused."""
@@ -252,6 +267,7 @@ class _Reader:
         """A key's node: a scalar that is not resolved, so that ``no:`` and ``1:`` are keys as written."""
         if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
             raise self.error("Key is not a text", "Keys are plain words.", event)
+        self.bounded(event)
         self.nodes += 1
         key = self.empty(event)
         key.value = event.value

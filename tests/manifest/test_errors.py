@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest_support import COMMIT, GOOD, OTHER, changed, complaints, release, said, write
 
+from saesync.carets import show
 from saesync.errors import ManifestError
 from saesync.manifest import load
 
@@ -209,6 +210,15 @@ def test_a_secret_is_told_where_to_live(here: Path) -> None:
     assert [each.summary for each in complaints(here, credentials)] == ["Invalid value"]
 
 
+@pytest.mark.parametrize("token", ["hf_" + "aB3" * 12, "ghp_" + "a1" * 18, "github_pat_" + "a_1" * 20, "AKIA" + "Q7" * 8])
+def test_tokens_are_refused_and_not_shown(here: Path, token: str) -> None:
+    found = complaints(here, GOOD + f"# {token}\n")
+    assert [each.summary for each in found] == ["Secret in a manifest"]
+    text = show(found, color=False)
+    assert "a.yaml:32:3" in text
+    assert token not in text
+
+
 def test_everything_at_once_in_order_of_place(here: Path) -> None:
     first = changed(("  hook:", "  hoook:"), ("format: goodfire", "format: goodfyre"), ("  tokens:", "  tokns:"))
     second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"))
@@ -221,6 +231,12 @@ def test_everything_at_once_in_order_of_place(here: Path) -> None:
         "Unknown placeholder @ c.yaml:11:7",
         "Value is out of range @ c.yaml:24:12",
     ]
+
+
+def test_of_very_many_errors_the_first_are_shown(here: Path) -> None:
+    found = complaints(here, GOOD + "".join(f"k{n}: 1\n" for n in range(150)))
+    assert len(found) == 101
+    assert found[-1].detail == "a.yaml has 50 more errors. Fix those shown first."
 
 
 def test_a_root_that_is_no_mapping(here: Path) -> None:

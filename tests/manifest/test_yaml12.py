@@ -128,6 +128,8 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("- " * 100_000, "Nested too deeply"),
         ("x: [" + "a," * 500_000 + "]", "Manifest is too large"),
         (b"#" * (MAX_BYTES + 1), "Manifest is too large"),
+        ("a: " + "x" * 20_000, "Text is too long"),
+        ("x" * 20_000 + ": 1", "Text is too long"),
         ("a: !!python/object:os.system x", "Tags are not used"),
         ("a: !x {b: 1}", "Tags are not used"),
         ("a: &x {b: 1}\nc:\n  <<: *x\n", "Merge keys are not used"),
