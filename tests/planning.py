@@ -162,7 +162,8 @@ class World:
         ev = self.ev.get(item.address, 0.8)
         entry = entry_of(inputs, ev)
         spec = self.wanted[item.address].sae.validate
-        bounds = spec.require if spec is not None and StepKind.CONVERT in item.steps else ()
+        gated = {StepKind.CONVERT, StepKind.MOVE} & set(item.steps)
+        bounds = spec.require if spec is not None and gated else ()
         if any(bound.metric == "explained_variance" and not bound.holds(ev) for bound in bounds):
             evidence = evidence_of(inputs, entry.files, ev)
             self.wanted[item.address] = replace(self.wanted[item.address], evidence=evidence)

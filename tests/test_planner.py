@@ -466,3 +466,20 @@ def test_observed_of_another_target_does_not_mix() -> None:
     world.releases = [replace(world.releases[0], publish=place)]
     world.observed["local", "/somewhere"] = Observed("local", "/somewhere")
     assert world.item(A).status is Status.ABSENT
+
+
+def test_a_move_that_has_to_be_measured_does_not_promise_the_card() -> None:
+    """A gate stands before it, so the card's own step stays in the plan; where nothing can fail, it goes with the move."""
+    world = published(release(ids=["layer_3"]))
+    old = world.wanted["res/layer_3"].inputs
+    assert old is not None
+    asked = sae(sae_id="layer_0", hook="blocks.3.hook_resid_post")
+    world.releases = [release(saes=(asked,))]
+    world.wanted = {A: wanted_of(asked, inputs=old)}
+    assert world.item("res").steps == ()
+    world.wanted = {A: wanted_of(asked, inputs=replace(old, measure={**(old.measure or {}), "validate.tokens": 1}))}
+    assert world.item("res").steps == (StepKind.CARD,)
+    world.ev = {A: 0.1}
+    world.apply()
+    assert world.item(A).status is Status.FAILING
+    assert not world.plan().pending

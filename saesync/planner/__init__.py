@@ -200,8 +200,9 @@ def _card_stale(record: Record | None, card: str | None) -> bool:
 
 
 def _rewrites_card(item: Item) -> bool:
-    """Whether the item ends in a commit (which holds the card) however its numbers turn out."""
-    return bool(REWRITES & set(item.steps)) and StepKind.CONVERT not in item.steps
+    """Whether the item ends in a commit (which holds the card) however its numbers turn out: no gate stands before it."""
+    gated = StepKind.CONVERT in item.steps or {StepKind.MOVE, StepKind.VALIDATE} <= set(item.steps)
+    return bool(REWRITES & set(item.steps)) and not gated
 
 
 def _sections(release: Release) -> list[Item]:

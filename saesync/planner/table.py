@@ -63,7 +63,10 @@ def failed_before(case: Case) -> Decision | None:
 
 
 def moved(case: Case) -> Decision | None:
-    """Nothing here, but an orphan of this release is exactly what is asked: it is copied inside the target."""
+    """Nothing here, but an orphan of this release is exactly what is asked: it is copied inside the target.
+
+    A new address is held to its requirements as a new SAE is: what is known to miss them is not copied.
+    """
     source = case.spares.get(case.build_key or "")
     if source is None or case.record is None or case.entry is not None or case.files:
         return None

@@ -14,6 +14,9 @@ _OUTCOMES = (
     ("published", "published"),
     ("failed", "failed"),
     ("failing", "failing"),
+    ("deleted", "deleted"),
+    ("held", "held"),
+    ("unknown", "unknown"),
     ("skipped", "skipped"),
     ("stopped", "not started"),
 )
@@ -48,7 +51,7 @@ def summary_text(summary: Mapping[str, Any], command: Sequence[str] = (), color:
 
 
 def _failure(failure: Mapping[str, Any], left: int, style: Style) -> list[str]:
-    """Every diagnostic of one failure, then where all the numbers are."""
+    """Every diagnostic of one failure, then where all the numbers are, if it is about numbers."""
     address = plain(failure["address"])
     label = style.paint(pad(address, left), "fail")
     blank = " " * left
@@ -57,7 +60,8 @@ def _failure(failure: Mapping[str, Any], left: int, style: Style) -> list[str]:
         diagnostic = Diagnostic.from_json(value)
         place = f" ({plain(str(diagnostic.origin))})" if diagnostic.origin is not None else ""
         rows.append(f"  {blank if rows else label}  {plain(diagnostic.detail.rstrip('.'), _LONG)}{place}")
-    rows.append(f"  {blank}  saesync show {shlex.quote(address)} for all numbers")
+    if failure["step"] == "validate":
+        rows.append(f"  {blank}  saesync show {shlex.quote(address)} for all numbers")
     return rows
 
 
