@@ -21,6 +21,7 @@ from saesync.executors import validate
 from saesync.jobs import CaptureJob, MeasureResult, MeasureSae
 from saesync.measure import devices, engine
 from saesync.measure.metrics import METRICS
+from saesync.workers import Worker, spawn
 
 pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
 
@@ -189,6 +190,29 @@ def test_a_hook_without_effect_has_no_score(world: SimpleNamespace) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SaesyncError, match="does not change the model's loss"):
         validate.run(replace(world.job, model=str(folder), saes=(sae,)))
+
+
+def test_a_worker_without_network_gives_the_same_numbers(world: SimpleNamespace, whole: MeasureResult, tmp_path: Path) -> None:
+    """In a process that may not open a socket, with all three loaders; and measuring again gives the very same bytes."""
+    worker = Worker(tmp_path / "home", spawn)
+    hook = replace(only(world.job, "topk").saes[0], hook="transformer.h.1")
+    try:
+        told: list[tuple[int, int]] = []
+        found = worker.run("measure", replace(world.job, cache=str(tmp_path / "cache")), lambda *at: told.append(at))
+        assert {name: set(entry) for name, entry in found["metrics"].items()} == {n: set(e) for n, e in whole.metrics.items()}
+        for address, metrics in whole.metrics.items():
+            for name, entry in metrics.items():
+                assert found["metrics"][address][name]["value"] == pytest.approx(entry["value"], rel=1e-5, abs=1e-5)
+        assert found["weights_sha256"] == whole.weights_sha256
+        assert found["about"] == whole.about
+        assert told[-1] == (20 * CONTEXT, 20 * CONTEXT)
+        again = worker.run("measure", replace(world.job, cache=str(tmp_path / "other")))
+        assert again == found
+        assert worker.run("measure", replace(world.job, loader="AutoModelForCausalLM", saes=(hook,)))["metrics"]
+        named = replace(only(world.job, "topk"), loader="HookedTransformer", model_name="gpt2")
+        assert worker.run("measure", named)["metrics"]
+    finally:
+        worker.close()
 
 
 @pytest.mark.parametrize(
