@@ -29,7 +29,6 @@ class Stock:
 
     def __init__(self, folder: Path, dtype: str, weights: Weights | None = None) -> None:
         import torch
-        from sae_lens import SAE
 
         def converter(path: Any, device: str, cfg_overrides: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
             from sae_lens.loading.pretrained_sae_loaders import get_sae_lens_config_from_disk, sae_lens_disk_loader
@@ -41,8 +40,11 @@ class Stock:
             return cfg, {name: _gather(tensor, dtype) for name, tensor in weights.tensors.items()}
 
         with warnings.catch_warnings():
-            # SAELens warns about model_from_pretrained_kwargs, which concerns loading models, not SAEs.
+            # SAELens warns about model_from_pretrained_kwargs, which concerns loading models, not SAEs; and on import
+            # about a module of its own.
             warnings.simplefilter("ignore")
+            from sae_lens import SAE
+
             try:
                 self.sae: Any = SAE.load_from_disk(folder, device="cpu", dtype=dtype, converter=converter)
             except (KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
