@@ -171,6 +171,7 @@ def test_what_a_release_does_not_use_any_more_leaves_the_front_matter() -> None:
         "license: [a, {b: c}]",
         "tags: &t [a]\nother: *t",
         "a: 1\r b: 2",
+        "a: 1\u2028b: 2\nlicense: other",
         "a: " + "[" * 5000,
     ],
 )

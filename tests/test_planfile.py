@@ -336,3 +336,12 @@ def test_show_json_of_what_is_not_published() -> None:
     assert [(found["published"], found["verdict"]) for found in view["evidence"]] == [(False, "failing")]
     assert (view["observed"]["files"], view["proof"]) == ({}, {})
     assert show_json(world.item(A), None, None)["desired"] is None
+
+
+def test_own_result_that_was_changed_afterwards_is_named() -> None:
+    world = World([release()])
+    saved = saved_of(world)
+    world.apply()
+    world.put(files={**world.at().files, f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"changed")})
+    ((address, what),) = said(saved, world)
+    assert (address, what[:25]) == (A, "was absent, now as asked,")

@@ -22,6 +22,7 @@ from saesync.model import (
 )
 from saesync.planner import plan, select
 from saesync.record import Record
+from saesync.verdict import judge, unmeasured
 
 ALL = (StepKind.FETCH, StepKind.CONVERT, StepKind.VALIDATE, StepKind.PUBLISH)
 A = "res/layer_0"
@@ -483,3 +484,27 @@ def test_a_move_that_has_to_be_measured_does_not_promise_the_card() -> None:
     world.apply()
     assert world.item(A).status is Status.FAILING
     assert not world.plan().pending
+
+
+def test_a_record_of_nothing_has_no_card_to_keep_up() -> None:
+    world = World([release()])
+    world.put(exists=True, visibility="public", records={"res": Record("res")})
+    world.wanted[A] = replace(world.wanted[A], inputs=None, blocked=Reason(ReasonCode.SOURCE_MISSING, {"path": "x"}))
+    assert world.item("res").status is Status.CURRENT
+
+
+def test_a_folder_that_another_release_records_too_is_not_deleted() -> None:
+    world = published(release(ids=["layer_0", "layer_1"]))
+    world.releases = [release(ids=["layer_0"])]
+    record = world.at().records["res"]
+    world.put(records={"res": record, "other": Record("other", {"layer_1": record.saes["layer_1"]})})
+    item = world.item("res/layer_1", prune=("res",))
+    assert (item.held, item.steps, codes(item)) == (True, (), [ReasonCode.TAKEN_BY, ReasonCode.PRUNE])
+
+
+def test_a_number_that_is_none_is_not_judged_but_missing() -> None:
+    inputs = inputs_of(sae())
+    evidence = evidence_of(inputs, files_of(inputs), l0=float("inf"))
+    bound = replace(BOUND, metric="l0", kind="max", bound=100.0)
+    assert judge(evidence, (bound,)) == ()
+    assert unmeasured(evidence, (bound,)) == (Reason(ReasonCode.METRIC_MISSING, {"metric": "l0"}),)
