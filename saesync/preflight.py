@@ -1,4 +1,4 @@
-"""Before any work: everything a plan needs that is not here, all at once. Nobody learns after two hours that a token was missing."""
+"""Before any work: everything a plan needs that is not here, all at once, so that nobody learns it after hours of work."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Lines:
             self._write(self._style.paint(plain(release), "bold"))
         sign, role = _SIGNS.get(event["outcome"], ("·", "dim"))
         parts = [plain(name), *_proof(event.get("proof") or {}), *_metrics(event.get("metrics") or {})]
-        parts.append(_WORDS.get(event["outcome"], event["outcome"]))
+        parts.append(_WORDS.get(event["outcome"], str(event["outcome"])))
         if event.get("seconds") is not None and event["outcome"] not in ("skipped", "stopped"):
             parts.append(duration(event["seconds"]))
         if event["address"] in self._failed:

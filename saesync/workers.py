@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def _forked(
         os.chdir(home)
         os.environ.clear()
         os.environ.update(environment)
+        warnings.resetwarnings()  # as in a fresh interpreter
         sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         worker_main.serve(os.fdopen(requests, "rb"), os.fdopen(replies, "wb"), jobs)
     finally:

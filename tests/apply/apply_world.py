@@ -15,6 +15,7 @@ from saesync.observe import observe
 from saesync.planner import plan as make_plan
 from saesync.resolve import Resolver
 from saesync.targets import open_target
+from saesync.workers import Launcher, spawn
 
 Edit = Callable[[Release], Release]
 
@@ -28,6 +29,7 @@ class Run:
     roots: tuple[Path, ...] = ()
     choices: Choices = field(default_factory=Choices)
     edit: Edit = lambda release: release
+    start: Launcher = spawn
     events: list[Mapping[str, Any]] = field(default_factory=list)
 
     def look(self) -> tuple[Plan, Context]:
@@ -37,7 +39,14 @@ class Run:
         wanted: Mapping[str, Wanted] = resolver.resolve(releases, observed)
         plan = make_plan(releases, wanted, observed, self.choices)
         context = Context(
-            self.cache, resolver, wanted, observed, lambda name: open_target(name, self.cache), self.choices, devices=("cpu",)
+            self.cache,
+            resolver,
+            wanted,
+            observed,
+            lambda name: open_target(name, self.cache),
+            self.choices,
+            devices=("cpu",),
+            start=self.start,
         )
         return plan, context
 

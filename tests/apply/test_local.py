@@ -1,0 +1,249 @@
+"""Apply over the local target, with really trained tiny SAEs and real workers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apply_world import Run
+from tiny import TinyWorld
+
+from saesync.apply import Outcome, StopFlag
+from saesync.model import Choices, Release, Requirement, StepKind
+from saesync.record import parse_record
+
+Look = Callable[..., Run]
+# Forking a process with threads is what Python 3.12 warns of; the workers are forked before the lanes start.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def record(world: TinyWorld, release: str = "tiny-res") -> Any:
+    return parse_record((world.published / "saesync" / f"{release}.json").read_bytes(), release)
+
+
+def tree(folder: Path) -> Mapping[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def validating(**changes: Any) -> Callable[[Release], Release]:
+    """An edit of every SAE's validate section."""
+
+    def edit(release: Release) -> Release:
+        saes = tuple(
+            replace(sae, validate=replace(sae.validate, **changes)) if sae.validate is not None else sae for sae in release.saes
+        )
+        return replace(release, saes=saes)
+
+    return edit
+
+
+def test_publish_then_nothing_to_do(world: TinyWorld, look: Look) -> None:
+    first = look(world.good, world.failing)
+    result = first.apply()
+    assert result.exit_code == 1
+    assert result.outcomes == {
+        "tiny-res/layer_0/topk": Outcome.PUBLISHED,
+        "tiny-res/layer_0/standard": Outcome.PUBLISHED,
+        "tiny-res/layer_1/batchtopk": Outcome.PUBLISHED,
+        "tiny-sweep/sweep/layer_0": Outcome.PUBLISHED,
+        "tiny-sweep/sweep/layer_1": Outcome.FAILED,
+    }
+    (failure,) = result.failures
+    assert failure.address == "tiny-sweep/sweep/layer_1"
+    (diagnostic,) = failure.diagnostics
+    assert diagnostic.detail.startswith("explained_variance ")
+    assert diagnostic.origin is not None
+    assert "min" in world.failing.read_text().splitlines()[diagnostic.origin.line - 1]
+    assert not (world.published / "sweep" / "layer_1").exists()
+    assert first.events[0]["type"] == "version"
+    assert first.events[-1]["type"] == "summary"
+    entry = record(world).saes["layer_0/standard"]
+    assert entry.proof["real_rows"] > 0
+    assert entry.evidence[0].metrics["explained_variance"].stderr is not None
+    assert entry.run["finished"].endswith("Z")
+    assert str(world.folder) not in (world.published / "saesync" / "tiny-res.json").read_text(), "a record is public"
+
+    before = tree(world.published)
+    second = look(world.good, world.failing)
+    again = second.apply()
+    assert again.exit_code == 1
+    assert again.outcomes == {"tiny-sweep/sweep/layer_1": Outcome.FAILING}
+    assert again.failures[0].diagnostics == failure.diagnostics
+    assert [event["type"] for event in second.events] == ["version", "plan", "summary"]
+    assert tree(world.published) == before
+
+
+def test_metadata_says_which_hook_of_which_model(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+    cfg = json.loads((world.published / "layer_1" / "batchtopk" / "cfg.json").read_text())
+    assert cfg["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+    assert cfg["metadata"]["hf_hook_name"] == "transformer.h.1"
+    assert cfg["metadata"]["model_name"] == "model"
+
+
+def test_a_lost_cache_costs_nothing_that_is_published(world: TinyWorld, look: Look) -> None:
+    run = look(world.good)
+    run.apply()
+    shutil.rmtree(run.cache.root)
+    again = look(world.good)
+    assert again.apply().exit_code == 0
+    assert not again.told("step_started")
+
+
+def test_validate_again_publishes_evidence_also_when_it_fails(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+    weights = {name: data for name, data in tree(world.published).items() if name.endswith((".safetensors", "cfg.json"))}
+    strict = (Requirement("explained_variance", "min", 0.9999),)
+    run = look(world.good, edit=validating(tokens=512, require=strict))
+    result = run.apply()
+    assert result.exit_code == 1
+    assert set(result.outcomes.values()) == {Outcome.FAILING}
+    assert len(result.failures) == 3
+    assert {event["step"] for event in run.told("step_started")} == {"fetch", "validate", "publish"}
+    assert {name: tree(world.published)[name] for name in weights} == weights
+    entry = record(world).saes["layer_0/topk"]
+    assert [found.inputs["validate.tokens"] for found in entry.evidence] == [512, 1024]
+    assert "fails" in (world.published / "README.md").read_text()
+    assert look(world.good, edit=validating(tokens=512, require=strict)).plan().pending == ()
+
+
+def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+    before = record(world).saes["layer_0/topk"]
+
+    def name(release: Release) -> Release:
+        return replace(release, saes=(replace(release.saes[0], neuronpedia_id="tiny/0-res"), *release.saes[1:]))
+
+    run = look(world.good, edit=name)
+    assert run.apply().outcomes == {"tiny-res/layer_0/topk": Outcome.PUBLISHED}
+    assert not {"convert", "validate"} & {event["step"] for event in run.told("step_started")}
+    after = record(world).saes["layer_0/topk"]
+    assert after.evidence == before.evidence
+    assert after.files["sae_weights.safetensors"] == before.files["sae_weights.safetensors"]
+    cfg = world.published / "layer_0" / "topk" / "cfg.json"
+    assert json.loads(cfg.read_text())["metadata"]["neuronpedia_id"] == "tiny/0-res"
+    assert look(world.good, edit=name).plan().pending == ()
+
+    look(world.good).apply()
+    assert "neuronpedia_id" not in json.loads(cfg.read_text())["metadata"]
+    assert look(world.good).plan().pending == ()
+
+
+def test_move_then_prune(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+
+    def rename(release: Release) -> Release:
+        return replace(release, saes=(replace(release.saes[0], id="layer_0/renamed"), *release.saes[1:]))
+
+    moved = look(world.good, edit=rename)
+    assert moved.apply().outcomes["tiny-res/layer_0/renamed"] is Outcome.PUBLISHED
+    assert not {"convert", "validate"} & {event["step"] for event in moved.told("step_started")}
+    published = tree(world.published)
+    assert published["layer_0/renamed/cfg.json"] == published["layer_0/topk/cfg.json"]
+    pruned = look(world.good, edit=rename, choices=Choices(prune=("tiny-res",)))
+    assert pruned.apply().outcomes == {"tiny-res/layer_0/topk": Outcome.DELETED}
+    assert not (world.published / "layer_0" / "topk").exists()
+    assert set(record(world).saes) == {"layer_0/renamed", "layer_0/standard", "layer_1/batchtopk"}
+
+
+def test_move_and_prune_at_once(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+
+    def rename(release: Release) -> Release:
+        return replace(release, saes=(replace(release.saes[0], id="layer_0/renamed"), *release.saes[1:]))
+
+    result = look(world.good, edit=rename, choices=Choices(prune=("tiny-res",))).apply()
+    assert result.outcomes == {"tiny-res/layer_0/renamed": Outcome.PUBLISHED, "tiny-res/layer_0/topk": Outcome.DELETED}
+    assert (world.published / "layer_0" / "renamed" / "sae_weights.safetensors").exists()
+
+
+def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, look: Look) -> None:
+    run = look(world.good)
+    run.apply()
+    shutil.rmtree(run.cache.root)  # another machine: it does not know these weights
+    folder = world.published / "layer_0" / "topk"
+    cfg = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(cfg, indent=7))
+    other = world.published / "layer_0" / "standard"
+    shutil.copyfile(world.published / "layer_1" / "batchtopk" / "sae_weights.safetensors", other / "sae_weights.safetensors")
+    shutil.copyfile(world.published / "layer_1" / "batchtopk" / "cfg.json", other / "cfg.json")
+    (world.published / "saesync" / "tiny-res.json").unlink()
+    before = tree(world.published / "layer_0")
+    held = look(world.good).apply()
+    assert held.outcomes["tiny-res/layer_0/topk"] is Outcome.HELD
+    run = look(world.good, choices=Choices(adopt=("tiny-res/layer_0/*",)))
+    result = run.apply()
+    assert result.outcomes["tiny-res/layer_0/topk"] is Outcome.PUBLISHED
+    assert result.outcomes["tiny-res/layer_0/standard"] is Outcome.FAILED
+    assert tree(world.published / "layer_0") == before
+    entry = record(world).saes["layer_0/topk"]
+    assert entry.adopted
+    assert entry.evidence[0].weights_sha256 == entry.files["sae_weights.safetensors"].sha256
+    assert "layer_0/standard" not in record(world).saes
+    after = look(world.good).plan()
+    assert [item.id for item in after.items if item.held] == ["layer_0/standard", "layer_1/batchtopk"]
+
+
+def test_what_is_shared_fails_once_and_skips_by_name(world: TinyWorld, look: Look) -> None:
+    run = look(world.good, edit=validating(tokens=10_000_000))
+    result = run.apply()
+    assert result.exit_code == 1
+    assert set(result.outcomes.values()) == {Outcome.FAILED, Outcome.SKIPPED} or set(result.outcomes.values()) == {Outcome.FAILED}
+    assert any("tokens" in diagnostic.detail for failure in result.failures for diagnostic in failure.diagnostics)
+    assert not world.published.exists() or not record_exists(world)
+
+
+def record_exists(world: TinyWorld) -> bool:
+    return (world.published / "saesync" / "tiny-res.json").exists()
+
+
+def test_a_broken_source_stops_itself_alone(world: TinyWorld, look: Look) -> None:
+    path = world.sources / "goodfire" / "layer_0.pth"
+    path.write_bytes(path.read_bytes()[:-2000])
+    result = look(world.good).apply()
+    assert result.outcomes["tiny-res/layer_0/standard"] is Outcome.FAILED
+    assert result.outcomes["tiny-res/layer_0/topk"] is Outcome.PUBLISHED
+    (failure,) = result.failures
+    assert failure.step is StepKind.CONVERT
+    assert failure.diagnostics[0].origin is not None
+
+
+def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld, look: Look) -> None:
+    run = look(world.good)
+    plan, context = run.look()
+    path = world.sources / "goodfire" / "layer_0.pth"
+    path.write_bytes(path.read_bytes() + b" ")
+    from saesync.apply import apply
+
+    result = apply(plan, context, run.events.append, StopFlag())
+    assert result.outcomes["tiny-res/layer_0/standard"] is Outcome.FAILED
+    assert {d.summary for f in result.failures for d in f.diagnostics} == {"Source changed meanwhile"}
+
+
+def test_stopping_publishes_what_passed_and_the_next_run_does_the_rest(world: TinyWorld, look: Look) -> None:
+    uninterrupted = look(world.good)
+    stop = StopFlag()
+    run = look(world.good)
+    emit = run.events.append
+
+    def press(event: Mapping[str, Any]) -> None:
+        emit(event)
+        if event["type"] == "step_finished" and event["step"] == "convert" and event["address"].endswith("topk"):
+            stop.request()
+
+    from saesync.apply import apply
+
+    plan, context = run.look()
+    result = apply(plan, context, press, stop)
+    assert result.interrupted
+    assert result.exit_code == 130
+    assert Outcome.STOPPED in result.outcomes.values()
+    assert [event for event in run.events if event["type"] == "note"]
+    rest = uninterrupted.apply()
+    assert rest.exit_code == 0
+    assert set(record(world).saes) == {"layer_0/topk", "layer_0/standard", "layer_1/batchtopk"}
