@@ -149,7 +149,7 @@ def _resume(stream: BinaryIO, expect: FileDigest) -> tuple[Hasher, int]:
     """The hasher over what is there already, and its length."""
     hasher, done = Hasher(expect.size), 0
     stream.seek(0)
-    while block := stream.read(BLOCK):
+    while done <= expect.size and (block := stream.read(BLOCK)):
         hasher.update(block)
         done += len(block)
     if done <= expect.size:

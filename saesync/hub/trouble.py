@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 30.0
 MAX_ATTEMPTS = 12
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TRY_LATER = "Run the same command again later; what is finished is kept."
 
 
