@@ -251,5 +251,6 @@ def load(stream: BinaryIO) -> tuple[Any, set[str]]:
         if count > _MAX_OPCODES or (position or 0) - start > MAX_PICKLE:
             raise ValueError("its pickle is too large")
         _step(machine, opcode.name, argument)
-    (value,) = machine.take(1)
-    return value, machine.globals
+    if machine.marks or len(machine.stack) != 1:
+        raise ValueError("its pickle does not end with one value")
+    return machine.stack[0], machine.globals
