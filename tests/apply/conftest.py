@@ -1,49 +1,8 @@
-"""Applies in this process. Workers are forked from it, so that the heavy imports are paid for once."""
+"""Fixtures of the apply tests."""
 
-from __future__ import annotations
-
-import importlib
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from apply_world import Run
-from tiny import TinyWorld
-from tiny.plugin import own_tiny_world, tiny_world
-
-from saesync.cache import Cache
-from saesync.workers import fork
-
-__all__ = ["own_tiny_world", "tiny_world"]
-Look = Callable[..., Run]
-
-
-@pytest.fixture(scope="session")
-def heavy_imports() -> None:
-    """What workers need, here, before they are forked."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of third parties, about their own modules
-        for name in ("sae_lens", "transformers", "transformer_lens", "saesync.executors.convert", "saesync.executors.validate"):
-            importlib.import_module(name)
-
-
-@pytest.fixture
-def world(own_tiny_world: TinyWorld) -> TinyWorld:
-    """A world of this test's own."""
-    return own_tiny_world
-
-
-@pytest.fixture
-def look(world: TinyWorld, tmp_path: Path, heavy_imports: None) -> Look:
-    """``look(world.good, ...)``: a fresh run over some manifests with this test's cache and forked workers."""
-
-    def make(*manifests: Path, **more: Any) -> Run:
-        return Run(manifests, Cache(tmp_path / "cache"), (world.folder,), start=fork, **more)
-
-    return make
+from apply_fixtures import *  # noqa: F403  (after the folder is on the path)

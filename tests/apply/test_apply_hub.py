@@ -1,0 +1,130 @@
+"""Apply with everything on a loopback Hub, in both upload protocols."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from apply_world import Run
+from hub_world import DATA, MODEL, SOURCES, TARGET, HubWorld
+from servers.loopback import BOB
+
+from saesync import preflight
+from saesync.apply import Outcome
+from saesync.record import parse_record
+
+Look = Callable[..., Run]
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+IDS = {"layer_0/topk", "layer_0/standard", "layer_1/batchtopk"}
+
+
+def test_everything_on_the_hub(hub_world: HubWorld, look: Look) -> None:
+    server, manifest = hub_world.server, hub_world.manifest()
+    run = look(manifest)
+    assert preflight.check(*run.look()) == ()
+    result = run.apply()
+    assert result.exit_code == 0, result.failures
+    record = parse_record(server.file(TARGET, "saesync/tiny-hub.json"), "tiny-hub")
+    assert set(record.saes) == IDS
+    tree = server.tree_of(TARGET)
+    for sae_id in IDS:
+        assert {f"{sae_id}/cfg.json", f"{sae_id}/sae_weights.safetensors"} <= set(tree)
+    cfg = json.loads(server.file(TARGET, "layer_1/batchtopk/cfg.json"))
+    assert cfg["metadata"]["model_name"] == MODEL
+    assert cfg["metadata"]["hf_hook_name"] == "transformer.h.1"
+    assert record.saes["layer_0/topk"].about["source"] == f"{SOURCES}/legacy"
+    assert server.stats()["auth_leaks"] == 0
+    assert server.commits_landed() == result.commits == 2
+
+    server.restart_counters()
+    again = look(manifest)
+    assert again.apply().exit_code == 0
+    assert [event["type"] for event in again.events] == ["version", "plan", "summary"]
+    assert server.commits_landed() == 0
+    assert server.uploaded_bytes() == 0
+    assert server.count("lfs.get") + server.count("resolve.get") == 0
+
+
+def test_only_what_is_needed_is_downloaded(hub_world: HubWorld, look: Look) -> None:
+    hub_world.server.push(MODEL, {"modeling_evil.py": b"raise SystemExit", "pytorch_model.bin": b"\0" * 1000})
+    sha = hub_world.server.head(MODEL)
+    run = look(hub_world.manifest(model_sha=sha))
+    assert run.apply().exit_code == 0
+    asked = {entry["path"] for entry in hub_world.server.log() if "resolve" in entry["path"]}
+    assert not [path for path in asked if path.endswith((".py", ".bin"))]
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_preflight_names_everything_at_once(hub_world: HubWorld, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_world.server.gate(MODEL)
+    monkeypatch.setenv("HF_TOKEN", BOB)
+    run = look(hub_world.manifest(target="alice/other", data_sha="ab" * 20))
+    found = preflight.check(*run.look())
+    details = " ".join(diagnostic.detail for diagnostic in found)
+    assert "alice/other" in details
+    assert MODEL in details
+    assert DATA in details
+    assert all(diagnostic.origin is not None for diagnostic in found), found
+    assert BOB not in details
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_a_model_without_safetensors_and_one_only_in_a_pull_request(hub_world: HubWorld, look: Look) -> None:
+    server = hub_world.server
+    server.create_repo("alice/pickled")
+    pickled = server.push("alice/pickled", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    (found,) = preflight.check(*look(hub_world.manifest(model="alice/pickled", model_sha=pickled)).look())
+    assert found.summary == "Model has no safetensors"
+    proposed = server.push(MODEL, {"note.txt": b"x"}, create_pr=True)
+    (found,) = preflight.check(*look(hub_world.manifest(model_sha=proposed)).look())
+    assert found.summary == "Commit is only in a pull request"
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look) -> None:
+    """The SAE they touched is named and left alone; the others are published."""
+    server = hub_world.server
+    server.create_repo(TARGET)
+    run = look(hub_world.manifest())
+    plan, context = run.look()
+
+    def emit(event: object) -> None:
+        run.events.append(event)  # type: ignore[arg-type]
+        if event["type"] == "step_finished" and event["step"] == "validate" and not meddled:  # type: ignore[index]
+            meddled.append(server.push(TARGET, {"layer_0/standard/cfg.json": b"{}"}))
+
+    meddled: list[str] = []
+    from saesync.apply import StopFlag, apply
+
+    result = apply(plan, context, emit, StopFlag())
+    assert result.outcomes["tiny-hub/layer_0/standard"] is Outcome.FAILED
+    assert result.outcomes["tiny-hub/layer_0/topk"] is Outcome.PUBLISHED
+    assert result.outcomes["tiny-hub/layer_1/batchtopk"] is Outcome.PUBLISHED
+    assert server.file(TARGET, "layer_0/standard/cfg.json") == b"{}"
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_dataset_files_are_those_of_the_split(hub_world: HubWorld, look: Look) -> None:
+    server = hub_world.server
+    server.create_repo("alice/many", kind="dataset")
+    text = (hub_world.folder / "data" / "held_out.jsonl").read_bytes()
+    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: held/*.jsonl\n---\n"
+    sha = server.push(
+        "alice/many",
+        {"README.md": card, "held/00.jsonl": text, "held/01.jsonl": text, "train/00.jsonl": b'{"text": "x"}\n'},
+        kind="dataset",
+    )
+    path = hub_world.manifest(data="alice/many", data_sha=sha)
+    path.write_text(path.read_text().replace("  tokens: 1024", "    split: test\n  tokens: 1024"))
+    run = look(path)
+    assert run.apply().exit_code == 0
+    fetched = {entry["path"].rsplit("/many/", 1)[1] for entry in server.log() if "/many/resolve/" in entry["path"]}
+    assert [name for name in fetched if name.endswith("held/00.jsonl")]
+    assert not [name for name in fetched if "train" in name or "01" in name.rsplit("/", 1)[1]], "one file is enough"
+
+
+def test_private_stays_private(hub_world: HubWorld, look: Look, tmp_path: Path) -> None:
+    assert look(hub_world.manifest(private=True)).apply().exit_code == 0
+    assert hub_world.server.call("GET", f"/api/models/{TARGET}")["private"] is True
