@@ -1,0 +1,260 @@
+"""The writer's bytes, and what a proof notices."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from convert_support import HOOK, METADATA, adopt_job, convert, edit_tensors, files_of, saelens
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from saesync.convert import writer
+from saesync.convert.writer import is_exact, rewrite_cfg, write_sae
+from saesync.digest import FileDigest, digest_file
+from saesync.errors import Missing, ProofFailed, Refused
+from saesync.executors.convert import adopt, run
+from saesync.formats import _lazy, get
+from saesync.formats.base import SourceFiles, Weights
+from saesync.jobs import ConvertJob
+
+
+def weights_of(folder: Path) -> Weights:
+    chosen = get("saelens")
+    return chosen.read(SourceFiles({name: Path(path) for name, path in files_of("saelens", folder).items()}), chosen.Options())
+
+
+# ------------------------------------------------------------------------------------------------------ the writer
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20])
+def test_bytes_do_not_depend_on_how_rows_are_cut(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = weights_of(saelens(tmp_path / "source", architecture="jumprelu"))
+    whole = write_sae(weights, tmp_path / "whole", "bfloat16", {}, METADATA)
+    monkeypatch.setattr(_lazy, "BLOCK_BYTES", block)
+    assert write_sae(weights, tmp_path / "cut", "bfloat16", {}, METADATA) == whole
+
+
+def test_digests_taken_while_writing_are_the_files(tmp_path: Path) -> None:
+    digests = write_sae(weights_of(saelens(tmp_path / "source")), tmp_path / "out", "float32", {}, METADATA)
+    assert digests == {name: digest_file(tmp_path / "out" / name) for name in ("cfg.json", "sae_weights.safetensors")}
+
+
+def test_the_file_holds_no_metadata_and_is_aligned(tmp_path: Path) -> None:
+    write_sae(weights_of(saelens(tmp_path / "source", architecture="jumprelu")), tmp_path / "out", "bfloat16", {}, METADATA)
+    path = tmp_path / "out" / "sae_weights.safetensors"
+    with safe_open(path, framework="pt") as stored:
+        assert stored.metadata() is None
+        assert {name: stored.get_slice(name).get_dtype() for name in stored.keys()} == {  # noqa: SIM118  not a dict
+            "W_enc": "BF16", "W_dec": "BF16", "b_enc": "BF16", "b_dec": "BF16", "threshold": "F32",
+        }  # fmt: skip
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0
+    assert all(entry["data_offsets"][0] % (4 if entry["dtype"] == "F32" else 2) == 0 for entry in header.values())
+
+
+def test_cfg_json_is_sorted_and_ends_in_a_newline(tmp_path: Path) -> None:
+    write_sae(weights_of(saelens(tmp_path / "source")), tmp_path / "out", "float32", {}, METADATA)
+    text = (tmp_path / "out" / "cfg.json").read_text(encoding="utf-8")
+    assert text == json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n"
+
+
+def test_progress_ends_at_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lazy, "BLOCK_BYTES", 500)
+    told: list[tuple[int, int]] = []
+    write_sae(weights_of(saelens(tmp_path / "source")), tmp_path / "out", "float32", {}, {}, lambda *at: told.append(at))
+    size = (tmp_path / "out" / "sae_weights.safetensors").stat().st_size
+    assert told[-1] == (size, size)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) > 5
+
+
+@pytest.mark.parametrize(("dtype", "exact"), [("float64", True), ("float32", True), ("float16", False), ("bfloat16", False)])
+def test_exactness_is_known(dtype: str, exact: bool, tmp_path: Path) -> None:
+    assert is_exact(weights_of(saelens(tmp_path / "source", architecture="topk")), dtype) is exact
+
+
+def test_folded_weights_are_never_exact_below_float64(tmp_path: Path) -> None:
+    weights = weights_of(saelens(tmp_path / "source"))
+    assert not is_exact(weights, "float32")
+    assert is_exact(weights, "float64")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8", ""])
+def test_an_unknown_dtype_is_refused(dtype: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="dtype must be one of"):
+        write_sae(weights_of(saelens(tmp_path / "source")), tmp_path / "out", dtype, {}, {})
+
+
+@pytest.mark.parametrize("field", ["d_in", "architecture", "k", "no_such_field"])
+def test_a_manifest_may_not_set_every_field(field: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=field):
+        write_sae(weights_of(saelens(tmp_path / "source")), tmp_path / "out", "float32", {field: 1}, {})
+
+
+def test_a_hook_sae_lens_would_refuse_is_refused_first(tmp_path: Path) -> None:
+    source = saelens(tmp_path / "source", architecture="standard", reshape_activations="hook_z")
+    with pytest.raises(Refused, match="hook_z"):
+        convert("saelens", source, tmp_path / "out")
+
+
+def test_relabelling_gives_the_bytes_of_a_fresh_conversion(tmp_path: Path) -> None:
+    weights = weights_of(saelens(tmp_path / "source"))
+    write_sae(weights, tmp_path / "before", "float32", {}, METADATA)
+    after = {**METADATA, "hook_name": "blocks.1.hook_resid_post", "neuronpedia_id": None}
+    write_sae(weights, tmp_path / "after", "float32", {}, after)
+    text = rewrite_cfg((tmp_path / "before" / "cfg.json").read_bytes(), {}, after)
+    assert text == (tmp_path / "after" / "cfg.json").read_bytes()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"metadata": 3}', b'{"architecture": "topk"}', b"\xff"])
+def test_relabelling_something_else_is_refused(text: bytes) -> None:
+    with pytest.raises(Refused, match=r"cfg\.json"):
+        rewrite_cfg(text, {}, {})
+
+
+# ------------------------------------------------------------------------------------------------------- the proof
+
+
+def job(folder: Path, out: Path, **changes: Any) -> ConvertJob:
+    plain = ConvertJob("release/sae", "saelens", {}, files_of("saelens", folder), "float32", {}, {"hook_name": HOOK}, str(out))
+    return replace(plain, **changes)
+
+
+def test_the_result_tells_digests_and_versions(tmp_path: Path) -> None:
+    result = run(job(saelens(tmp_path / "source"), tmp_path / "out"))
+    for name, value in result.digests.items():
+        assert FileDigest(**value) == digest_file(tmp_path / "out" / name)
+    assert result.proof["feature_scale"] == "raw"
+    assert result.proof["sae_lens"] == "6.54.12" or result.proof["sae_lens"] > "6.54"
+    assert result.proof["torch"] == torch.__version__
+    assert all(isinstance(value, str | int | float | bool) for value in result.proof.values())
+
+
+def test_progress_of_a_job_reaches_the_end(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    run(job(saelens(tmp_path / "source"), tmp_path / "out"), lambda *at: told.append(at))
+    done = [at for at, _ in told]
+    assert done == sorted(done)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_a_proof_is_repeatable(tmp_path: Path) -> None:
+    source = saelens(tmp_path / "source")
+    assert run(job(source, tmp_path / "one")) == run(job(source, tmp_path / "two"))
+
+
+def test_real_activations_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.randn(70, 12) * 5 + 2}, path)
+    proof = run(job(saelens(tmp_path / "source"), tmp_path / "out", activations=str(path))).proof
+    assert proof["real_rows"] == 70
+    assert proof["rows"] > 200
+
+
+def test_activations_of_another_width_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.zeros(4, 13)}, path)
+    with pytest.raises(Refused, match="13 wide, the SAE reads 12"):
+        run(job(saelens(tmp_path / "source"), tmp_path / "out", activations=str(path)))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    made = job(saelens(tmp_path / "source"), tmp_path / "out")
+    (tmp_path / "source" / "cfg.json").unlink()
+    with pytest.raises(Missing, match=r"cfg\.json"):
+        run(made)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["encoder transposed when square", "decoder off by one row", "threshold lost", "norms not folded"]
+)
+def test_a_mistake_of_ours_fails_the_proof(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader is made wrong, the reference stays right."""
+    chosen = get("saelens")
+    changes = {"d_in": 16, "d_sae": 16} if "square" in mistake else {}
+    source = saelens(tmp_path / "source", **changes)
+    right = weights_of(source)
+
+    def wrong(files: SourceFiles, options: Any) -> Weights:
+        tensors = dict(right.tensors)
+        if "square" in mistake:
+            tensors["W_enc"] = _lazy.Transposed(tensors["W_enc"])
+        elif "rows" in mistake:
+            tensors["W_dec"] = _lazy.Mapped(tensors["W_dec"], lambda block, *_: block.roll(1, 0))
+        elif "threshold" in mistake:
+            tensors["threshold"] = _lazy.Filled(0.0, (40,))
+        else:
+            tensors["W_dec"] = _lazy.Mapped(tensors["W_dec"], lambda block, *_: block * 1.0001)
+        return replace(right, tensors=tensors)
+
+    monkeypatch.setattr(type(chosen), "read", lambda self, files, options: wrong(files, options))
+    with pytest.raises(ProofFailed, match="is not the authors' function"):
+        run(job(source, tmp_path / "out"))
+
+
+def test_bytes_on_disk_are_what_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that stores something else than it was given is found out."""
+    honest = writer._blocks
+    monkeypatch.setattr(writer, "_blocks", lambda name, *rest: (block * 1.001 for block in honest(name, *rest)))
+    for architecture in ("standard", "batchtopk"):  # stored exactly, and rounded
+        source = saelens(tmp_path / architecture, architecture=architecture)
+        with pytest.raises(ProofFailed):
+            run(job(source, tmp_path / f"{architecture}-out"))
+
+
+def test_metadata_that_sae_lens_loses_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "CFG_LAYOUT", "5.0.0")  # SAELens then reads cfg.json as legacy
+    with pytest.raises(ProofFailed, match="hook_name"):
+        run(job(saelens(tmp_path / "source", architecture="standard"), tmp_path / "out"))
+
+
+def test_a_cast_that_costs_too_much_fails(tmp_path: Path) -> None:
+    """Decoder rows that nearly cancel survive in float32 and not in bfloat16."""
+    source = saelens(tmp_path / "source", architecture="standard")
+    t = load_file(source / "sae_weights.safetensors")
+    t["W_enc"][:, 1::2] = t["W_enc"][:, ::2]
+    t["b_enc"][1::2] = t["b_enc"][::2]
+    t["W_dec"] *= 60
+    t["W_dec"][1::2] = -t["W_dec"][::2] + 0.03 * torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    edit_tensors(source, **t)
+    run(job(source, tmp_path / "wide"))
+    with pytest.raises(ProofFailed) as caught:
+        run(job(source, tmp_path / "narrow", dtype="bfloat16"))
+    assert caught.value.diagnostics[0].summary == "Cast loses too much"
+    assert "bfloat16" in caught.value.diagnostics[0].detail
+
+
+def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path) -> None:
+    source = saelens(tmp_path / "source")
+    convert("saelens", source, tmp_path / "narrow", "bfloat16", metadata={})
+    proof = adopt(adopt_job("saelens", source, tmp_path / "narrow")).proof
+    assert proof["dtype"] == "bfloat16"
+    convert("saelens", saelens(tmp_path / "other", seed=1), tmp_path / "other-out", metadata={})
+    with pytest.raises(ProofFailed):
+        adopt(adopt_job("saelens", source, tmp_path / "other-out"))
+    convert("saelens", saelens(tmp_path / "wider", d_sae=41), tmp_path / "wider-out", metadata={})
+    with pytest.raises(ProofFailed):
+        adopt(adopt_job("saelens", source, tmp_path / "wider-out"))
+
+
+def test_adopting_accepts_sae_lens_own_export(tmp_path: Path) -> None:
+    from sae_lens import TrainingSAE
+
+    source = saelens(tmp_path / "source")
+    TrainingSAE.load_from_disk(source).save_inference_model(tmp_path / "theirs")
+    proof = adopt(adopt_job("saelens", source, tmp_path / "theirs")).proof
+    assert proof["support_changes"] == 0
+
+
+def test_adopting_the_training_checkpoint_itself_is_refused(tmp_path: Path) -> None:
+    """Stock SAELens cannot load it, so publishing it as it is serves nobody."""
+    source = saelens(tmp_path / "source")
+    with pytest.raises(ProofFailed, match="batchtopk"):
+        adopt(adopt_job("saelens", source, source))

@@ -1,0 +1,267 @@
+"""Inspecting sources from headers: on disk, on a loopback Hub by ranged reads, and as a manifest that loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from servers.loopback import HubServer
+
+from saesync import formats
+from saesync.cache import Cache
+from saesync.errors import Missing, NotVisible, Refused
+from saesync.formats._saelens_reference import write_example
+from saesync.hub import Hub
+from saesync.inspection import Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
+from saesync.inspection.text import describe, manifest, stanza, to_json, yaml
+from saesync.manifest import load
+
+MODEL = "openai-community/gpt2"
+HOOK = "blocks.0.hook_resid_post"
+
+
+# -------------------------------------------------------------------------------------------------------- references
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hf://a/b", ("a/b", "", None)),
+        ("hf://a/b/", ("a/b", "", None)),
+        ("hf://a/b/c/d.pth", ("a/b", "c/d.pth", None)),
+        ("hf://a/b@main", ("a/b", "", "main")),
+        ("hf://a/b/c@v1.0", ("a/b", "c", "v1.0")),
+        ("hf://a/b@refs%2Fpr%2F1/c", ("a/b", "c", "refs/pr/1")),
+        ("./folder@x", (None, "./folder@x", None)),
+    ],
+)
+def test_references(text: str, expected: tuple[str | None, str, str | None]) -> None:
+    found = parse_reference(text)
+    assert (found.repo, found.path, found.revision) == expected
+    assert parse_reference(str(found)) == found
+
+
+@pytest.mark.parametrize("text", ["hf://", "hf://a", "hf://a/", "hf:///b", "hf://a/b/../c", "hf://a b/c", "hf://-/x"])
+def test_malformed_references_are_refused(text: str) -> None:
+    with pytest.raises(Refused, match="reference"):
+        parse_reference(text)
+
+
+# -------------------------------------------------------------------------------------------------------------- disk
+
+
+def goodfire(folder: Path, name: str = "Llama-3.1-8B-Instruct-SAE-l19.pth") -> Path:
+    formats.get("goodfire").example(folder, 0)
+    (folder / "Tiny-SAE-l1.pth").rename(folder / name)
+    return folder
+
+
+def test_a_root_level_folder(tmp_path: Path) -> None:
+    write_example(tmp_path, 0)
+    (found,) = inspect_local(tmp_path).saes
+    assert found.path == ""
+    assert found.best is not None
+    assert found.best.format == "saelens"
+    assert found.best.facts == {
+        "architecture": "batchtopk", "converted_as": "jumprelu", "d_in": 12, "d_sae": 40, "dtype": "float32", "layout": "v6",
+        "hook": HOOK, "model": "gpt2",
+    }  # fmt: skip
+    assert found.headers.tensors["sae_weights.safetensors"]["W_enc"].shape == (12, 40)
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    name = "Llama-3.1-8B-Instruct-SAE-l19.pth"
+    inspection = inspect_local(goodfire(tmp_path) / name)
+    (found,) = inspection.saes
+    assert found.best is not None
+    assert found.best.facts["hook"] == "blocks.19.hook_resid_post"
+    assert found.best.facts["model"] == "meta-llama/Llama-3.1-8B-Instruct"
+    assert stanza(inspection) == f"source:\n  path: {tmp_path / name}\n  format: goodfire\n"
+
+
+def test_several_saes_are_listed_in_order(tmp_path: Path) -> None:
+    for layer in (10, 2, 0):
+        write_example(tmp_path / f"layer_{layer}" / "width_1k", layer)
+    goodfire(tmp_path / "mixed", "a.pth")
+    goodfire(tmp_path / "mixed", "b.pth")
+    save_file({"sparsity": torch.zeros(40)}, tmp_path / "layer_2" / "width_1k" / "sparsity.safetensors")
+    paths = [found.path for found in inspect_local(tmp_path).saes]
+    assert paths == [
+        "layer_0/width_1k", "layer_2/width_1k", "layer_10/width_1k", "mixed/a.pth", "mixed/b.pth",
+    ]  # fmt: skip
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    write_example(tmp_path, 0, normalize_activations="expected_average_only_in")
+    inspection = inspect_local(tmp_path)
+    assert inspection.saes[0].best is not None
+    assert inspection.saes[0].best.needs == ("norm_scaling_factor",)
+    assert "needs norm_scaling_factor" in describe(inspection)
+    assert "# norm_scaling_factor:" in stanza(inspection)
+    (tmp_path / "activation_scaler.json").write_text('{"scaling_factor": 0.25}', encoding="utf-8")
+    assert "\n  norm_scaling_factor: 0.25\n" in stanza(inspect_local(tmp_path))
+
+
+def test_what_cannot_be_converted_is_said(tmp_path: Path) -> None:
+    write_example(tmp_path, 0, architecture="topk")
+    cfg = json.loads((tmp_path / "cfg.json").read_text(encoding="utf-8"))
+    (tmp_path / "cfg.json").write_text(json.dumps({k: v for k, v in cfg.items() if k != "k"}), encoding="utf-8")
+    inspection = inspect_local(tmp_path)
+    assert "SAELens would use ReLU" in describe(inspection)
+    for make in (stanza, manifest):
+        with pytest.raises(Refused, match="no whole k"):
+            make(inspection)
+
+
+def test_unsafe_unknown_and_damaged_files_are_said(tmp_path: Path) -> None:
+    matrices = {"encoder_linear.weight": torch.zeros(2, 2), "decoder_linear.weight": torch.zeros(2, 2)}
+    torch.save({**matrices, "x": slice(1)}, tmp_path / "b.pt")
+    torch.save({"something": torch.zeros(3)}, tmp_path / "c.pt")
+    (tmp_path / "d.pt").write_bytes(b"\x80\x02nonsense")
+    np.savez(tmp_path / "params.npz", W_enc=np.zeros((3, 4), np.float32))
+    text = describe(inspect_local(tmp_path))
+    assert "no known format fits" in text
+    assert "builtin" in text
+    assert "not a whole torch checkpoint" in text
+    assert "W_enc  [3, 4]  float32" in text
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(Missing):
+        inspect_local(tmp_path / "nowhere")
+    (tmp_path / "README.md").write_text("hello", encoding="utf-8")
+    with pytest.raises(Refused, match="No file ending in"):
+        inspect_local(tmp_path)
+
+
+def test_terminal_escapes_are_shown_not_sent(tmp_path: Path) -> None:
+    write_example(tmp_path, 0, architecture="standard", metadata={"hook_name": "\x1b[31mred\x1b]0;title\x07"})
+    text = describe(inspect_local(tmp_path))
+    assert "\x1b" not in text
+    assert "\\x1b[31mred" in text
+
+
+def test_no_heavy_package_is_imported(tmp_path: Path) -> None:
+    write_example(tmp_path / "one", 0)
+    goodfire(tmp_path / "two")
+    np.savez(tmp_path / "params.npz", W_enc=np.zeros((3, 4), np.float32))
+    code = (
+        "import sys; from saesync.inspection import inspect_source; from saesync.inspection.text import describe; "
+        f"text = describe(inspect_source({str(tmp_path)!r}, None)); assert 'W_enc' in text; "
+        "print([m for m in ('torch', 'numpy', 'safetensors', 'sae_lens', 'huggingface_hub') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------------------------------------------- manifests
+
+
+def completed(text: str, hook: bool = False) -> str:
+    """What a user fills in: model, commit, hook."""
+    text = text.replace("  # name: OWNER/MODEL", f"  name: {MODEL}  #").replace("  name: gpt2 ", f"  name: {MODEL} ")
+    text = text.replace("  # revision:", f"  revision: {'a' * 40}  #")
+    return text.replace("  # hook: blocks.0.hook_resid_post", "  hook: blocks.0.hook_resid_post  #") if hook else text
+
+
+def loaded(folder: Path, text: str) -> Any:
+    path = folder / "release.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load([path])[0]
+
+
+def test_a_manifest_over_one_sae_loads(tmp_path: Path) -> None:
+    write_example(tmp_path / "my sae", 0)
+    text = manifest(inspect_local(tmp_path / "my sae"), folder=tmp_path)
+    release = loaded(tmp_path, completed(text))
+    (sae,) = release.saes
+    assert (sae.hook, sae.source.format, sae.source.path) == (HOOK, "saelens", str(tmp_path / "my sae"))
+    assert release.name == "my-sae"
+
+
+def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
+    for layer in range(3):
+        metadata = {"sae_lens_version": "6.0.0", "hook_name": f"blocks.{layer}.hook_resid_post", "model_name": MODEL}
+        write_example(tmp_path / "source" / f"layer_{layer}", layer, metadata=metadata)
+    goodfire(tmp_path / "source" / "other")
+    text = manifest(inspect_local(tmp_path / "source"), release="mine", folder=tmp_path, model=MODEL)
+    release = loaded(tmp_path, completed(text))
+    assert [(sae.id, sae.hook, sae.source.format) for sae in release.saes] == [
+        ("layer_0", "blocks.0.hook_resid_post", "saelens"),
+        ("layer_1", "blocks.1.hook_resid_post", "saelens"),
+        ("layer_2", "blocks.2.hook_resid_post", "saelens"),
+        ("other", "blocks.19.hook_resid_post", "goodfire"),
+    ]
+
+
+def test_a_manifest_with_unknowns_loads_when_they_are_filled_in(tmp_path: Path) -> None:
+    goodfire(tmp_path / "x", "sae.pth")
+    text = manifest(inspect_local(tmp_path / "x"), folder=tmp_path)
+    assert "# name: OWNER/MODEL" in text
+    (sae,) = loaded(tmp_path, completed(text, hook=True)).saes
+    assert sae.hook == HOOK
+
+
+# ------------------------------------------------------------------------------------------------------------ the Hub
+
+
+def pushed(server: HubServer, folder: Path, repo: str = "alice/saes") -> str:
+    server.create_repo(repo)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return server.push(repo, files, lfs=tuple(name for name in files if not name.endswith(".json")))
+
+
+def hub_of(tmp_path: Path) -> Hub:
+    return Hub(Cache(tmp_path / "cache"), patience=3)
+
+
+def as_data(inspection: Inspection) -> list[Any]:
+    return list(to_json(inspection)["saes"])
+
+
+def test_the_hub_shows_what_the_disk_shows(hub_server: HubServer, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    write_example(world / "layer_0", 0)
+    goodfire(world / "big")
+    sha = pushed(hub_server, world)
+    inspection = inspect_source("hf://alice/saes", lambda: hub_of(tmp_path))
+    assert inspection.revision == sha
+    assert as_data(inspection) == as_data(inspect_local(world))
+    inside = inspect_hub(hub_of(tmp_path), parse_reference(f"hf://alice/saes/big@{sha}"))
+    expected = ["source:", "  repo: alice/saes", f"  revision: {yaml(sha)}", "  path: big", "  format: goodfire"]
+    assert stanza(inside).splitlines() == expected
+
+
+def test_the_hub_sends_headers_only(hub_server: HubServer, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    world.mkdir()
+    d_sae, d_in = 4096, 512
+    shapes = {
+        "encoder_linear.weight": (d_sae, d_in),
+        "encoder_linear.bias": (d_sae,),
+        "decoder_linear.weight": (d_in, d_sae),
+        "decoder_linear.bias": (d_in,),
+    }
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, world / "a.pth")
+    size = (world / "a.pth").stat().st_size
+    pushed(hub_server, world)
+    hub_server.restart_counters()
+    inspection = inspect_source("hf://alice/saes", lambda: hub_of(tmp_path))
+    assert inspection.convertible
+    sent = sum(route["bytes_out"] for route in hub_server.stats()["routes"].values())
+    assert sent < 1 << 20 < size
+
+
+def test_what_the_hub_does_not_have(hub_server: HubServer, tmp_path: Path) -> None:
+    with pytest.raises((Missing, NotVisible)):
+        inspect_source("hf://alice/none", lambda: hub_of(tmp_path))
+    hub_server.create_repo("alice/empty")
+    with pytest.raises(Refused, match="No file ending in"):
+        inspect_source("hf://alice/empty", lambda: hub_of(tmp_path))
