@@ -248,6 +248,15 @@ def test_truncated_download_goes_on_where_it_broke(
     assert "range" in hub_server.log("lfs.get")[-1]["headers"]
 
 
+def test_patience_starts_again_while_bytes_arrive(hub_server: HubServer, source: str, tmp_path: Path) -> None:
+    """A line that breaks again and again is slow, not hopeless, as long as every attempt brings something."""
+    hub = Hub(Cache(tmp_path / "cache"), patience=1)
+    hub_server.fault(route="lfs.get", action="truncate", when="after", after_bytes=1_100_000, times=2, fin=True, delay=0.2)
+    hub_server.fault(route="lfs.get", action="truncate", when="after", after_bytes=400_000, times=1, fin=True, delay=0.2)
+    hub.download(REPO, source, "ae.pt", hub.tree(REPO, source)["ae.pt"], tmp_path / "ae.pt")
+    assert (tmp_path / "ae.pt").read_bytes() == WEIGHTS
+
+
 def test_part_of_an_earlier_run_is_continued(hub: Hub, hub_server: HubServer, source: str, tmp_path: Path) -> None:
     expect = hub.tree(REPO, source)["ae.pt"]
     part = tmp_path / "ae.pt.part"

@@ -132,7 +132,7 @@ def _attempt(
                 if done and response.status_code != 206:  # the server knows no ranges: from the start again
                     stream.truncate(0)
                     hasher, done = Hasher(expect.size), 0
-                for block in response.iter_bytes(BLOCK):
+                for block in response.iter_bytes():  # as they come: a larger block would be lost when the line breaks
                     stream.write(block)
                     hasher.update(block)
                     done += len(block)

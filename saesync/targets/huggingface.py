@@ -34,7 +34,7 @@ class HuggingFace:
                 reason = Reason(ReasonCode.REPO_RENAMED, {"location": location, "now": head.renamed_to})
                 return Observed(self.name, location, unknown=reason)
             return self._at(location, head)
-        except (NotVisible, Unavailable, Missing) as error:
+        except SaesyncError as error:  # one place that cannot be read never stops the plan of the others
             return Observed(self.name, location, unknown=_unseen(location, error))
 
     def _at(self, location: str, head: Head) -> Observed:

@@ -186,7 +186,9 @@ def _text_of_card(now: Observed) -> str | None:
     if now.readme is None or there is None:
         return None
     if not there.same_bytes(digest_bytes(now.readme.encode())):
-        raise Refused("README is not text", f"{CARD_FILE} in {now.location} is not UTF-8. Save it as UTF-8 and run again.")
+        raise Refused(
+            "README is not text", f"{CARD_FILE} in {now.location} is not UTF-8, or too long. Save it as UTF-8 and run again."
+        )
     return now.readme
 
 

@@ -19,6 +19,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from target_support import batch, upload  # noqa: E402
 
 from saesync.cache import Cache  # noqa: E402
+from saesync.model import Observed  # noqa: E402
+from saesync.record import Record  # noqa: E402
 from saesync.targets.base import Batch, Upload  # noqa: E402
 from saesync.targets.local import Local  # noqa: E402
 
@@ -83,6 +85,16 @@ def attempt(root: Path, work: Batch, cache: Path, point: int) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def explained(seen: Observed, name: str) -> bool:
+    """Whether a planner that looks now would know what it sees: an SAE as recorded, none at all, or one marked as pending."""
+    record = seen.records.get("res", Record("res"))
+    files = seen.folder(name)
+    entry = record.saes.get(name)
+    if name in record.pending or entry is None:
+        return name in record.pending or not files
+    return set(files) == set(entry.files) and all(files[file].same_bytes(digest) for file, digest in entry.files.items())
+
+
 def sweep(folder: Path, start: Batch | None, work: Batch, label: str) -> tuple[int, list[str]]:
     """Kill at every point; each time compare with the uninterrupted tree, and see that a second publish writes nothing."""
     cache = folder / "cache"
@@ -106,6 +118,9 @@ def sweep(folder: Path, start: Batch | None, work: Batch, label: str) -> tuple[i
             seen = target.observe(str(root))
             if seen.unknown is not None or seen.locked:
                 wrong.append(f"{label} {point}: unreadable after the kill")
+            wrong += [
+                f"{label} {point}: {name} is neither whole nor pending" for name in work.uploads if not explained(seen, name)
+            ]
             target.publish(str(root), work, seen)
         if tree(root) != tree(whole):
             wrong.append(f"{label} {point}: another tree")
