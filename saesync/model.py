@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -158,7 +159,7 @@ class Release:
 # ------------------------------------------------------------------------------------------------------- keys
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Inputs:
     """What the three keys are made of, kept flat (dotted names) so that a difference can be named.
 
@@ -171,17 +172,17 @@ class Inputs:
     build: Mapping[str, Json]
     measure: Mapping[str, Json] | None
 
-    @property
+    @cached_property
     def weights_key(self) -> str:
         """Identity of the weights' bytes."""
         return key_of({"weights": dict(self.weights)})
 
-    @property
+    @cached_property
     def build_key(self) -> str:
         """Identity of the published folder: weights, cfg and metadata."""
         return key_of({"weights": dict(self.weights), "build": dict(self.build)})
 
-    @property
+    @cached_property
     def measure_key(self) -> str | None:
         """Identity of the numbers: weights and all that they were measured with."""
         if self.measure is None:

@@ -25,6 +25,7 @@ from saesync.model import (
     Inputs,
     ModelSpec,
     Observed,
+    PublishSpec,
     Reason,
     ReasonCode,
     Release,
@@ -35,6 +36,7 @@ from saesync.model import (
 from saesync.record import Evidence, RecordUnreadable, SaeRecord
 
 LANES = 8
+Place = tuple[str, str]  # target, location
 SNAPSHOT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # what a model snapshot holds: no code, no pickles
 
 
@@ -95,7 +97,7 @@ class Resolver:
     _listings: dict[tuple[str, str], Listing | Reason] = field(default_factory=dict)
     _local: dict[Path, str] = field(default_factory=dict)
 
-    def resolve(self, releases: Sequence[Release], observed: Mapping[tuple[str, str], Observed]) -> Mapping[str, Wanted]:
+    def resolve(self, releases: Sequence[Release], observed: Mapping[Place, Observed]) -> Mapping[str, Wanted]:
         """Keys of every SAE, by address."""
         saes = [(release, sae) for release in releases for sae in release.saes]
         self._list_repos(sae.source for _, sae in saes)
@@ -118,14 +120,14 @@ class Resolver:
         chosen = format_.files(listing.near(spec.path), spec.path)
         return ResolvedSource({name: SourceFile(place, listing.files[place]) for name, place in chosen.items()})
 
-    def _wanted(self, release: Release, sae: Sae, observed: Mapping[tuple[str, str], Observed]) -> Wanted:
+    def _wanted(self, release: Release, sae: Sae, observed: Mapping[Place, Observed]) -> Wanted:
         if sae.source is None:
             return Wanted(sae, None, Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": "train"}))
         here = True
         try:
             digest = self.source(sae.source).digest
         except FileNotFoundError:
-            recorded = _recorded(release, sae, observed)
+            recorded = _entry(release.publish, sae, observed)
             known = recorded.inputs.get("weights", {}).get("source.digest") if recorded is not None else None
             if not isinstance(known, str):
                 return Wanted(sae, None, Reason(ReasonCode.SOURCE_NOT_HERE, {"path": sae.source.path}), source_here=False)
@@ -191,17 +193,13 @@ class Resolver:
             self._local[path] = local_digest(path, self.cache)
         return self._local[path]
 
-    def _evidence(
-        self, release: Release, sae: Sae, inputs: Inputs, observed: Mapping[tuple[str, str], Observed]
-    ) -> Evidence | None:
-        """Measured before under this very key: in ``records:``, else in the cache."""
+    def _evidence(self, release: Release, sae: Sae, inputs: Inputs, observed: Mapping[Place, Observed]) -> Evidence | None:
+        """Measured before under this very key: in the target or ``records:``, else in the cache."""
         key = inputs.measure_key
         if key is None:
             return None
-        if release.records is not None:
-            place = observed.get((release.records.target, release.records.location))
-            record = place.records.get(release.name) if place is not None else None
-            entry = record.saes.get(sae.id) if record is not None else None
+        for spec in (release.publish, release.records):
+            entry = _entry(spec, sae, observed)
             for evidence in entry.evidence if entry is not None else ():
                 if evidence.measure_key == key:
                     return evidence
@@ -294,9 +292,8 @@ def _local_source(spec: SourceSpec, format_: Any, cache: Cache) -> ResolvedSourc
     return ResolvedSource({name: SourceFile(str(base / place), cache.digest_of(base / place)) for name, place in chosen.items()})
 
 
-def _recorded(release: Release, sae: Sae, observed: Mapping[tuple[str, str], Observed]) -> SaeRecord | None:
-    if release.publish is None:
-        return None
-    place = observed.get((release.publish.target, release.publish.location))
-    record = place.records.get(release.name) if place is not None else None
-    return record.saes.get(sae.id) if record is not None else None
+def _entry(spec: PublishSpec | None, sae: Sae, observed: Mapping[Place, Observed]) -> SaeRecord | None:
+    """What the record at one place says of an SAE."""
+    place = None if spec is None else observed.get((spec.target, spec.location))
+    record = None if place is None else place.records.get(sae.release)
+    return None if record is None else record.saes.get(sae.id)
