@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,3 +168,19 @@ def test_a_truncated_file_is_refused(chosen: Format, tmp_path: Path) -> None:
             with pytest.raises(Refused):
                 convert(chosen.name, tmp_path / "source", tmp_path / "out", options=options)
         Path(path).write_bytes(whole)
+
+
+def test_a_third_party_format_is_found_and_cannot_replace_ours(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "class Theirs:\n    name = 'theirs'\n    summary = 'by somebody else'\n\n"
+        "class Fake:\n    name = 'goodfire'\n    summary = 'not ours'\n\nFORMAT, FAKE = Theirs(), Fake()\n",
+        encoding="utf-8",
+    )
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[saesync.formats]\ntheirs = theirs:FORMAT\nfake = theirs:FAKE\n", encoding="utf-8")
+    code = "from saesync.formats import formats; f = formats(); print(f['theirs'].summary, '|', f['goodfire'].summary[:8])"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == "by somebody else | Goodfire"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,46 @@ def test_adopting_the_training_checkpoint_itself_is_refused(tmp_path: Path) -> N
     source = saelens(tmp_path / "source")
     with pytest.raises(ProofFailed, match="batchtopk"):
         adopt(adopt_job("saelens", source, source))
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+BOUNDED = """
+import sys
+from pathlib import Path
+import numpy, torch
+from saesync import formats
+from saesync.convert.writer import write_sae
+from saesync.formats import _lazy
+from saesync.formats.base import SourceFiles
+_lazy.BLOCK_BYTES = 2 << 20
+def anonymous():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) >> 10
+chosen = formats.get("goodfire")
+weights = chosen.read(SourceFiles({"sae.pth": Path(sys.argv[1])}), chosen.Options())
+torch.rand(64, 64).bfloat16().aminmax()  # what torch sets up once
+before, peak = anonymous(), 0
+def watch(done, total):
+    global peak
+    peak = max(peak, anonymous() - before)
+write_sae(weights, Path(sys.argv[2]), sys.argv[3], {}, {}, watch)
+print(peak)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_is_bounded_by_blocks_not_by_the_file(dtype: str, tmp_path: Path) -> None:
+    d_in, d_sae = 1024, 16384
+    state = {
+        "encoder_linear.weight": torch.rand(d_sae, d_in),
+        "encoder_linear.bias": torch.rand(d_sae),
+        "decoder_linear.weight": torch.rand(d_in, d_sae),
+        "decoder_linear.bias": torch.rand(d_in),
+    }
+    torch.save(state, tmp_path / "sae.pth")
+    words = [sys.executable, "-c", BOUNDED, str(tmp_path / "sae.pth"), str(tmp_path / "out"), dtype]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 48  # MiB, of a file of 128
+    written = load_file(tmp_path / "out" / "sae_weights.safetensors")
+    assert torch.equal(written["W_enc"], state["encoder_linear.weight"].T.to(getattr(torch, dtype)))
