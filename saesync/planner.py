@@ -24,9 +24,9 @@ from saesync.model import (
     Wanted,
     nothing,
 )
-from saesync.planner import basis
-from saesync.planner.case import Place, altered, damage, index, make_case, matches
-from saesync.planner.table import decide, visibility_differs
+from saesync.planning import basis
+from saesync.planning.case import Place, altered, damage, index, make_case, matches
+from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
 
 Location = tuple[str, str]

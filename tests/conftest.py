@@ -46,6 +46,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from servers.loopback import ALICE, HubServer, running_hub  # noqa: E402  (after the environment is clean)
 
+pytest_plugins = ["tiny.plugin"]
+
 
 @pytest.fixture
 def clean_environ() -> dict[str, str]:

@@ -15,7 +15,7 @@ from saesync.card import card_digest, make_card
 from saesync.digest import digest_bytes
 from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Requirement, StepKind
 from saesync.planfile import compare, plan_json
-from saesync.planner.basis import key_of_item
+from saesync.planning.basis import key_of_item
 from saesync.record import RecordNewer, RecordUnreadable, parse_record
 from saesync.render import markdown, plan_text
 

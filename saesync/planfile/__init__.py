@@ -15,7 +15,7 @@ from saesync.inert import plain
 from saesync.model import Item, Plan, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, check, compare
 from saesync.planfile.view import show_json
-from saesync.planner.basis import SECTION
+from saesync.planning.basis import SECTION
 
 __all__ = ["VERSION", "Difference", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
 

@@ -13,7 +13,7 @@ from saesync.digest import short
 from saesync.errors import PlanStale
 from saesync.inert import pad, plain, width
 from saesync.model import Item, Plan, Sae, Status, StepKind
-from saesync.planner.basis import ASKED, INPUTS, OBSERVED, REQUIRE, Basis, key_of_item
+from saesync.planning.basis import ASKED, INPUTS, OBSERVED, REQUIRE, Basis, key_of_item
 
 _DERIVED = frozenset({"asked.card", "asked.build_key", "asked.measure_key"})
 _SETTLED = frozenset({Status.CURRENT, Status.FAILING})

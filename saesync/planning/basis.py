@@ -11,7 +11,7 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.model import Item, Observed, Release, nothing
-from saesync.planner.case import Case, Files, Place
+from saesync.planning.case import Case, Files, Place
 from saesync.record import Record, SaeRecord
 from saesync.verdict import shown
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from saesync.model import WEIGHTS_FILE, Observed, Reason, ReasonCode, Release, Status, StepKind
-from saesync.planner.case import Case
+from saesync.planning.case import Case
 from saesync.record import Evidence, Record, SaeRecord
 from saesync.verdict import changed, judge, unmeasured
 
