@@ -40,6 +40,10 @@ class GateMissed(SaesyncError):
     """Measured, and short of a requirement: not published."""
 
 
+class NotGrantedError(RuntimeError):
+    """A step asked for what its kind may not use (``work.USES``): a mistake of ours."""
+
+
 @dataclass
 class Steps:
     """The steps of one apply. ``models`` and ``texts`` hold what was fetched, by key."""
@@ -62,7 +66,7 @@ class Steps:
         """The Hub, for steps that may use the network.
 
         Raises:
-            PermissionError: this step may not.
+            NotGrantedError: this step may not.
         """
         _check(step)
         with self._lock:
@@ -74,7 +78,7 @@ class Steps:
         """A target, for steps that may use the network.
 
         Raises:
-            PermissionError: this step may not.
+            NotGrantedError: this step may not.
         """
         _check(step)
         with self._lock:
@@ -334,7 +338,7 @@ class Steps:
 
 def _check(step: StepKind) -> None:
     if "network" not in USES[step]:
-        raise PermissionError(f"{step} has no network")
+        raise NotGrantedError(f"{step} has no network")
 
 
 def _type_of(config: bytes, label: str) -> str | None:

@@ -59,3 +59,9 @@ class Run:
 
     def told(self, kind: str) -> list[Mapping[str, Any]]:
         return [event for event in self.events if event["type"] == kind]
+
+
+def bare_context(folder: Path) -> Context:
+    """A context in which nothing is asked for."""
+    cache = Cache(folder)
+    return Context(cache, Resolver(cache), {}, {}, lambda name: open_target(name, cache))

@@ -118,6 +118,7 @@ def hub(hub_server: HubServer, world: TinyWorld, tmp_path: Path, heavy_imports: 
             name = {"name": TARGET.split("/")[1], "organization": TARGET.split("/")[0], "type": "model"}
             hub_server.call("DELETE", "/api/repos/delete", json.dumps(name).encode())
         shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(Path(os.environ["HF_HOME"]) / "xet", ignore_errors=True)  # it remembers what was uploaded before
 
     def exists() -> bool:
         return (hub_server.root / "repos" / "models" / f"{TARGET}.git").exists()

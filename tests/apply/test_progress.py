@@ -1,0 +1,111 @@
+"""What the events of an apply look like, drawn from recorded events."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from saesync.progress import amount, reporter
+
+PLAN = {"type": "plan", "digest": "9df79254" + "0" * 56, "steps": 5, "releases": ["gemma"]}
+DONE = {
+    "type": "sae_finished",
+    "address": "gemma/layer_0",
+    "outcome": "published",
+    "seconds": 242.0,
+    "metrics": {"explained_variance": 0.8123, "ce_loss_score": 0.987, "l0": 61.2, "mse": 1.0},
+    "proof": {"max_feature_diff": 1.2e-6, "max_reconstruction_diff": 1e-7, "rows": 10, "tolerance": 1e-5},
+}
+MISSED = {
+    "summary": "Requirement not met",
+    "detail": "explained_variance 0.614, manifest asks for at least 0.70.",
+    "origin": ["m.yaml", 25, 25, 4],
+}
+FAILED = {"type": "step_failed", "address": "gemma/layer_2", "step": "validate", "diagnostics": [MISSED]}
+UNDONE = {
+    "type": "sae_finished",
+    "address": "gemma/layer_2",
+    "outcome": "failed",
+    "seconds": 1.0,
+    "metrics": {"l0": 60.0},
+    "proof": {},
+}
+SHARED = {"type": "step_failed", "address": "model tiny", "step": "fetch", "diagnostics": [{**MISSED, "detail": "It is gated."}]}
+SUMMARY = {
+    "type": "summary",
+    "outcomes": {"published": 1, "failed": 1},
+    "failures": [{"address": "gemma/layer_2", "step": "validate", "diagnostics": [MISSED]}],
+    "exit_code": 1,
+    "seconds": 300.0,
+}
+PROGRESS = {
+    "type": "progress",
+    "address": "gemma/layer_3",
+    "step": "validate",
+    "done": 143_360,
+    "total": 204_800,
+    "unit": "tokens",
+}
+
+
+def drawn(kind: str, *events: Mapping[str, Any], color: bool = False) -> str:
+    stream = io.StringIO()
+    with reporter(kind, stream, color) as emit:
+        for event in events:
+            emit(event)
+    return stream.getvalue()
+
+
+def test_one_line_per_sae_without_a_terminal() -> None:
+    lines = drawn("lines", PLAN, PROGRESS, DONE, FAILED, UNDONE, SUMMARY).splitlines()
+    assert lines[0] == "Plan 9df79254: 5 steps for gemma."
+    assert lines[1] == "gemma"
+    assert lines[2] == "  ✓ layer_0  converted  max|Δ| 1.2e-06  EV 0.812  CE 0.987  L0 61.2  published  4m02s"
+    assert lines[3].startswith("  ✗ layer_2  L0 60  not published")
+    assert "0.614" in lines[3]
+    assert not any("143" in line for line in lines), "no animation"
+    assert any("m.yaml:25:25" in line for line in lines)
+
+
+def test_what_is_shared_is_said_by_itself() -> None:
+    assert "  ✗ model tiny: It is gated." in drawn("lines", SHARED)
+
+
+def test_color_only_when_asked() -> None:
+    assert "\x1b[" not in drawn("lines", DONE, SUMMARY)
+    assert "\x1b[32m✓" in drawn("lines", DONE, color=True)
+
+
+def test_json_is_one_event_per_line() -> None:
+    lines = drawn("json", {"type": "version", "saesync": "1", "format": 1}, PLAN, PROGRESS).splitlines()
+    assert [json.loads(line)["type"] for line in lines] == ["version", "plan", "progress"]
+
+
+def test_foreign_text_cannot_act() -> None:
+    evil = {**DONE, "address": "gemma/\x1b[2Jlayer[bold]\n::error::"}
+    for kind in ("lines", "terminal"):
+        text = drawn(kind, evil)
+        assert "\x1b[2J" not in text
+        assert "\n::error::" not in text
+        assert "[bold]" in text
+
+
+def test_a_terminal_gets_the_same_lines() -> None:
+    text = drawn("terminal", PLAN, PROGRESS, DONE, SUMMARY)
+    assert "✓ layer_0" in text
+    assert "m.yaml:25:25" in text
+
+
+def test_unknown_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match="no reporter"), reporter("html", io.StringIO(), False):
+        pass
+
+
+def test_amounts() -> None:
+    assert amount(143_360, 204_800, "tokens", 12_300.4) == "143,360 / 204,800 tokens  12,300 tokens/s"
+    assert amount(212e6, 302e6, "B", 48e6) == "212 / 302 MB  48 MB/s"
+    assert amount(0, 10, "B", None) == "0 / 10 B"
