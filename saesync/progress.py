@@ -83,7 +83,8 @@ class Lines:
             self._write(f"Plan {short(event['digest'])}: {_count(event['steps'], 'step')} for {_names(event['releases'])}.")
 
     def _on_note(self, event: Event) -> None:
-        self._write(plain(event["text"], 500))
+        for line in str(event["text"]).splitlines():
+            self._write(plain(line, 500))
 
     def _on_progress(self, event: Event) -> None:
         if self._bars is not None:
@@ -151,6 +152,7 @@ class Bars:
         key = (event["address"], event["step"])
         if key not in self._tasks:
             others = f" +{event['others']}" if event.get("others") else ""
+            self._progress.start()  # nothing is drawn for an apply that has nothing to do
             label = f"{_DOING.get(event['step'], event['step'])} {plain(event['address'], 60)}{others}"
             self._tasks[key] = self._progress.add_task(label, total=event["total"], unit=event["unit"])
         self._progress.update(self._tasks[key], completed=event["done"], total=event["total"])
@@ -185,8 +187,10 @@ def _bars(stream: TextIO, color: bool) -> Iterator[tuple[Bars, Callable[[str], N
     def write(line: str) -> None:
         console.print(Text.from_ansi(line), soft_wrap=True)
 
-    with progress:
+    try:
         yield Bars(progress), write
+    finally:
+        progress.stop()
 
 
 def amount(done: float, total: float, unit: str, speed: float | None) -> str:

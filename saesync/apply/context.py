@@ -45,7 +45,9 @@ class Context:
 
     ``devices`` are torch device names, one measure worker each; empty means: every GPU found, else the CPU.
     ``converters`` is the number of convert workers. ``proof_rows`` is how many rows of real activations a proof uses.
-    ``start`` starts a worker process. ``clock`` is monotonic seconds, ``now`` wall-clock seconds for the record's ``run`` part.
+    ``debug`` tells what a
+    failing worker wrote to stderr. ``start`` starts a worker process. ``clock`` is
+    monotonic seconds, ``now`` wall-clock seconds for the record's ``run`` part.
     """
 
     cache: Cache
@@ -57,6 +59,7 @@ class Context:
     devices: tuple[str, ...] = ()
     converters: int = 1
     proof_rows: int = 1024
+    debug: bool = False
     start: Launcher = spawn
     clock: Callable[[], float] = time.monotonic
     now: Callable[[], float] = time.time

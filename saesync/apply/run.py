@@ -15,7 +15,8 @@ from saesync.apply.result import Outcome, Result, gate_diagnostics, planned_fail
 from saesync.apply.scheduler import Outcome as Settled
 from saesync.apply.scheduler import Scheduler, State, Task
 from saesync.apply.steps import Steps
-from saesync.errors import Diagnostic, Interrupted
+from saesync.apply.work import Work
+from saesync.errors import Diagnostic, Interrupted, SaesyncError
 from saesync.events import EVENT_FORMAT, Emit, Event
 from saesync.model import Failure, Plan, StepKind
 
@@ -44,30 +45,37 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
                 crew.find_devices()
             crew.warm(graph.uses(CONVERT), graph.uses(DEVICE))
             Scheduler(graph.resources(), account.settled, account.stopping).run(graph.tasks.values(), stop)
+        if not stop.now:
+            account.keep_evidence()
     finally:
         if stop.now:
-            voice.mute()
             crew.kill()
         else:
             crew.close()
     result = account.result(stop.stopping, context.clock() - began)
-    emit(result.summary())
+    voice.close(result.summary())
     return result
 
 
 class _Voice:
-    """``emit`` for many threads; mute once the end was announced."""
+    """``emit`` for many threads; silent once the end was told, or nobody listens any more."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit, self._lock, self._muted = emit, threading.RLock(), False
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            if not self._muted:
+            if self._muted:
+                return
+            try:
                 self._emit(event)
+            except OSError:  # nobody reads any more (a closed pipe): no reason to leave work half done
+                self._muted = True
 
-    def mute(self) -> None:
+    def close(self, event: Event) -> None:
+        """The last event; what threads that were left behind still say is not told."""
         with self._lock:
+            self(event)
             self._muted = True
 
 
@@ -141,6 +149,21 @@ class _Account:
         metrics = {name: metric.value for name, metric in sorted(work.evidence.metrics.items())} if work.evidence else {}
         proof = dict(work.build.proof) if work.build is not None else {}
         return {"seconds": round(self.context.clock() - began, 3), "metrics": metrics, "proof": proof}
+
+    def keep_evidence(self) -> None:
+        """Publish the evidence of SAEs that missed a gate to their release's ``records:``; the cache has it already."""
+        missed: dict[str, list[Work]] = {}
+        for duty in self.graph.duties.values():
+            if duty.final and duty.work is not None and duty.work.misses and not duty.work.stands:
+                missed.setdefault(duty.work.release.name, []).append(duty.work)
+        for works in missed.values():
+            release = works[0].release
+            if release.records is None:
+                continue
+            try:
+                self.graph.steps.keep_evidence(release.records, works)
+            except SaesyncError as error:
+                self._fail(Duty(release.name, StepKind.PUBLISH, release.origin), error.diagnostics)
 
     def result(self, interrupted: bool, seconds: float) -> Result:
         """The account, closed: what was not settled is stopped."""

@@ -218,12 +218,18 @@ class Scheduler:
         self._news.notify_all()
 
     def _lane(self, resource: str, lane: int) -> None:
-        while True:
+        try:
+            while taken := self._next(resource):
+                self._finish(taken, self._errors(lane, taken))
+        except BaseException as error:
             with self._news:
-                taken = self._take(resource)
-            if not taken:
-                return
-            self._finish(taken, self._errors(lane, taken))
+                self._crash = error
+                self._news.notify_all()
+            raise
+
+    def _next(self, resource: str) -> list[Task]:
+        with self._news:
+            return self._take(resource)
 
     def _take(self, resource: str) -> list[Task]:
         """The next tasks of a lane; waits for them. Empty: there will be none."""
@@ -245,11 +251,6 @@ class Scheduler:
         except OSError as error:
             found = os_trouble(error)
             return {task.key: found for task in taken}
-        except BaseException as error:
-            with self._news:
-                self._crash = error
-                self._news.notify_all()
-            raise
 
     def _finish(self, taken: Sequence[Task], errors: Mapping[str, SaesyncError]) -> None:
         with self._news:

@@ -23,12 +23,14 @@ from saesync.digest import digest_bytes, digest_file
 from saesync.errors import Conflict, Diagnostic, Missing, Refused, SaesyncError
 from saesync.events import Emit
 from saesync.executors import fetch
+from saesync.executors.publish import publish_evidence
 from saesync.hub import Hub
 from saesync.jobs import AdoptJob, ConvertJob
-from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, StepKind, ValidateSpec
+from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, PublishSpec, StepKind, ValidateSpec
 from saesync.record import Evidence, Metric
 from saesync.resolve import metadata_for
 from saesync.targets.base import Target
+from saesync.workers import Worker
 
 Progress = Callable[[int, int], None]
 ACTIVATIONS = "activations"
@@ -216,7 +218,7 @@ class Steps:
                 if not cache.has(ACTIVATIONS, key)
             }
             job = settings.capture_job(first, model, text, self.crew.devices[lane], rows, out, cache.root)
-            self.crew.measurers[lane].run("capture", job, progress)
+            self._work(self.crew.measurers[lane], "capture", job, progress)
 
     def convert(self, lane: int, work: Work) -> None:
         """Build the SAE in our layout and prove it against the authors' own forward pass."""
@@ -227,7 +229,7 @@ class Steps:
             return
         with self.timed((work,), StepKind.CONVERT), self.step((work.address,), StepKind.CONVERT) as (progress, more):
             with cache.making(BUILDS, key) as folder:
-                result = self.crew.converters[lane].run("convert", self._convert_job(work, folder), progress)
+                result = self._work(self.crew.converters[lane], "convert", self._convert_job(work, folder), progress)
                 self._check_source(work)
                 seal(folder, result["proof"], result["digests"])
             work.build = read_build(cache, key)
@@ -269,7 +271,7 @@ class Steps:
         files = {name: str(path) for name, path in work.source.items()}
         job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published))
         with self.timed((work,), StepKind.ADOPT), self.step((work.address,), StepKind.ADOPT) as (progress, more):
-            work.adoption = self.crew.converters[lane].run("adopt", job, progress)["proof"]
+            work.adoption = self._work(self.crew.converters[lane], "adopt", job, progress)["proof"]
             more[work.address] = {"proof": work.adoption}
 
     def relabel(self, work: Work) -> None:
@@ -319,7 +321,7 @@ class Steps:
         errors: dict[str, SaesyncError] = {}
         with self.timed(works, StepKind.VALIDATE), self.step(addresses, StepKind.VALIDATE, "tokens") as (progress, more):
             job = settings.measure_job(works, model, text, self.crew.devices[lane], self.context.cache.root)
-            found = self.crew.measurers[lane].run("measure", job, progress)
+            found = self._work(self.crew.measurers[lane], "measure", job, progress)
             for work in works:
                 if (failed := found["failures"].get(work.address)) is not None:
                     errors[work.address] = SaesyncError.of(Diagnostic.from_json(value) for value in failed)
@@ -329,6 +331,25 @@ class Steps:
                 work.evidence = evidence
                 more[work.address] = {"metrics": _numbers(evidence)}
         return errors
+
+    def keep_evidence(self, records: PublishSpec, works: Sequence[Work]) -> None:
+        """Publish evidence of SAEs that are not published themselves.
+
+        Raises:
+            SaesyncError: as the target says.
+        """
+        entries = {work.sae.id: work.evidence_only() for work in works}
+        observed = self.context.observed[records.target, records.location]
+        publish_evidence(self.target(StepKind.PUBLISH, records.target), records, works[0].release, entries, observed)
+
+    def _work(self, worker: Worker, job: str, data: Any, progress: Progress) -> Any:
+        """One job of a worker; with ``debug``, what the process said when it failed."""
+        try:
+            return worker.run(job, data, progress)
+        except SaesyncError:
+            if self.context.debug and worker.last_words:
+                self.emit({"type": "note", "text": "\n".join(worker.last_words)})
+            raise
 
     def _shared(self, work: Work) -> tuple[Path, Text]:
         if work.sae.validate is None:

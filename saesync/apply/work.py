@@ -153,6 +153,14 @@ class Work:
                 )
         return made if self.evidence is None else made.with_evidence(self.evidence)
 
+    def evidence_only(self) -> SaeRecord:
+        """An entry that holds evidence and no files, for SAEs that are not published."""
+        evidence = () if self.evidence is None else (self.evidence,)
+        inputs = self._flat_inputs()
+        return SaeRecord(
+            self.inputs.weights_key, self.inputs.build_key, nothing(), inputs, evidence=evidence, about=self._about()
+        )
+
     def _flat_inputs(self) -> dict[str, Mapping[str, Any]]:
         return {"weights": self.inputs.weights, "build": self.inputs.build}
 

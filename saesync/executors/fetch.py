@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -32,6 +34,8 @@ BYTES_PER_TOKEN = 16  # of a dataset's files: text has about 4, and other column
 _TEXT = re.compile(r"\.(txt|jsonl|parquet)(\.(gz|bz2|zst|lz4))?$")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _README_LIMIT = 1 << 20
+_locks: dict[str, threading.Lock] = {}
+_locks_guard = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +216,27 @@ def bring(parcel: Parcel, hub: Hub, cache: Cache, progress: Progress | None = No
     blobs: dict[str, Path] = {}
     for name, file in parcel.files.items():
         _check_name(name, parcel.repo)
-        blob = cache.path(BLOBS, _name_of(file.digest))
-        if not blob.exists():
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            told = _shifted(progress, done, total)
-            hub.download(parcel.repo, parcel.sha, file.place, file.digest, blob, told, kind=parcel.kind)
+        told = _shifted(progress, done, total)
+        with _fetching(cache, file.digest) as blob:
+            if not blob.exists():
+                hub.download(parcel.repo, parcel.sha, file.place, file.digest, blob, told, kind=parcel.kind)
         blobs[name] = blob
         done += file.digest.size
         if progress is not None:
             progress(done, total)
     lay_out(cache, parcel.key, blobs)
     return folder
+
+
+@contextmanager
+def _fetching(cache: Cache, digest: FileDigest) -> Iterator[Path]:
+    """The place of a blob, for one lane at a time: several SAEs may need the same file, and it is to be fetched once."""
+    blob = cache.path(BLOBS, _name_of(digest))
+    with _locks_guard:
+        lock = _locks.setdefault(str(blob), threading.Lock())
+    with lock:
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        yield blob
 
 
 def may_read(parcel: Parcel, hub: Hub) -> None:
@@ -310,10 +324,9 @@ def published_files(
     blobs: dict[str, Path] = {}
     for name, digest in files.items():
         _check_name(name, observed.location)
-        blob = cache.path(BLOBS, _name_of(digest))
-        if not blob.exists():
-            blob.parent.mkdir(parents=True, exist_ok=True)
-            target.fetch(observed.location, observed, f"{sae_id}/{name}", blob, _shifted(progress, done, total))
+        with _fetching(cache, digest) as blob:
+            if not blob.exists():
+                target.fetch(observed.location, observed, f"{sae_id}/{name}", blob, _shifted(progress, done, total))
         blobs[name] = blob
         done += digest.size
     return lay_out(cache, key, blobs)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from saesync.card import make_card
+from saesync.digest import key_of
 from saesync.errors import Conflict
-from saesync.model import Observed, Release
-from saesync.record import Record
+from saesync.model import Observed, PublishSpec, Release
+from saesync.record import Record, SaeRecord
 from saesync.targets.base import Batch, Progress, Target, Upload
 
 _NAMED = 3
+_ABOUT_RECORDS = "Evidence that cannot stand beside the weights it is about, kept by saesync in `saesync/`.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,24 @@ def publish(
         return target.publish(location, _batch(release, rest), expect, progress), dict.fromkeys(touched, error)
 
 
+def publish_evidence(
+    target: Target, records: PublishSpec, release: Release, entries: Mapping[str, SaeRecord], expect: Observed
+) -> Observed:
+    """Put evidence of SAEs that are not published into ``records:``, beside the evidence of others.
+
+    Raises:
+        Conflict, NotVisible, Unavailable, Missing, Refused: as the target says.
+    """
+
+    def card(record: Record, readme: str | None) -> tuple[str, str]:
+        return readme or _ABOUT_RECORDS, key_of([_ABOUT_RECORDS, sorted(record.saes)])
+
+    uploads = {sae_id: Upload(entry) for sae_id, entry in entries.items()}
+    message = f"{release.name}: evidence of {_listed(uploads)}"
+    batch = Batch(release.name, uploads, card, message=message, private=records.private)
+    return target.publish(records.location, batch, expect)
+
+
 def _batch(release: Release, change: Change) -> Batch:
     def card(record: Record, readme: str | None) -> tuple[str, str]:
         return make_card(release, record, readme)
@@ -75,7 +95,7 @@ def _message(release: str, change: Change) -> str:
     return f"{release}: {', '.join(said) or 'update the card'}"
 
 
-def _listed(ids: Mapping[str, Upload] | frozenset[str]) -> str:
+def _listed(ids: Iterable[str]) -> str:
     names = sorted(ids)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -12,7 +12,7 @@ from hub_world import DATA, MODEL, SOURCES, TARGET, HubWorld
 from servers.loopback import BOB
 
 from saesync import preflight
-from saesync.apply import Outcome
+from saesync.apply import Outcome, StopFlag, apply
 from saesync.record import parse_record
 
 Look = Callable[..., Run]
@@ -96,8 +96,6 @@ def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look
             meddled.append(server.push(TARGET, {"layer_0/standard/cfg.json": b"{}"}))
 
     meddled: list[str] = []
-    from saesync.apply import StopFlag, apply
-
     result = apply(plan, context, emit, StopFlag())
     assert result.outcomes["tiny-hub/layer_0/standard"] is Outcome.FAILED
     assert result.outcomes["tiny-hub/layer_0/topk"] is Outcome.PUBLISHED
@@ -128,3 +126,22 @@ def test_dataset_files_are_those_of_the_split(hub_world: HubWorld, look: Look) -
 def test_private_stays_private(hub_world: HubWorld, look: Look, tmp_path: Path) -> None:
     assert look(hub_world.manifest(private=True)).apply().exit_code == 0
     assert hub_world.server.call("GET", f"/api/models/{TARGET}")["private"] is True
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_three_hundred_saes_with_sixty_commits_an_hour(hub_world: HubWorld, look: Look) -> None:
+    server = hub_world.server
+    server.ration(commit={"quota": 60, "window": 3600})
+    path = hub_world.manifest()
+    text = path.read_text()
+    rows = text[text.index("    - {") : text.index("  id:")]
+    text = text.replace(rows, "    index: {first: 1, last: 300}\n").replace("{id}", "sae_{index}").replace("{layer}", "0")
+    text = text.replace("{path}", "legacy").replace("{format}", "saelens")
+    path.write_text(text[: text.index("validate:")] + text[text.index("publish:") :])
+    result = look(path).apply()
+    assert result.exit_code == 0, result.failures[:1]
+    record = parse_record(server.file(TARGET, "saesync/tiny-hub.json"), "tiny-hub")
+    assert len(record.saes) == 300
+    assert len([name for name in server.tree_of(TARGET) if name.endswith("cfg.json")]) == 300
+    assert server.commits_landed() <= 8
+    assert look(path).plan().pending == ()

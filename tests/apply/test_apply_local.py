@@ -13,8 +13,8 @@ import pytest
 from apply_world import Run
 from tiny import TinyWorld
 
-from saesync.apply import Outcome, StopFlag
-from saesync.model import Choices, Release, Requirement, StepKind
+from saesync.apply import Outcome, StopFlag, apply
+from saesync.model import Choices, PublishSpec, Release, Requirement, StepKind
 from saesync.record import parse_record
 
 Look = Callable[..., Run]
@@ -190,16 +190,25 @@ def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, lo
 
 
 def test_what_is_shared_fails_once_and_skips_by_name(world: TinyWorld, look: Look) -> None:
+    (world.model / "model.safetensors").unlink()
+    run = look(world.good)
+    result = run.apply()
+    assert result.exit_code == 1
+    assert set(result.outcomes.values()) == {Outcome.SKIPPED}
+    (failure,) = result.failures
+    assert failure.address == "activations of model"
+    assert "model.safetensors" in failure.diagnostics[0].detail
+    assert failure.diagnostics[0].origin is not None
+    assert not world.published.exists()
+
+
+def test_too_little_text_publishes_nothing(world: TinyWorld, look: Look) -> None:
     run = look(world.good, edit=validating(tokens=10_000_000))
     result = run.apply()
     assert result.exit_code == 1
-    assert set(result.outcomes.values()) == {Outcome.FAILED, Outcome.SKIPPED} or set(result.outcomes.values()) == {Outcome.FAILED}
+    assert set(result.outcomes.values()) <= {Outcome.FAILED, Outcome.SKIPPED}
     assert any("tokens" in diagnostic.detail for failure in result.failures for diagnostic in failure.diagnostics)
-    assert not world.published.exists() or not record_exists(world)
-
-
-def record_exists(world: TinyWorld) -> bool:
-    return (world.published / "saesync" / "tiny-res.json").exists()
+    assert not world.published.exists()
 
 
 def test_a_broken_source_stops_itself_alone(world: TinyWorld, look: Look) -> None:
@@ -218,8 +227,6 @@ def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld,
     plan, context = run.look()
     path = world.sources / "goodfire" / "layer_0.pth"
     path.write_bytes(path.read_bytes() + b" ")
-    from saesync.apply import apply
-
     result = apply(plan, context, run.events.append, StopFlag())
     assert result.outcomes["tiny-res/layer_0/standard"] is Outcome.FAILED
     assert {d.summary for f in result.failures for d in f.diagnostics} == {"Source changed meanwhile"}
@@ -236,8 +243,6 @@ def test_stopping_publishes_what_passed_and_the_next_run_does_the_rest(world: Ti
         if event["type"] == "step_finished" and event["step"] == "convert" and event["address"].endswith("topk"):
             stop.request()
 
-    from saesync.apply import apply
-
     plan, context = run.look()
     result = apply(plan, context, press, stop)
     assert result.interrupted
@@ -246,4 +251,31 @@ def test_stopping_publishes_what_passed_and_the_next_run_does_the_rest(world: Ti
     assert [event for event in run.events if event["type"] == "note"]
     rest = uninterrupted.apply()
     assert rest.exit_code == 0
+    assert set(record(world).saes) == {"layer_0/topk", "layer_0/standard", "layer_1/batchtopk"}
+
+
+def test_failing_evidence_goes_to_the_records_folder(world: TinyWorld, look: Look, tmp_path: Path) -> None:
+    records = tmp_path / "records"
+
+    def kept(release: Release) -> Release:
+        return replace(release, records=PublishSpec("local", str(records)))
+
+    first = look(world.failing, edit=kept)
+    assert first.apply().outcomes["tiny-sweep/sweep/layer_1"] is Outcome.FAILED
+    entry = parse_record((records / "saesync" / "tiny-sweep.json").read_bytes(), "tiny-sweep")
+    assert set(entry.saes) == {"sweep/layer_1"}
+    shutil.rmtree(first.cache.root)
+    before = tree(records)
+    again = look(world.failing, edit=kept)
+    assert again.apply().outcomes == {"tiny-sweep/sweep/layer_1": Outcome.FAILING}
+    assert not again.told("step_started"), "known from the records, not measured again"
+    assert tree(records) == before
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_work(world: TinyWorld, look: Look) -> None:
+    def closed(event: Mapping[str, Any]) -> None:
+        raise BrokenPipeError
+
+    plan, context = look(world.good).look()
+    assert apply(plan, context, closed, StopFlag()).exit_code == 0
     assert set(record(world).saes) == {"layer_0/topk", "layer_0/standard", "layer_1/batchtopk"}

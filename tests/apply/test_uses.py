@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import pytest
 from apply_world import bare_context
 
 from saesync.apply.crew import Crew, best
 from saesync.apply.steps import NotGrantedError, Steps
 from saesync.apply.work import USES
+from saesync.errors import SaesyncError
+from saesync.events import Event
 from saesync.hub import Hub
 from saesync.model import StepKind
-from saesync.workers import spawn
+from saesync.workers import Worker, spawn
 
 
 @pytest.fixture
@@ -35,6 +41,17 @@ def test_fetch_and_publish_do(steps: Steps) -> None:
     assert isinstance(steps.hub(StepKind.FETCH), Hub)
     assert steps.target(StepKind.PUBLISH, "local").name == "local"
     assert steps.target(StepKind.PUBLISH, "local") is steps.target(StepKind.FETCH, "local")
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_tells_what_a_dying_worker_said(steps: Steps, tmp_path: Path, debug: bool) -> None:
+    told: list[Event] = []
+    steps.emit = told.append
+    steps.context = replace(steps.context, debug=debug)
+    worker = Worker(tmp_path, partial(spawn, module="worker_probe"))
+    with pytest.raises(SaesyncError):
+        steps._work(worker, "die", {}, lambda done, total: None)
+    assert [event["text"] for event in told] == (["about to run out of memory"] if debug else [])
 
 
 def test_all_gpus_or_else_one_device() -> None:
