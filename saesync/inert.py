@@ -50,8 +50,13 @@ def number(value: float) -> str:
 
 
 def measured(value: float, stderr: float | None) -> str:
-    """A value with its standard error: ``0.812 ± 0.003``."""
-    return number(value) if stderr is None else f"{number(value)} ± {stderr:.2g}"
+    """A value with its standard error, both to the error's first digit: ``0.812 ± 0.003``; tiny errors to six places."""
+    if stderr is None or not math.isfinite(value) or not math.isfinite(stderr):
+        return number(value) if stderr is None else f"{number(value)} ± {number(stderr)}"
+    if stderr == 0:
+        return f"{number(value)} ± 0"
+    places = min(6, max(0, -math.floor(math.log10(stderr))))
+    return f"{value:,.{places}f} ± {stderr:,.{places}f}"
 
 
 def apart(value: float, bound: float) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saesync.card import blocks, frontmatter
+from saesync.card.how import how_measured
 from saesync.inert import code, measured, number
 from saesync.measure.metrics import METRICS
 from saesync.model import WEIGHTS_FILE, Release, Sae
@@ -25,7 +26,6 @@ _COLUMNS = ("explained_variance", "ce_loss_score", "l0", "dead_features", "mse",
 _LISTS = ("base_model", "datasets", "tags")
 _ROWS = 2000
 _ABOUT = 12
-_PAIRS = 40
 
 
 def card_digest(release: Release, record: Record) -> str:
@@ -109,7 +109,7 @@ def _block(release: Release, record: Record, front: Mapping[str, list[str]]) -> 
             f"{_count(len(record.saes))}, published by saesync.",
             _snippet(release, record),
             _table(release, record),
-            _how(record),
+            _how(release, record),
             _proofs(record),
         )
         if part
@@ -185,14 +185,14 @@ def _verdict(sae: Sae | None, entry: SaeRecord) -> str:
     return "passes" if require else "measured"
 
 
-def _how(record: Record) -> str:
+def _how(release: Release, record: Record) -> str:
     """What the numbers were measured with, each distinct way once, most frequent first."""
+    asked = {sae.id: sae for sae in release.saes}
     ways: dict[str, int] = {}
-    for entry in record.saes.values():
+    for sae_id, entry in record.saes.items():
         evidence = _evidence(entry)
         if evidence is not None:
-            shared = {name: value for name, value in evidence.inputs.items() if name != "hook"}  # its own column
-            way = "; ".join([*_pairs(shared), *_pairs(evidence.about)])
+            way = how_measured(evidence.inputs, evidence.about, asked.get(sae_id))
             ways[way] = ways.get(way, 0) + 1
     if not ways:
         return "Nothing was measured: the manifest has no `validate` section."
@@ -200,10 +200,6 @@ def _how(record: Record) -> str:
     lines = [f"- {_count(count)}: {way}" for way, count in ranked[:_ABOUT]]
     more = [f"- … and {len(ranked) - _ABOUT} other ways"] if len(ranked) > _ABOUT else []
     return "\n".join(["### How they were measured", "", *lines, *more])
-
-
-def _pairs(flat: Mapping[str, Any]) -> list[str]:
-    return [f"{code(name, 60)} {code(flat[name], 80)}" for name in sorted(flat) if flat[name] not in (None, "", {}, [])][:_PAIRS]
 
 
 def _proofs(record: Record) -> str:
