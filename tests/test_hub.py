@@ -18,6 +18,7 @@ from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Head, Hub
+from saesync.hub.reach import Reach
 from saesync.hub.trouble import MAX_ATTEMPTS, Patience, Trouble, asked_wait
 
 REPO = "alice/source"
@@ -124,6 +125,36 @@ def test_unreachable_hub(tmp_path: Path) -> None:
     with pytest.raises(Missing, match="HF_ENDPOINT"):
         Hub(Cache(tmp_path), "huggingface.co", patience=0.5).head(REPO)
     assert time.monotonic() - started < 5
+
+
+def test_an_address_that_never_answered_is_soon_given_up(tmp_path: Path) -> None:
+    """90 repositories behind it are not each waited for, with all the patience there is for a Hub in trouble."""
+    started = time.monotonic()
+    for number in range(90):
+        hub = Hub(Cache(tmp_path), "http://127.0.0.1:1")  # as targets and sources: each its own
+        with pytest.raises(Unavailable, match=f"needed to find model alice/r{number}"):
+            hub.head(f"alice/r{number}")
+    assert time.monotonic() - started < 7
+
+
+def test_a_hub_that_answered_before_is_waited_for() -> None:
+    reach = Reach()
+    reach.failed(took=10.0)
+    assert reach.gone(120.0)
+    reach.answered()
+    assert not reach.gone(120.0)
+    reach.failed(took=10.0)
+    assert not reach.gone(120.0)
+    assert reach.gone(120.0, pause=115.0)
+    assert reach.gone(9.0)
+
+
+@pytest.mark.parametrize("endpoint", ["HTTP://LocalHost:{port}", "http://localhost:{port}"])
+def test_one_address_in_other_spellings(endpoint: str, hub_server: HubServer, tmp_path: Path) -> None:
+    """An answer of the Hub's own is never taken for one of an object store behind it."""
+    hub = Hub(Cache(tmp_path / "c"), endpoint.format(port=hub_server.base.rpartition(":")[2]), patience=0)
+    with pytest.raises(NotVisible):
+        hub.tree("alice/never", "0" * 40)
 
 
 def test_endpoint_with_credentials_is_not_shown(tmp_path: Path) -> None:

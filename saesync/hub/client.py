@@ -10,14 +10,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saesync import __version__
 from saesync.errors import Missing, NotVisible
-from saesync.hub.trouble import Answered, Asked, Garbled, Patience, Trouble, bad_token, diagnose
+from saesync.hub.reach import Reach, reach_of
+from saesync.hub.trouble import (
+    CONNECT_SECONDS,
+    Answered,
+    Asked,
+    Garbled,
+    Patience,
+    Trouble,
+    bad_token,
+    diagnose,
+    unreachable,
+)
 
 if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
-CONNECT_SECONDS = 15.0
 READ_SECONDS = 60.0
 WRITE_READ_SECONDS = 600.0  # a commit of thousands of files may be answered late
 _MAX_PAGES = 2_000
@@ -52,9 +62,14 @@ class Client:
     def patience(self) -> Patience:
         """A fresh allowance of waiting time."""
         if self._patience is not None:
-            return Patience(self._patience)
+            return Patience(self._patience, self.reach)
         chosen = os.environ.get("SAESYNC_RETRY_SECONDS", "")
-        return Patience(float(chosen) if re.fullmatch(r"\d+(\.\d+)?", chosen) else PATIENCE_SECONDS)
+        return Patience(float(chosen) if re.fullmatch(r"\d+(\.\d+)?", chosen) else PATIENCE_SECONDS, self.reach)
+
+    @property
+    def reach(self) -> Reach:
+        """What is known of the endpoint's being there at all."""
+        return reach_of(self.endpoint)
 
     def token(self) -> str | None:
         """The token from where huggingface_hub looks for it; None when there is none.
@@ -106,6 +121,7 @@ class Client:
         response = self.session().get(
             self.endpoint + path, params=params, headers=self.headers(token), timeout=timeout, follow_redirects=False
         )
+        self.reach.answered()
         if not response.is_success:
             raise Answered(response)
         return response
@@ -117,6 +133,8 @@ class Client:
             SaesyncError: what stopped it (NotVisible, Unavailable, Missing, Refused, Conflict).
         """
         patience = self.patience()
+        if patience.hopeless:
+            raise unreachable(asked, self.host).error
         while True:
             token = self.token()
             try:
@@ -129,7 +147,10 @@ class Client:
 
     def trouble(self, error: BaseException, asked: Asked, token: str | None) -> Trouble | None:
         """See ``trouble.diagnose``."""
-        return diagnose(error, asked, token, self.host)
+        found = diagnose(error, asked, token, self.host)
+        if found is not None and found.unreachable:
+            self.reach.failed(found.cost)
+        return found
 
     def json(self, asked: Asked, path: str, params: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a GET, with retries."""

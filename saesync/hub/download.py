@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Unavailable
-from saesync.hub.client import CONNECT_SECONDS, READ_SECONDS, Client, failures, quoted
-from saesync.hub.trouble import Answered, Asked, Garbled
+from saesync.hub.client import READ_SECONDS, Client, failures, quoted
+from saesync.hub.trouble import CONNECT_SECONDS, Answered, Asked, Garbled
 
 if TYPE_CHECKING:
     import httpx2
@@ -48,6 +48,8 @@ def opened(client: Client, address: str, token: str | None, start: int, stop: in
         ours = _origin(url) == _origin(client.endpoint)
         headers = client.headers(token if ours else None, wanted)
         with client.session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
+            if ours:
+                client.reach.answered()
             if response.is_success:
                 yield response
                 return

@@ -11,14 +11,16 @@ import errno
 import random
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
+from saesync.hub.reach import Reach
 
 if TYPE_CHECKING:
     import httpx2
 
+CONNECT_SECONDS = 15.0
 LONGEST_WAIT = 30.0
 MAX_ATTEMPTS = 12
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,12 +45,13 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """``error`` is what the user sees if this is the end; ``wait`` is what the server asked for, in seconds; ``cost`` is time a
-    timeout has already used up."""
+    timeout has already used up; ``unreachable``: no connection could be made to the endpoint."""
 
     error: SaesyncError
     retry: bool
     wait: float | None = None
     cost: float = 0.0
+    unreachable: bool = False
 
 
 class Answered(Exception):
@@ -64,16 +67,25 @@ class Garbled(Exception):
 
 
 class Patience:
-    """Waits between attempts of one action, at most ``seconds`` in all, and raises the trouble's error when they are used up."""
+    """Waits between attempts of one action, at most ``seconds`` in all, and raises the trouble's error when they are used up.
 
-    def __init__(self, seconds: float) -> None:
+    For an endpoint that cannot be reached all actions wait together, on ``reach``.
+    """
+
+    def __init__(self, seconds: float, reach: Reach | None = None) -> None:
         self._seconds = seconds
+        self._reach = reach if reach is not None else Reach()
         self._used = 0.0
         self._attempt = 0
 
     def renew(self) -> None:
         """Something was achieved: start counting again."""
         self._used, self._attempt = 0.0, 0
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether other actions have waited long enough for the endpoint to be reachable."""
+        return self._reach.gone(self._seconds)
 
     def wait(self, trouble: Trouble) -> None:
         """Sleep before the next attempt.
@@ -86,6 +98,8 @@ class Patience:
         self._attempt += 1
         self._used += pause + trouble.cost
         if not trouble.retry or self._used > self._seconds or self._attempt >= MAX_ATTEMPTS:
+            raise trouble.error from None
+        if trouble.unreachable and self._reach.gone(self._seconds, pause):
             raise trouble.error from None
         time.sleep(pause)
 
@@ -119,7 +133,7 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, host: str) -
 def answered(response: httpx2.Response, asked: Asked, token: str | None, host: str) -> Trouble:
     """The trouble behind an answer that is not success."""
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
-    if response.request.url.host and _origin(response) != host and status in (401, 403, 404):
+    if not _is_at(response.request.url, host) and status in (401, 403, 404):
         # The object store: its signed address has expired or is not there yet. A new attempt gets a new one.
         detail = f"The object store behind {host} answered {status}, also after several attempts to {asked.what}. {_TRY_LATER}"
         return Trouble(Unavailable("Hub is in trouble", detail), True)
@@ -226,15 +240,20 @@ def _renamed(response: httpx2.Response, asked: Asked) -> SaesyncError:
 def _transport(error: httpx2.HTTPError, asked: Asked, host: str) -> Trouble:
     import httpx2
 
+    if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
+        return _not_connected(error, asked, host)
     if isinstance(error, httpx2.TimeoutException):
         detail = f"{host} did not answer in time when asked to {asked.what}. {_TRY_LATER}"
         return Trouble(Unavailable("Hub does not answer", detail), True, cost=15.0)
     if isinstance(error, httpx2.LocalProtocolError):
         return Trouble(bad_token(), False)
-    if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
-        detail = f"No connection to {host}, needed to {asked.what}. Check the network, proxy and HF_ENDPOINT. {_TRY_LATER}"
-        return Trouble(Unavailable("Hub cannot be reached", detail), True)
     return Trouble(_cut(asked, host), True)
+
+
+def unreachable(asked: Asked, host: str, cost: float = 0.0) -> Trouble:
+    """No connection could be made to the endpoint; ``cost`` as in ``Trouble``."""
+    detail = f"No connection to {host}, needed to {asked.what}. Check the network, proxy and HF_ENDPOINT. {_TRY_LATER}"
+    return Trouble(Unavailable("Hub cannot be reached", detail), True, cost=cost, unreachable=True)
 
 
 def bad_token() -> Missing:
@@ -257,9 +276,25 @@ def _from_xet(error: BaseException) -> bool:
     return type(error) is RuntimeError or (type(error) is OSError and error.errno is None)
 
 
-def _origin(response: httpx2.Response) -> str:
-    url = response.request.url
-    return url.host if url.port is None else f"{url.host}:{url.port}"
+def _not_connected(error: httpx2.HTTPError, asked: Asked, host: str) -> Trouble:
+    import httpx2
+
+    cost = CONNECT_SECONDS if isinstance(error, httpx2.ConnectTimeout) else 0.0
+    try:
+        url = error.request.url
+    except RuntimeError:  # raised outside of any request
+        return unreachable(asked, host, cost)
+    if _is_at(url, host):
+        return unreachable(asked, host, cost)
+    return replace(unreachable(asked, url.host, cost), unreachable=False)  # an object store
+
+
+def _is_at(url: httpx2.URL, host: str) -> bool:
+    """Whether an address is at ``host`` (host and port as in HF_ENDPOINT); case and the scheme's own port do not count."""
+    import httpx2
+
+    ours = httpx2.URL(f"{url.scheme}://{host}")
+    return (url.host, url.port) == (ours.host, ours.port)
 
 
 def _said(response: httpx2.Response, token: str | None) -> str:
