@@ -240,3 +240,30 @@ def test_names_that_could_end_a_comment() -> None:
     assert "<script>" not in body
     assert blocks.find(body, name) is not None
     assert blocks.put(body, name, None).strip() == "hello"
+
+
+def test_how_something_was_measured_is_a_sentence() -> None:
+    from saesync.card.how import how_measured
+
+    inputs = {
+        "validate.dataset.repo": "monology/pile-uncopyrighted",
+        "validate.dataset.revision": "3be90335b66f24456a5d6659d9c8d208c0357119",
+        "validate.context": 1024,
+        "validate.prepend_bos": True,
+        "model.digest": "94e94a786aa715563f993ec730882e4963bddd69b4b61b55351eaf113b827f68",
+        "model.loader": "TransformerBridge",
+        "model.dtype": "float32",
+    }
+    about = {"tokens": 204800, "sequences": 200, "device": "cuda:0", "torch": "2.13.0+cpu", "sae_lens": "6.54.12"}
+    assert how_measured(inputs, about, None) == (
+        "204,800 tokens of `monology/pile-uncopyrighted` at `3be90335` (200 sequences of 1,024, BOS first); model content "
+        "`94e94a78` through TransformerBridge in float32, on cuda:0; torch 2.13.0+cpu, sae_lens 6.54.12."
+    )
+
+
+def test_how_something_was_measured_cannot_act() -> None:
+    from saesync.card.how import how_measured
+
+    bad = "x | <b> --> `@everyone`"
+    text = how_measured({"validate.dataset.repo": bad, "model.loader": bad}, {"device": bad, "torch": bad}, None)
+    assert not any(mark in text for mark in ("<b>", "-->", "| ", "@everyone`"))
