@@ -13,11 +13,13 @@ from saesync.errors import Missing, NotVisible
 from saesync.hub.reach import Reach, reach_of
 from saesync.hub.trouble import (
     CONNECT_SECONDS,
+    LONGEST_WAIT,
     Answered,
     Asked,
     Garbled,
     Patience,
     Trouble,
+    asked_wait,
     bad_token,
     diagnose,
     unreachable,
@@ -94,12 +96,17 @@ class Client:
         return token
 
     def session(self) -> httpx2.Client:
-        """huggingface_hub's own session, with timeouts: it has none by itself, and a silent server would hang it for ever."""
+        """huggingface_hub's own session, with timeouts: it has none by itself, and a silent server would hang it for ever.
+
+        Nor does huggingface_hub bound how long a server may make it wait, say for the next hour's quota.
+        """
         import httpx2
         from huggingface_hub import get_session
 
         session = get_session()
         session.timeout = httpx2.Timeout(WRITE_READ_SECONDS, connect=CONNECT_SECONDS)
+        if _refuse_long_waits not in session.event_hooks["response"]:
+            session.event_hooks["response"].append(_refuse_long_waits)
         return session
 
     def headers(self, token: str | None, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -180,6 +187,19 @@ class Client:
             return page, link[len(self.endpoint) :]
         url = urllib.parse.urlsplit(link)
         return page, f"{url.path}?{url.query}" if url.query else url.path
+
+
+def _refuse_long_waits(response: httpx2.Response) -> None:
+    """Hand answers that ask for a long wait to our own patience.
+
+    Raises:
+        Answered: this is one.
+    """
+    if response.is_success or response.has_redirect_location:
+        return
+    ratelimit = response.headers.get("RateLimit") if response.status_code == 429 else None
+    if (asked_wait(response.headers.get("Retry-After"), ratelimit) or 0.0) > LONGEST_WAIT:
+        raise Answered(response)
 
 
 def parsed(response: httpx2.Response) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,17 @@ def test_name_no_hub_can_have(place: Place) -> None:
         assert seen.unknown is not None
         assert "Not a repository name" in seen.unknown.data["detail"]
     assert server_of(place).count() == 0
+
+
+@pytest.mark.parametrize("route", ["preupload", "lfs.batch", "lfs.put"])
+def test_quota_for_an_hour_is_not_waited_out_inside_the_client(hub_server: HubServer, tmp_path: Path, route: str) -> None:
+    """huggingface_hub would sleep as long as the server asks, five times over."""
+    if hub_server.mode == "xet" and route != "preupload":
+        pytest.skip("xet uploads go elsewhere")
+    place = Place(HuggingFace(Cache(tmp_path), Hub(Cache(tmp_path), patience=3)), REPO, hub_server)
+    hub_server.create_repo(REPO)
+    hub_server.fault(route=route, status=429, headers={"RateLimit": '"api";r=0;t=3000'}, times=100)
+    started = time.monotonic()
+    with pytest.raises(Unavailable, match="asks to wait 3000 s"):
+        place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1, size=2_000_000)}))
+    assert time.monotonic() - started < 8
