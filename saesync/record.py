@@ -8,6 +8,7 @@ must be escaped wherever they are shown.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,11 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX40 = re.compile(r"[0-9a-f]{40}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+_MOST_DEEP, _MOST_VALUES, _MOST_TEXT = 8, 5_000, 20_000  # of one part; manifests ask for far less
+_MOST_TRIES = 8
 
 
 class RecordNewer(SaesyncError):
@@ -155,7 +159,7 @@ class SaeRecord:
         evidence = data.get("evidence", [])
         if not isinstance(evidence, list) or len(evidence) > 8:
             raise RecordUnreadable("The evidence of an SAE is not a short list.")
-        inputs = {str(k): MappingProxyType(_flat(v)) for k, v in _mapping(data.get("inputs", {}), "inputs").items()}
+        inputs = {_text(k, 100): MappingProxyType(_flat(v)) for k, v in _mapping(data.get("inputs", {}), "inputs").items()}
         return cls(
             _hex64(data.get("weights_key")),
             _hex64(data.get("build_key")),
@@ -170,20 +174,72 @@ class SaeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """An SAE being put in place: under which build_key, and by file name the digests that may be found there.
+
+    One digest per file, and more when a run that was interrupted is followed by one that puts other files in place.
+    """
+
+    build_key: str
+    files: Mapping[str, tuple[FileDigest, ...]]
+
+    def explains(self, found: Mapping[str, FileDigest], recorded: Mapping[str, FileDigest]) -> bool:
+        """Whether what stands in the folder is the work of interrupted runs alone: every file is one that was being put
+        in place, or the one recorded before, or missing. Names that saesync never wrote do not count."""
+        return all(self.holds(name, found[name], recorded) for name in found if name in self.files or name in recorded)
+
+    def holds(self, name: str, digest: FileDigest, recorded: Mapping[str, FileDigest]) -> bool:
+        """Whether one file is such."""
+        known = (*self.files.get(name, ()), *((recorded[name],) if name in recorded else ()))
+        return any(digest.same_bytes(one) for one in known)
+
+    def after(self, earlier: Pending | None) -> Pending:
+        """This one, begun before ``earlier`` was finished."""
+        if earlier is None:
+            return self
+        files: dict[str, tuple[FileDigest, ...]] = {}
+        for name in {**earlier.files, **self.files}:
+            tries = self.files.get(name, ())
+            left = (old for old in earlier.files.get(name, ()) if not any(old.same_bytes(new) for new in tries))
+            files[name] = (*tries, *left)[:_MOST_TRIES]
+        return Pending(self.build_key, MappingProxyType(files))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, keys in a fixed order."""
+        files = {name: [digest.to_json() for digest in tries] for name, tries in sorted(self.files.items())}
+        return {"build_key": self.build_key, "files": files}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Inverse of ``to_json``.
+
+        Raises:
+            RecordUnreadable: ``value`` is not of that form, or names a file outside its folder.
+        """
+        data = _mapping(value, "a pending SAE")
+        files = {}
+        for name, tries in _mapping(data.get("files"), "files").items():
+            if not isinstance(tries, list) or len(tries) > _MOST_TRIES:
+                raise RecordUnreadable("The digests of a pending file are not a short list.")
+            files[_file_name(name)] = tuple(_file_digest(entry) for entry in tries)
+        return cls(_hex64(data.get("build_key")), MappingProxyType(files))
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One release's record. ``card`` is the digest of what the card was made of; ``pending`` is the local target's
-    note of folders being put in place (id -> build_key), empty everywhere else."""
+    note of folders being put in place, by id, empty everywhere else."""
 
     release: str
     saes: Mapping[str, SaeRecord] = field(default_factory=lambda: _EMPTY)
     card: str | None = None
-    pending: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    pending: Mapping[str, Pending] = field(default_factory=lambda: _EMPTY)
 
     def to_bytes(self) -> bytes:
         """The file's bytes: indented, sorted by SAE id, newline at the end; equal records give equal bytes."""
         data: dict[str, Any] = {"version": RECORD_VERSION, "release": self.release, "card": self.card}
         if self.pending:
-            data["pending"] = dict(sorted(self.pending.items()))
+            data["pending"] = {name: pending.to_json() for name, pending in sorted(self.pending.items())}
         data["saes"] = {name: sae.to_json() for name, sae in sorted(self.saes.items())}
         return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -223,7 +279,7 @@ def parse_record(data: bytes, release: str) -> Record:
     if len(saes) > MAX_SAES:
         raise RecordUnreadable(f"The record lists {len(saes):,} SAEs; at most {MAX_SAES:,} are read.")
     card = top.get("card")
-    pending = {_sae_id(k): _hex64(v) for k, v in _mapping(top.get("pending", {}), "pending").items()}
+    pending = {_sae_id(k): Pending.from_json(v) for k, v in _mapping(top.get("pending", {}), "pending").items()}
     return Record(
         release,
         MappingProxyType({_sae_id(name): SaeRecord.from_json(entry) for name, entry in saes.items()}),
@@ -270,7 +326,7 @@ def _hex64(value: Any) -> str:
 
 
 def _text(value: Any, limit: int) -> str:
-    if not isinstance(value, str) or len(value) > limit:
+    if not isinstance(value, str) or len(value) > limit or not _can_be_written(value):
         raise RecordUnreadable("The record holds a name that is not a short text.")
     return value
 
@@ -279,9 +335,12 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordUnreadable("The record holds a metric that is not a number.")
     try:
-        return float(value)
-    except OverflowError as error:
-        raise RecordUnreadable("The record holds a number too large to be measured.") from error
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise RecordUnreadable("The record holds a number too large to be measured.")
+    return number
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -291,11 +350,33 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 
 def _flat(value: Any) -> dict[str, Any]:
-    """A small mapping of names to JSON values, as is: it is only compared and shown."""
+    """A small mapping of names to JSON values, as is: it is only compared and shown, and written again."""
     data = _mapping(value, "a part")
     if len(data) > 200:
         raise RecordUnreadable("A part of the record has more than 200 entries.")
+    level: list[Any] = [data]
+    count = 0
+    for _ in range(_MOST_DEEP):
+        count += len(level)
+        if count > _MOST_VALUES or not all(_can_be_written(entry) for entry in level):
+            raise RecordUnreadable("A part of the record is too large, or holds what JSON cannot say.")
+        level = [below for entry in level for below in _below(entry)]
+    if level:
+        raise RecordUnreadable(f"A part of the record is nested more than {_MOST_DEEP} deep.")
     return {_text(name, 200): entry for name, entry in data.items()}
+
+
+def _below(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether a value can stand in a record that we write: JSON has no infinity, UTF-8 no lone surrogates."""
+    if isinstance(value, str):
+        return len(value) <= _MOST_TEXT and (value.isascii() or not _SURROGATE.search(value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _no_constant(name: str) -> Any:

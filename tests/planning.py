@@ -31,7 +31,7 @@ from saesync.model import (
     Wanted,
 )
 from saesync.planner import plan
-from saesync.record import Evidence, Metric, Record, SaeRecord
+from saesync.record import Evidence, Metric, Pending, Record, SaeRecord
 
 GOLDEN = Path(__file__).parent / "golden"
 HUB = "acme/saes"
@@ -81,6 +81,11 @@ def evidence_of(inputs: Inputs, files: Mapping[str, FileDigest], ev: float = 0.8
     assert inputs.measure_key is not None
     assert sha256 is not None
     return Evidence(inputs.measure_key, sha256, found, dict(inputs.measure or {}), about)
+
+
+def pending_of(inputs: Inputs) -> Pending:
+    """What a folder's run would leave in the record while it puts an SAE in place."""
+    return Pending(inputs.build_key, {name: (digest,) for name, digest in files_of(inputs).items()})
 
 
 def entry_of(inputs: Inputs, ev: float = 0.8) -> SaeRecord:
@@ -143,7 +148,7 @@ class World:
         if item.id is None and StepKind.CARD not in item.steps:
             visibility = "private" if one.publish.private else "public"
             return replace(seen, exists=True, visibility=seen.visibility or visibility, head="1" * 40)
-        pending = {sae_id: key for sae_id, key in record.pending.items() if sae_id != item.id}
+        pending = {sae_id: half for sae_id, half in record.pending.items() if sae_id != item.id}
         record = replace(record, pending=pending)
         record = replace(record, card=card_digest(one, record))
         visibility = seen.visibility or ("private" if one.publish.private else "public")

@@ -9,7 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planning import BOUND, HUB, SPEC, World, entry_of, golden, inputs_of, published, release, sae, wanted_of
+from planning import (
+    BOUND,
+    HUB,
+    SPEC,
+    World,
+    entry_of,
+    files_of,
+    golden,
+    inputs_of,
+    pending_of,
+    published,
+    release,
+    sae,
+    wanted_of,
+)
 
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
@@ -270,11 +284,14 @@ def test_own_folder_half_in_place_is_no_difference() -> None:
     saved = saved_of(world)
     inputs = world.wanted[A].inputs
     assert inputs is not None
-    record = Record("res", {}, pending={"layer_0": inputs.build_key})
-    world.put(exists=True, visibility="public", records={"res": record}, files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"")})
+    record = Record("res", {}, pending={"layer_0": pending_of(inputs)})
+    half = {f"layer_0/{WEIGHTS_FILE}": files_of(inputs)[WEIGHTS_FILE]}
+    world.put(exists=True, visibility="public", records={"res": record}, files=half)
     assert said(saved, world) == []
-    other = replace(record, pending={"layer_0": "0" * 64})
+    other = replace(record, pending={"layer_0": replace(pending_of(inputs), build_key="0" * 64)})
     world.put(records={"res": other})
+    assert said(saved, world) != []
+    world.put(records={"res": record}, files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
     assert said(saved, world) != []
 
 

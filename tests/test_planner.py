@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from planning import BOUND, HUB, SPEC, World, entry_of, evidence_of, files_of, inputs_of, published, release, sae, wanted_of
+from planning import (
+    BOUND,
+    HUB,
+    SPEC,
+    World,
+    entry_of,
+    evidence_of,
+    files_of,
+    inputs_of,
+    pending_of,
+    published,
+    release,
+    sae,
+    wanted_of,
+)
 
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
@@ -21,7 +35,7 @@ from saesync.model import (
     StepKind,
 )
 from saesync.planner import plan, select
-from saesync.record import Record
+from saesync.record import Pending, Record
 from saesync.verdict import judge, unmeasured
 
 ALL = (StepKind.FETCH, StepKind.CONVERT, StepKind.VALIDATE, StepKind.PUBLISH)
@@ -334,13 +348,71 @@ def test_pending_means_resume(state: str) -> None:
     new = {f"layer_0/{name}": digest for name, digest in files_of(inputs).items()}
     half = {name: digest for name, digest in new.items() if name.endswith(WEIGHTS_FILE)}
     files = {"missing": {}, "half": half, "new": new, "old": old.files}[state]
-    record = replace(old.records["res"], pending={"layer_0": inputs.build_key})
+    record = replace(old.records["res"], pending={"layer_0": pending_of(inputs)})
     world.put(files=files, records={"res": record})
     item = world.item(A)
     assert (item.status, item.held, item.steps) == (Status.OUTDATED, False, ALL)
+    if state != "old":
+        world.put(files=files, records={"res": replace(record, saes={})})
+        assert world.item(A).status is Status.ABSENT
+        assert not world.item(A).held
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, CFG_FILE])
+def test_what_somebody_else_wrote_after_a_crash_is_drift(name: str) -> None:
+    world = published()
+    reask(world, dtype="bfloat16")
+    inputs = world.wanted[A].inputs
+    assert inputs is not None
+    files = {**world.at().files, f"layer_0/{name}": digest_bytes(b"theirs")}
+    record = replace(world.at().records["res"], pending={"layer_0": pending_of(inputs)})
+    world.put(files=files, records={"res": record})
+    item = world.item(A)
+    assert (item.status, item.held, item.reasons[0].data["file"]) == (Status.DRIFTED, True, name)
     world.put(files=files, records={"res": replace(record, saes={})})
-    assert world.item(A).status is Status.ABSENT
-    assert not world.item(A).held
+    assert (world.item(A).status, world.item(A).held) == (Status.FOREIGN, True)
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+def test_an_interrupted_relabel_goes_on_as_one(adopted: bool) -> None:
+    """The weights stay: those of an adopted SAE are not the bytes that converting would give."""
+    world = published()
+    entry = replace(world.at().records["res"].saes["layer_0"], adopted=adopted)
+    reask(world, hook="blocks.7.hook_resid_post", validate=None)
+    inputs = world.wanted[A].inputs
+    assert inputs is not None
+    half = Pending(
+        inputs.build_key, {name: (entry.files[name],) for name in entry.files} | {CFG_FILE: (files_of(inputs)[CFG_FILE],)}
+    )
+    files = {**world.at().files, f"layer_0/{CFG_FILE}": files_of(inputs)[CFG_FILE]}
+    world.put(files=files, records={"res": Record("res", {"layer_0": entry}, pending={"layer_0": half})})
+    item = world.item(A)
+    assert (item.status, item.steps, item.held) == (Status.RELABEL, (StepKind.RELABEL, StepKind.PUBLISH), False)
+    assert codes(item)[0] is ReasonCode.RESUMED
+
+
+def test_adopted_weights_are_not_built_over_unasked() -> None:
+    """A run that was to replace them died after cfg.json was taken away, and the manifest asks for them again."""
+    world = published()
+    entry = replace(world.at().records["res"].saes["layer_0"], adopted=True)
+    half = pending_of(inputs_of(sae(), weights={"dtype": "bfloat16"}))
+    files = {name: digest for name, digest in world.at().files.items() if not name.endswith(CFG_FILE)}
+    world.put(files=files, records={"res": Record("res", {"layer_0": entry}, pending={"layer_0": half})})
+    assert (world.item(A).status, world.item(A).held) == (Status.DRIFTED, True)
+    assert world.item(A, replace=("*",)).steps == ALL
+
+
+def test_an_interrupted_move_goes_on_as_one() -> None:
+    world = published(release("res", ["layer_1"]))
+    inputs = world.wanted["res/layer_1"].inputs
+    world.releases = [release()]
+    world.wanted = {A: wanted_of(sae(), inputs=inputs)}
+    assert inputs is not None
+    record = replace(world.at().records["res"], pending={"layer_0": pending_of(inputs)})
+    weights = {f"layer_0/{WEIGHTS_FILE}": files_of(inputs)[WEIGHTS_FILE]}
+    world.put(files={**world.at().files, **weights}, records={"res": record})
+    item = world.item(A)
+    assert (item.status, item.move_from, item.held) == (Status.MOVED, "layer_1", False)
 
 
 # -------------------------------------------------------------------------------------------------- per release

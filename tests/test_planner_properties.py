@@ -181,9 +181,12 @@ ENTRY = st.fixed_dictionaries(
         "adopted": st.booleans(),
     },
 )
+PENDING = st.fixed_dictionaries(
+    {"build_key": HEX, "files": st.dictionaries(st.sampled_from([WEIGHTS_FILE, CFG_FILE]), st.lists(FILE, max_size=2))}
+)
 RECORD = st.fixed_dictionaries(
     {"version": st.just(1), "release": st.just("res"), "saes": st.dictionaries(st.sampled_from(IDS), ENTRY, max_size=2)},
-    optional={"card": HEX, "pending": st.dictionaries(st.sampled_from(IDS), HEX, max_size=1)},
+    optional={"card": HEX, "pending": st.dictionaries(st.sampled_from(IDS), PENDING, max_size=1)},
 )
 
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saesync.digest import FileDigest
+from saesync.digest import FileDigest, canonical
 from saesync.record import (
     RECORD_VERSION,
     Evidence,
     Metric,
+    Pending,
     Record,
     RecordNewer,
     RecordUnreadable,
@@ -42,11 +43,17 @@ saes = st.builds(
     flats,
     flats,
 )
+pendings = st.builds(
+    Pending,
+    sha256s,
+    st.dictionaries(st.sampled_from(["cfg.json", "sae_weights.safetensors"]), st.lists(digests, max_size=2).map(tuple)),
+)
 records = st.builds(
     Record,
     st.just("r"),
     st.dictionaries(st.sampled_from(["a", "b/c", "layer_1/width_16k"]), saes),
     st.one_of(st.none(), sha256s),
+    st.dictionaries(st.sampled_from(["a", "d"]), pendings, max_size=1),
 )
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
@@ -111,3 +118,59 @@ def test_only_one_earlier_evidence_is_kept() -> None:
     for digit in "345":
         sae = sae.with_evidence(Evidence(digit * 64, "f" * 64, {}))
     assert [e.measure_key[0] for e in sae.evidence] == ["5", "4"]
+
+
+def deep(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        '{"a": 1e999}',
+        '{"a": [-1e999]}',
+        '{"a": "\\ud800"}',
+        '{"\\ud800": 1}',
+        '{"a": {"\\udfff": 1}}',
+        '{"a": "' + "x" * 30_000 + '"}',
+        json.dumps({"a": deep(12)}),
+        json.dumps({"a": deep(800)}),
+        json.dumps({"a": list(range(10_000))}),
+        json.dumps({str(n): n for n in range(300)}),
+    ],
+)
+@pytest.mark.parametrize("where", ["proof", "about", "run", "inputs", "evidence"])
+def test_what_could_not_be_written_again_is_unreadable(part: str, where: str) -> None:
+    """A record is read, merged with and written; nothing in it may break that, or cost much."""
+    evidence = f'[{{"measure_key": "{"a" * 64}", "weights_sha256": "{"b" * 64}", "metrics": {{}}, "about": {part}}}]'
+    value = {"inputs": f'{{"weights": {part}}}', "evidence": evidence}.get(where, part)
+    entry = f'{{"weights_key": "{"a" * 64}", "build_key": "{"b" * 64}", "files": {{}}, "{where}": {value}}}'
+    with pytest.raises(RecordUnreadable):
+        parse_record(f'{{"version": 1, "release": "r", "saes": {{"layer_0": {entry}}}}}'.encode(), "r")
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 400])
+@pytest.mark.parametrize("field", ["value", "stderr"])
+def test_a_metric_is_finite(number: str, field: str) -> None:
+    metric = {"value": "0.5", "stderr": "0.1"} | {field: number}
+    text = f'{{"l0": {{"value": {metric["value"]}, "stderr": {metric["stderr"]}}}}}'
+    evidence = f'{{"measure_key": "{"a" * 64}", "weights_sha256": "{"b" * 64}", "metrics": {text}}}'
+    with pytest.raises(RecordUnreadable, match="too large"):
+        Evidence.from_json(json.loads(evidence))
+
+
+@given(records, values)
+@settings(max_examples=100, deadline=None)
+def test_what_is_read_can_be_written_and_read_again(record: Record, value: object) -> None:
+    data = json.loads(record.to_bytes())
+    for entry in data["saes"].values():
+        entry["about"] = {"odd": value}
+    try:
+        found = parse_record(json.dumps(data).replace("Infinity", "1e999").encode(), "r")
+    except RecordUnreadable:
+        return
+    assert parse_record(found.to_bytes(), "r") == found
+    assert all(canonical(dict(entry.about)) for entry in found.saes.values())

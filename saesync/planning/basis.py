@@ -33,7 +33,7 @@ def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
         "asked.target": _target(case.release),
         "asked.choice": choice,
         **_observed(case.place, case.entry, case.files),
-        "observed.pending": case.record.pending.get(case.sae.id) if case.record is not None else None,
+        "observed.pending": case.record.pending[case.sae.id].build_key if case.record is not None and case.pending else None,
         "observed.others": ", ".join(case.others) or None,
     }
     if case.wanted.blocked is not None:

@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from saesync.digest import FileDigest
-from saesync.model import SAE_FILES, WEIGHTS_FILE, Choices, Inputs, Observed, Reason, ReasonCode, Release, Sae, Wanted, nothing
+from saesync.model import (
+    CFG_FILE,
+    SAE_FILES,
+    WEIGHTS_FILE,
+    Choices,
+    Inputs,
+    Observed,
+    Reason,
+    ReasonCode,
+    Release,
+    Sae,
+    Wanted,
+    nothing,
+)
 from saesync.record import Record, SaeRecord
 from saesync.verdict import judge
 
@@ -107,8 +120,28 @@ class Case:
 
     @property
     def pending(self) -> bool:
-        """Whether an interrupted run was putting this folder in place."""
-        return self.record is not None and self.sae.id in self.record.pending
+        """Whether an interrupted run was putting this folder in place, and nobody else wrote there since."""
+        marked = self.record.pending.get(self.sae.id) if self.record is not None else None
+        return marked is not None and marked.explains(self.files, self.entry.files if self.entry is not None else {})
+
+    @property
+    def weights_stand(self) -> bool:
+        """Whether the weights asked for are recorded, and in their place."""
+        if self.entry is None or self.entry.weights_key != self.inputs.weights_key:
+            return False
+        recorded, found = self.entry.files.get(WEIGHTS_FILE), self.files.get(WEIGHTS_FILE)
+        return recorded is not None and found is not None and found.same_bytes(recorded)
+
+    @property
+    def half_labelled(self) -> bool:
+        """Whether an interrupted run left the weights asked for where they are: only a cfg.json was to be written."""
+        return self.pending and self.weights_stand and CFG_FILE in self.files
+
+    @property
+    def half_built(self) -> bool:
+        """Whether an interrupted run is completed by building. Bytes that were adopted are never built over unasked."""
+        adopted = self.entry is not None and self.entry.adopted
+        return self.pending and not self.half_labelled and not (adopted and self.weights_stand)
 
     @property
     def ours(self) -> bool:
@@ -128,7 +161,7 @@ class Case:
         if self.entry is None:
             return not self.files or self.pending or self.ours or self.adopt or self.replace
         if self.damage is not None:
-            return self.pending or self.replace
+            return self.replace or self.half_built
         return self.entry.build_key != self.build_key and self.entry.weights_key != self.inputs.weights_key
 
 

@@ -63,12 +63,12 @@ def failed_before(case: Case) -> Decision | None:
 
 
 def moved(case: Case) -> Decision | None:
-    """Nothing here, but an orphan of this release is exactly what is asked: it is copied inside the target.
+    """Nothing here (or half a copy), but an orphan of this release is exactly what is asked: it is copied inside the target.
 
     A new address is held to its requirements as a new SAE is: what is known to miss them is not copied.
     """
     source = case.spares.get(case.build_key or "")
-    if source is None or case.record is None or case.entry is not None or case.files:
+    if source is None or case.record is None or case.entry is not None or (case.files and not case.pending):
         return None
     evidence = case.record.saes[source].evidence_for(case.measure_key, _weights_of(case.record, source))
     require = case.sae.validate.require if case.sae.validate else ()
@@ -106,7 +106,10 @@ def drifted(case: Case) -> Decision | None:
     """The files are not what the record says; an interrupted run of ours does not count as drift."""
     if case.damage is None:
         return None
-    if case.pending:
+    if case.half_labelled:
+        reasons = (Reason(ReasonCode.RESUMED), *unproven_because(case, case.sae.id))
+        return Decision(Status.RELABEL, _steps(case, StepKind.RELABEL, case.sae.id), reasons)
+    if case.half_built:
         return build(case, Status.OUTDATED, Reason(ReasonCode.RESUMED))
     if case.replace:
         return replace(build(case, Status.DRIFTED, Reason(ReasonCode.REPLACE), case.damage), choice="replace")

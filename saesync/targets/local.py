@@ -3,7 +3,7 @@
 A publish holds an exclusive lock on the folder itself (no lock file). New files are staged in ``.saesync-tmp-*`` inside it. Then,
 in this order, each step atomic and durable before the next:
 
-1. the record, with ``pending`` naming the SAEs about to change,
+1. the record, with ``pending`` naming the SAEs about to change and the digests of their new files,
 2. the SAEs: a new folder is renamed in whole; in a folder that exists cfg.json goes first and comes last, so that no reader
    ever loads one SAE's cfg with another's weights,
 3. the README,
@@ -28,7 +28,7 @@ from saesync.cache import Cache, settle
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable
 from saesync.model import CARD_FILE, CFG_FILE, Observed, Reason, ReasonCode
-from saesync.record import Record
+from saesync.record import Pending, Record, SaeRecord
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file
 from saesync.targets.reading import read_card, read_records
@@ -186,9 +186,9 @@ def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge
     staged = _stage(root, staging, change, progress)
     if change.folders:
         old = now.records.get(batch.release, Record(batch.release))
-        keys = {name: batch.uploads[name].record.build_key for name in change.folders & set(batch.uploads)}
-        pending = replace(old, pending=MappingProxyType({**old.pending, **keys}))
-        if keys and pending != old:
+        half = {name: _pending(batch.uploads[name].record, old.pending.get(name)) for name in change.folders & set(batch.uploads)}
+        pending = replace(old, pending=MappingProxyType({**old.pending, **half}))
+        if half and pending != old:
             _place(_write(staging / "pending", pending.to_bytes()), root / record_file(old))
     for folder in sorted(change.folders):
         _place_folder(root, staged, folder, {path for path in staged if path.rpartition("/")[0] == folder})
@@ -198,6 +198,11 @@ def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge
         _place(_write(staging / "card", change.card_bytes), root / CARD_FILE)
     if change.record_bytes is not None:
         _place(_write(staging / "record", change.record_bytes), root / record_file(change.record))
+
+
+def _pending(wanted: SaeRecord, earlier: Pending | None) -> Pending:
+    files = {name: (digest,) for name, digest in wanted.files.items()}
+    return Pending(wanted.build_key, MappingProxyType(files)).after(earlier)
 
 
 def _stage(root: Path, staging: Path, change: Merge, progress: Progress | None) -> dict[str, Path]:

@@ -80,7 +80,7 @@ def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
     for sae_id in sorted(removed):
         _check_entry(sae_id, old, before, None, now)
         _remove(sae_id, expect, now, old, found)
-    pending = {sae_id: key for sae_id, key in old.pending.items() if sae_id not in batch.uploads}
+    pending = {sae_id: half for sae_id, half in old.pending.items() if sae_id not in batch.uploads and sae_id not in removed}
     record = replace(old.merged(entries, removed), pending=MappingProxyType(pending))
     text, card = batch.card(record, _text_of_card(now))
     record = replace(record, card=card)
@@ -114,11 +114,12 @@ def _check_entry(sae_id: str, old: Record, before: Record, wanted: SaeRecord | N
 
 def _check_files(sae_id: str, upload: Upload, expect: Observed, now: Observed, old: Record) -> None:
     here, then, wanted = now.folder(sae_id), expect.folder(sae_id), upload.record.files
-    if sae_id in old.pending:  # interrupted while it was put in place: any mixture of old, new and missing is our own
-        return
+    half, recorded = old.pending.get(sae_id), old.saes[sae_id].files if sae_id in old.saes else {}
     for name in sorted({*here, *then}):
         if _same(here.get(name), then.get(name)) or (name in here and _same(here[name], wanted.get(name))):
             continue
+        if half is not None and (name not in here or half.holds(name, here[name], recorded)):
+            continue  # interrupted while it was put in place: any mixture of old, new and missing is our own
         detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
         raise Conflict("Target changed meanwhile", detail)
 
@@ -126,14 +127,15 @@ def _check_files(sae_id: str, upload: Upload, expect: Observed, now: Observed, o
 def _collect(sae_id: str, upload: Upload, batch: Batch, now: Observed, old: Record, found: _Changes) -> None:
     here = now.folder(sae_id)
     recorded = old.saes[sae_id].files if sae_id in old.saes else {}
-    ours = sae_id in batch.replace or sae_id in old.pending
+    half = old.pending.get(sae_id)
     if unknown := sorted(set(upload.files) - set(upload.record.files)):
         raise Refused("Batch and record differ", f"{sae_id}/{unknown[0]} is to be published but stands in no record.")
     for name, digest in sorted(upload.record.files.items()):
         path, there = f"{sae_id}/{name}", here.get(name)
         if _same(there, digest):
             continue
-        if there is not None and not ours and not _same(there, recorded.get(name)):
+        ours = sae_id in batch.replace or there is None or _same(there, recorded.get(name))
+        if there is not None and not ours and not (half is not None and half.holds(name, there, recorded)):
             detail = f"{path} in {now.location} was not written by saesync; only --replace or --adopt may touch it."
             raise Conflict("File is not ours", detail)
         found.folders.add(sae_id)

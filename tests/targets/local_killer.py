@@ -86,12 +86,15 @@ def attempt(root: Path, work: Batch, cache: Path, point: int) -> bool:
 
 
 def explained(seen: Observed, name: str) -> bool:
-    """Whether a planner that looks now would know what it sees: an SAE as recorded, none at all, or one marked as pending."""
+    """Whether a planner that looks now would know what it sees: an SAE as recorded, none at all, or one whose files are marked as pending."""
     record = seen.records.get("res", Record("res"))
     files = seen.folder(name)
     entry = record.saes.get(name)
-    if name in record.pending or entry is None:
-        return name in record.pending or not files
+    half = record.pending.get(name)
+    if half is not None:
+        return half.explains(files, entry.files if entry is not None else {})
+    if entry is None:
+        return not files
     return set(files) == set(entry.files) and all(files[file].same_bytes(digest) for file, digest in entry.files.items())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ from target_support import batch, upload
 from saesync.cache import Cache
 from saesync.errors import Conflict, Missing, Refused, Unavailable
 from saesync.model import ReasonCode
-from saesync.record import record_path
+from saesync.record import Pending, Record, record_path
 from saesync.targets.local import Local
 
 
@@ -66,14 +67,49 @@ def test_pending_is_visible_and_resumed(target: Local, tmp_path: Path) -> None:
     one = upload(tmp_path / "one", 1)
     work = batch("res", {"layer_0": one})
     done = target.publish(str(root), work, target.observe(str(root)))
-    record = replace(done.records["res"], saes=MappingProxyType({}), pending=MappingProxyType({"layer_0": one.record.build_key}))
+    half = Pending(one.record.build_key, {name: (digest,) for name, digest in one.record.files.items()})
+    record = replace(done.records["res"], saes=MappingProxyType({}), pending=MappingProxyType({"layer_0": half}))
     (root / record_path("res")).write_bytes(record.to_bytes())
     (root / "layer_0" / "cfg.json").unlink()
     seen = target.observe(str(root))
-    assert seen.records["res"].pending == {"layer_0": one.record.build_key}
+    assert seen.records["res"].pending == {"layer_0": half}
     after = target.publish(str(root), work, seen)
     assert after.records["res"].pending == {}
     assert after.files == done.files
+
+
+def test_a_foreign_write_after_a_crash_is_not_taken_for_our_own(target: Local, tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    one = upload(tmp_path / "one", 1)
+    half = Pending(one.record.build_key, {name: (digest,) for name, digest in one.record.files.items()})
+    (root / "saesync").mkdir(parents=True)
+    (root / record_path("res")).write_bytes(Record("res", pending={"layer_0": half}).to_bytes())
+    before = target.observe(str(root))
+    (root / "layer_0").mkdir()
+    (root / "layer_0" / "sae_weights.safetensors").write_bytes(b"theirs")
+    for expect in (before, target.observe(str(root))):
+        with pytest.raises(Conflict):
+            target.publish(str(root), batch("res", {"layer_0": one}), expect)
+    assert (root / "layer_0" / "sae_weights.safetensors").read_bytes() == b"theirs"
+
+
+def test_two_interrupted_runs_in_a_row(target: Local, tmp_path: Path) -> None:
+    """The second wanted other files than the first: what the first had put in place is still our own."""
+    root = tmp_path / "out"
+    one, two, three = (upload(tmp_path / name, n) for n, name in enumerate(("one", "two", "three")))
+    half = Pending(one.record.build_key, {name: (digest,) for name, digest in one.record.files.items()})
+    (root / "saesync").mkdir(parents=True)
+    (root / record_path("res")).write_bytes(Record("res", pending={"layer_0": half}).to_bytes())
+    (root / "layer_0").mkdir()
+    shutil.copy(one.files["sae_weights.safetensors"], root / "layer_0")
+
+    seen = target.observe(str(root))
+    assert seen.records["res"].pending["layer_0"].explains(seen.folder("layer_0"), {})
+    again = Pending(two.record.build_key, {name: (digest,) for name, digest in two.record.files.items()}).after(half)
+    (root / record_path("res")).write_bytes(Record("res", pending={"layer_0": again}).to_bytes())
+    after = target.publish(str(root), batch("res", {"layer_0": three}), target.observe(str(root)))
+    assert after.folder("layer_0") == three.record.files
+    assert after.records["res"].pending == {}
 
 
 def test_stale_staging_is_ignored_and_swept(target: Local, tmp_path: Path) -> None:
