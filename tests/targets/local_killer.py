@@ -86,7 +86,7 @@ def attempt(root: Path, work: Batch, cache: Path, point: int) -> bool:
 
 
 def explained(seen: Observed, name: str) -> bool:
-    """Whether a planner that looks now would know what it sees: an SAE as recorded, none at all, or one whose files are marked as pending."""
+    """Whether a planner that looks now would know what it sees: an SAE as recorded, none, or files marked as pending."""
     record = seen.records.get("res", Record("res"))
     files = seen.folder(name)
     entry = record.saes.get(name)
