@@ -70,10 +70,10 @@ class Cache:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def write(self, kind: str, key: str, data: bytes) -> Path:
-        """Store a small file as an entry."""
+    def write(self, kind: str, key: str, data: bytes, durable: bool = True) -> Path:
+        """Store a small file as an entry. One that is not ``durable`` may be gone or damaged after power loss."""
         final = self.path(kind, key)
-        write_atomic(final, data)
+        write_atomic(final, data, durable)
         return final
 
     def read(self, kind: str, key: str) -> bytes | None:
@@ -90,7 +90,7 @@ class Cache:
             return None
         try:
             return json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def digest_of(self, path: Path) -> FileDigest:
@@ -100,12 +100,12 @@ class Cache:
             OSError: the file cannot be read.
         """
         stat = path.stat()
-        key = key_of([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        key = key_of([printable(str(path.resolve())), stat.st_size, stat.st_mtime_ns, stat.st_ino])
         known = self.read_json("stat", key)
         if isinstance(known, dict) and known.get("size") == stat.st_size and known.get("sha256"):
             return FileDigest(stat.st_size, known["sha256"], known.get("blob_id"))
         found = digest_file(path)
-        self.write("stat", key, json.dumps(found.to_json()).encode())
+        self.write("stat", key, json.dumps(found.to_json()).encode(), durable=False)
         return found
 
     def sweep(self) -> None:
@@ -119,8 +119,13 @@ class Cache:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either as before or whole, also after power loss.
+def printable(name: str) -> str:
+    """A file's name as text that can be encoded: bytes of it that are no UTF-8 are spelled out."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file so that it is either as before or whole; also after power loss if ``durable``.
 
     Raises:
         OSError: no space, no permission.
@@ -131,7 +136,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:

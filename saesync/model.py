@@ -194,14 +194,14 @@ class Inputs:
 class Wanted:
     """One SAE with its keys. ``inputs`` is None when they cannot be known, and ``blocked`` then says why.
 
-    ``source_here`` is False when the keys use the digest of an earlier record because the local source is not on this machine.
+    ``not_here`` names a local source, model or dataset that is not on this machine: the keys use the record's digest of it.
     ``evidence`` is what the cache or ``records:`` knows under this measure_key (passing or failing), if anything.
     """
 
     sae: Sae
     inputs: Inputs | None
     blocked: Reason | None = None
-    source_here: bool = True
+    not_here: Reason | None = None
     evidence: Evidence | None = None
 
 
@@ -289,7 +289,7 @@ class ReasonCode(StrEnum):
     METRIC_MISSING = "metric_missing"  # metric
     BELOW_MIN = "below_min"  # metric, value, bound, stderr
     ABOVE_MAX = "above_max"  # metric, value, bound, stderr
-    SOURCE_NOT_HERE = "source_not_here"  # path
+    SOURCE_NOT_HERE = "source_not_here"  # what (source, model or dataset), path
     SOURCE_UNREACHABLE = "source_unreachable"  # repo, revision: reachable only from a pull request
     SOURCE_MISSING = "source_missing"  # path, detail
     VISIBILITY = "visibility"  # asked, found

@@ -5,8 +5,9 @@ Reads listings and local files' digests, never weights from the network. The res
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saesync import formats
-from saesync.cache import Cache
+from saesync.cache import Cache, printable
 from saesync.digest import FileDigest, key_of
 from saesync.errors import NotVisible, Refused, Unavailable
 from saesync.hooks import hf_hook_name
@@ -37,6 +38,9 @@ from saesync.record import Evidence, RecordUnreadable, SaeRecord
 
 LANES = 8
 Place = tuple[str, str]  # target, location
+SAVED_MARKS = ("state.json", "dataset_dict.json")
+SAVED_SUFFIXES = (".arrow", ".json")
+TEXT_NAME = re.compile(r"\.(txt|jsonl|parquet)(\.(gz|bz2|zst|lz4))?$")
 SNAPSHOT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # what a model snapshot holds: no code, no pickles
 
 
@@ -68,6 +72,30 @@ class _Blocked(Exception):
         super().__init__(reason.code)
 
 
+@dataclass
+class _Recorded:
+    """What the record says of local inputs that are not on this machine (a CI runner's); the first of them is ``named``."""
+
+    entry: SaeRecord | None
+    named: Reason | None = None
+
+    def digest(self, what: str, path: str, name: str) -> str:
+        """The digest that stands in the record for the key input ``name``.
+
+        Raises:
+            _Blocked: there is none.
+        """
+        reason = Reason(ReasonCode.SOURCE_NOT_HERE, {"what": what, "path": path})
+        self.named = self.named or reason
+        parts: list[Mapping[str, Any]] = []
+        if self.entry is not None:
+            parts = [*self.entry.inputs.values(), *(evidence.inputs for evidence in self.entry.evidence)]
+        found = next((part[name] for part in parts if isinstance(part.get(name), str)), None)
+        if found is None:
+            raise _Blocked(reason)
+        return str(found)
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files of one repo at one commit, sorted for looking up one folder among many thousand."""
@@ -95,7 +123,7 @@ class Resolver:
     cache: Cache
     hub: Hub | None = None
     _listings: dict[tuple[str, str], Listing | Reason] = field(default_factory=dict)
-    _local: dict[Path, str] = field(default_factory=dict)
+    _local: dict[str, str | None] = field(default_factory=dict)
 
     def resolve(self, releases: Sequence[Release], observed: Mapping[Place, Observed]) -> Mapping[str, Wanted]:
         """Keys of every SAE, by address."""
@@ -123,28 +151,23 @@ class Resolver:
     def _wanted(self, release: Release, sae: Sae, observed: Mapping[Place, Observed]) -> Wanted:
         if sae.source is None:
             return Wanted(sae, None, Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": "train"}))
-        here = True
+        recorded = _Recorded(_entry(release.publish, sae, observed))
         try:
-            digest = self.source(sae.source).digest
-        except FileNotFoundError:
-            recorded = _entry(release.publish, sae, observed)
-            known = recorded.inputs.get("weights", {}).get("source.digest") if recorded is not None else None
-            if not isinstance(known, str):
-                return Wanted(sae, None, Reason(ReasonCode.SOURCE_NOT_HERE, {"path": sae.source.path}), source_here=False)
-            digest, here = known, False
+            inputs = self._inputs(sae, sae.source, self._source_digest(sae.source, recorded), recorded)
         except _Blocked as blocked:
             return Wanted(sae, None, blocked.reason)
         except Refused as error:
             detail = error.diagnostics[0].detail
             return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, {"path": sae.source.path, "detail": detail}))
-        try:
-            inputs = self._inputs(sae, sae.source, digest)
-        except FileNotFoundError as error:
-            detail = "It is not on this machine."
-            return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, {"path": str(error.filename), "detail": detail}))
-        return Wanted(sae, inputs, source_here=here, evidence=self._evidence(release, sae, inputs, observed))
+        return Wanted(sae, inputs, not_here=recorded.named, evidence=self._evidence(release, sae, inputs, observed))
 
-    def _inputs(self, sae: Sae, source: SourceSpec, digest: str) -> Inputs:
+    def _source_digest(self, source: SourceSpec, recorded: _Recorded) -> str:
+        try:
+            return self.source(source).digest
+        except FileNotFoundError:
+            return recorded.digest("source", source.path, "source.digest")
+
+    def _inputs(self, sae: Sae, source: SourceSpec, digest: str, recorded: _Recorded) -> Inputs:
         format_ = formats.get(source.format)
         weights = {
             "source.digest": digest,
@@ -157,41 +180,47 @@ class Resolver:
         }
         build = {
             **{f"metadata.{name}": value for name, value in metadata_for(sae).items()},
-            **self._model(sae.model),
+            **self._model(sae.model, recorded),
         }
-        return Inputs(weights, build, self._measure(sae))
+        return Inputs(weights, build, self._measure(sae, recorded))
 
-    def _measure(self, sae: Sae) -> Mapping[str, Any] | None:
+    def _measure(self, sae: Sae, recorded: _Recorded) -> Mapping[str, Any] | None:
         spec = sae.validate
         if spec is None:
             return None
         return {
             "hook": sae.hook,
-            **self._model(sae.model),
-            **self._dataset(spec.dataset),
+            **self._model(sae.model, recorded),
+            **self._dataset(spec.dataset, recorded),
             "validate.tokens": spec.tokens,
             "validate.context": spec.context,
             "validate.prepend_bos": spec.prepend_bos,
             "metrics": ",".join(f"{name}:{version}" for name, version in sorted(metric_versions().items())),
         }
 
-    def _model(self, model: ModelSpec) -> dict[str, Any]:
+    def _model(self, model: ModelSpec, recorded: _Recorded) -> dict[str, Any]:
         found = {"model.loader": model.loader, "model.dtype": model.dtype, "model.kwargs": dict(model.kwargs)}
         if model.path is not None:
-            return {"model.digest": self._folder_digest(Path(model.path)), **found}
+            return {"model.digest": self._local_digest("model", model.path, snapshot_names, recorded), **found}
         return {"model.name": model.name, "model.revision": model.revision, **found}
 
-    def _dataset(self, dataset: DatasetSpec) -> dict[str, Any]:
+    def _dataset(self, dataset: DatasetSpec, recorded: _Recorded) -> dict[str, Any]:
         where: dict[str, Any] = {"validate.dataset.split": dataset.split, "validate.dataset.column": dataset.column}
         if dataset.path is not None:
-            return {"validate.dataset.digest": self._folder_digest(Path(dataset.path)), **where}
+            return {"validate.dataset.digest": self._local_digest("dataset", dataset.path, text_names, recorded), **where}
         named = {"repo": dataset.repo, "revision": dataset.revision, "config": dataset.config}
         return {**{f"validate.dataset.{name}": value for name, value in named.items()}, **where}
 
-    def _folder_digest(self, path: Path) -> str:
+    def _local_digest(self, what: str, path: str, read: Callable[[Iterable[str]], list[str]], recorded: _Recorded) -> str:
+        """Identity of what is read of a local model or dataset."""
         if path not in self._local:
-            self._local[path] = local_digest(path, self.cache)
-        return self._local[path]
+            try:
+                self._local[path] = local_digest(Path(path), self.cache, read)
+            except FileNotFoundError:
+                self._local[path] = None
+        found = self._local[path]
+        name = "model.digest" if what == "model" else "validate.dataset.digest"
+        return found if found is not None else recorded.digest(what, path, name)
 
     def _evidence(self, release: Release, sae: Sae, inputs: Inputs, observed: Mapping[Place, Observed]) -> Evidence | None:
         """Measured before under this very key: in the target or ``records:``, else in the cache."""
@@ -273,13 +302,24 @@ def local_files(path: Path) -> dict[str, Path]:
     return {name: p for name, p in found.items() if not any(part.startswith(".") for part in name.split("/"))}
 
 
-def local_digest(path: Path, cache: Cache) -> str:
-    """Identity of a local file or folder: sha256 of every file by relative name.
+def text_names(names: Iterable[str]) -> list[str]:
+    """Which files of a local dataset hold its text: those of a dataset saved by ``datasets``, else text of known kinds."""
+    found = sorted(names)
+    saved = [name for name in found if name.endswith(SAVED_SUFFIXES)]
+    return saved if any(name in SAVED_MARKS for name in found) else [name for name in found if TEXT_NAME.search(name)]
+
+
+def local_digest(path: Path, cache: Cache, read: Callable[[Iterable[str]], list[str]]) -> str:
+    """Identity of a local file, or of the files in a folder that ``read`` chooses: sha256 by relative name.
+
+    A README or an editor's backup beside them changes nothing. Where none is chosen, every file counts.
 
     Raises:
         FileNotFoundError: nothing is there.
     """
-    return key_of({name: cache.digest_of(file).sha256 for name, file in local_files(path).items()})
+    files = local_files(path)
+    chosen = files if path.is_file() else read(files) or files
+    return key_of({printable(name): cache.digest_of(files[name]).sha256 for name in chosen})
 
 
 def _local_source(spec: SourceSpec, format_: Any, cache: Cache) -> ResolvedSource:

@@ -40,6 +40,7 @@ from saesync.verdict import judge, unmeasured
 
 ALL = (StepKind.FETCH, StepKind.CONVERT, StepKind.VALIDATE, StepKind.PUBLISH)
 A = "res/layer_0"
+AWAY = Reason(ReasonCode.SOURCE_NOT_HERE, {"what": "source", "path": "/data/ae.pt"})
 FOREIGN = {f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs"), f"layer_0/{CFG_FILE}": digest_bytes(b"{}")}
 
 
@@ -318,11 +319,11 @@ def test_all_as_asked_is_current() -> None:
 
 def test_a_source_that_is_not_here() -> None:
     world = published()
-    world.wanted[A] = replace(world.wanted[A], source_here=False)
+    world.wanted[A] = replace(world.wanted[A], not_here=AWAY)
     item = world.item(A)
     assert (item.status, item.held, codes(item)) == (Status.CURRENT, False, [ReasonCode.SOURCE_NOT_HERE])
     reask(world, dtype="bfloat16")
-    world.wanted[A] = replace(world.wanted[A], source_here=False)
+    world.wanted[A] = replace(world.wanted[A], not_here=AWAY)
     item = world.item(A)
     assert (item.status, item.held, item.steps) == (Status.HELD, True, ())
     assert codes(item) == [ReasonCode.SOURCE_NOT_HERE, ReasonCode.CHANGED]

@@ -13,12 +13,13 @@ from planning import HUB, SPEC, World, release, wanted_of
 
 from saesync.card import card_digest, make_card
 from saesync.digest import digest_bytes
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Requirement, StepKind
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Reason, ReasonCode, Requirement, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.planning.basis import key_of_item
 from saesync.record import RecordNewer, RecordUnreadable, parse_record
 from saesync.render import markdown, plan_text
 
+AWAY = Reason(ReasonCode.SOURCE_NOT_HERE, {"what": "model", "path": "/data/model"})
 IDS = ["layer_0", "layer_1", "layer_2/width_16k", "layer_2/width_65k", "x"]
 FAST = settings(max_examples=60, deadline=None)
 
@@ -58,7 +59,9 @@ def _changed(draw: st.DrawFn, world: World, which: Any) -> Any:
         asked = replace(which, validate=replace(SPEC, tokens=7))
     elif change == "bound":
         asked = replace(which, validate=replace(SPEC, require=(Requirement("l0", "max", 10.0),)))
-    world.wanted[which.address] = wanted_of(asked, source_here=change != "away", evidence=world.wanted[which.address].evidence)
+    world.wanted[which.address] = wanted_of(
+        asked, not_here=AWAY if change == "away" else None, evidence=world.wanted[which.address].evidence
+    )
     return asked
 
 

@@ -24,14 +24,13 @@ from saesync.digest import FileDigest, key_of
 from saesync.errors import Conflict, Missing, Refused
 from saesync.hub import Hub
 from saesync.model import SAE_FILES, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
-from saesync.resolve import ResolvedSource, Resolver, SourceFile, snapshot_names
+from saesync.resolve import TEXT_NAME, ResolvedSource, Resolver, SourceFile, snapshot_names
 from saesync.targets.base import Target
 
 Progress = Callable[[int, int], None]
 
 BLOBS, FOLDERS = "blob", "folder"  # kinds of cache entries
 BYTES_PER_TOKEN = 16  # of a dataset's files: text has about 4, and other columns and short documents cost some
-_TEXT = re.compile(r"\.(txt|jsonl|parquet)(\.(gz|bz2|zst|lz4))?$")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _README_LIMIT = 1 << 20
 _locks: dict[str, threading.Lock] = {}
@@ -113,7 +112,7 @@ def dataset_parcel(spec: DatasetSpec, tokens: int, hub: Hub) -> Parcel | None:
     tree = hub.tree(spec.repo, sha, "dataset")
     declared = _declared(spec, tree, sha, hub)
     names = declared if declared is not None else _by_name(spec, tree)
-    readable = [name for name in names if _TEXT.search(name)]
+    readable = [name for name in names if TEXT_NAME.search(name)]
     if not readable:
         asked = f"split {spec.split!r}" + (f" of config {spec.config!r}" if spec.config else "")
         raise Refused(
@@ -142,7 +141,7 @@ def _pinned(hub: Hub, repo: str, revision: str | None, kind: str) -> str:
 
 def _by_name(spec: DatasetSpec, tree: Mapping[str, FileDigest]) -> list[str]:
     """Files of a split by the words in their names, as the Hub's own libraries find them; without any, all belong to "train"."""
-    names = sorted(name for name in tree if not PurePosixPath(name).name.startswith(".") and _TEXT.search(name))
+    names = sorted(name for name in tree if not PurePosixPath(name).name.startswith(".") and TEXT_NAME.search(name))
     if spec.config is not None:
         inside = [name for name in names if spec.config in PurePosixPath(name).parts[:-1]]
         names = inside or [name for name in names if spec.config in PurePosixPath(name).name]

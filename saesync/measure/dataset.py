@@ -261,8 +261,9 @@ def _no_column(path: Path, column: str, names: Iterable[str], where: str) -> Mis
 
 
 def _listed(folder: Path, split: str) -> list[Path]:
-    """Files of known kinds under a folder, by name; those of the split alone when names tell."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) in _KINDS)
+    """Files of known kinds under a folder, by name, hidden ones left out; those of the split alone when names tell."""
+    every = (path for path in folder.rglob("*") if path.is_file() and _kind(path) in _KINDS)
+    files = sorted(path for path in every if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     of_split = [path for path in files if split.lower() in re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower())]
     return of_split or files
 

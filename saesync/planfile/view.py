@@ -61,9 +61,10 @@ def _observed(sae_id: str, observed: Observed | None, entry: SaeRecord | None) -
         return None
     found = observed.folder(sae_id)
     recorded: Mapping[str, FileDigest] = entry.files if entry is not None else {}
-    files = {name: digest.to_json() for name, digest in sorted(found.items())}
-    for name, digest in files.items():
-        digest["recorded"] = name in recorded and recorded[name].same_bytes(found[name])
+    files = {
+        shown(name): {**digest.to_json(), "recorded": name in recorded and recorded[name].same_bytes(digest)}
+        for name, digest in sorted(found.items())
+    }
     return {
         "target": observed.target,
         "location": observed.location,

@@ -179,10 +179,9 @@ def decide(case: Case) -> Decision:
 
 
 def _without_source(case: Case, decision: Decision) -> Decision:
-    if case.wanted.source_here or not (decision.steps or decision.status is Status.CURRENT):
+    note = case.wanted.not_here
+    if note is None or not (decision.steps or decision.status is Status.CURRENT):
         return decision
-    path = case.sae.source.path if case.sae.source else ""
-    note = Reason(ReasonCode.SOURCE_NOT_HERE, {"path": path})
     if decision.steps:
         return hold(Status.HELD, note, *decision.reasons)
     return replace(decision, reasons=(note,))

@@ -21,6 +21,7 @@ class Quoted:
     value: Any
 
 
+_INPUTS = {"model": "model", "dataset": "dataset"}
 Part = str | Quoted
 Parts = tuple[Part, ...]
 
@@ -123,7 +124,10 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.METRIC_MISSING: lambda data: (Quoted(data.get("metric")), " was not measured"),
         ReasonCode.BELOW_MIN: _bound("<", "min"),
         ReasonCode.ABOVE_MAX: _bound(">", "max"),
-        ReasonCode.SOURCE_NOT_HERE: lambda data: ("source not here: ", Quoted(data.get("path"))),
+        ReasonCode.SOURCE_NOT_HERE: lambda data: (
+            f"{_INPUTS.get(str(data.get('what')), 'source')} not here: ",
+            Quoted(data.get("path")),
+        ),
         ReasonCode.SOURCE_UNREACHABLE: _unreachable,
         ReasonCode.SOURCE_MISSING: _source_missing,
         ReasonCode.VISIBILITY: _visibility,

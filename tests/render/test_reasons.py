@@ -33,6 +33,7 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.69996, "bound": 0.7, "stderr": 0.003}),
     (ReasonCode.ABOVE_MAX, {"metric": "l0", "value": 151.2, "bound": 150.0, "stderr": 0.4}),
     (ReasonCode.SOURCE_NOT_HERE, {"path": "/data/ae.pt"}),
+    (ReasonCode.SOURCE_NOT_HERE, {"what": "model", "path": "/data/model"}),
     (ReasonCode.SOURCE_UNREACHABLE, {"repo": "acme/raw", "revision": "0b8f" * 10}),
     (ReasonCode.SOURCE_MISSING, {"path": "ae.pt", "detail": "No cfg.json."}),
     (ReasonCode.VISIBILITY, {"asked": "private", "found": "public"}),

@@ -1,0 +1,173 @@
+"""Keys from real files: what they depend on, and what happens where the files are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from planning import SPEC, entry_of, files_of, release, sae
+
+from saesync.cache import Cache
+from saesync.digest import digest_bytes
+from saesync.model import (
+    WEIGHTS_FILE,
+    Choices,
+    DatasetSpec,
+    Inputs,
+    Item,
+    ModelSpec,
+    Observed,
+    PublishSpec,
+    ReasonCode,
+    Release,
+    SourceSpec,
+    Status,
+    Wanted,
+)
+from saesync.planfile import show_json
+from saesync.planner import plan
+from saesync.record import Record
+from saesync.resolve import Resolver
+from saesync.targets.local import Local
+
+
+class Disk:
+    """A local source, model and dataset, and a release over them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cache = folder, Cache(folder / "cache")
+        self.put("source/ae.pth", "weights")
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
+            self.put(f"model/{name}", name)
+        self.put("data/part.jsonl", '{"text": "a"}')
+        where = PublishSpec("local", str(folder / "published"))
+        source = SourceSpec(None, None, str(folder / "source" / "ae.pth"), "goodfire")
+        model = ModelSpec(None, str(folder / "model"), None)
+        spec = replace(SPEC, dataset=DatasetSpec(None, str(folder / "data")))
+        asked = sae(source=source, model=model, validate=spec)
+        self.release: Release = replace(release(), publish=where, saes=(asked,))
+        self.place = (where.target, where.location)
+        self.observed = Observed(*self.place)
+
+    def put(self, name: str, text: str) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def wanted(self) -> Wanted:
+        return Resolver(self.cache).resolve([self.release], {self.place: self.observed})["res/layer_0"]
+
+    def inputs(self) -> Inputs:
+        found = self.wanted().inputs
+        assert found is not None
+        return found
+
+    def item(self) -> Item:
+        wanted = {"res/layer_0": self.wanted()}
+        return plan([self.release], wanted, {self.place: self.observed}, Choices()).items[0]
+
+    def publish(self) -> None:
+        inputs = self.inputs()
+        files = {f"layer_0/{name}": digest for name, digest in files_of(inputs).items()}
+        record = Record("res", {"layer_0": entry_of(inputs)})
+        self.observed = Observed(*self.place, exists=True, files=files, records={"res": record})
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
+
+
+AWAY = [("source", "source"), ("model", "model"), ("data", "dataset")]
+
+
+@pytest.mark.parametrize(("folder", "what"), AWAY)
+def test_inputs_that_are_not_on_this_machine_are_compared_by_record(disk: Disk, folder: str, what: str) -> None:
+    disk.publish()
+    before = disk.inputs()
+    assert disk.item().status is Status.CURRENT
+    assert disk.item().reasons == ()
+    shutil.rmtree(disk.folder / folder)
+    item = disk.item()
+    assert (item.status, item.held) == (Status.CURRENT, False)
+    assert [(reason.code, reason.data["what"]) for reason in item.reasons] == [(ReasonCode.SOURCE_NOT_HERE, what)]
+    assert (disk.inputs().build_key, disk.inputs().measure_key) == (before.build_key, before.measure_key)
+    disk.release = replace(disk.release, saes=(replace(disk.release.saes[0], hook="blocks.1.hook_resid_post"),))
+    item = disk.item()
+    assert (item.status, item.held, item.steps) == (Status.HELD, True, ())
+    assert item.reasons[0].code is ReasonCode.SOURCE_NOT_HERE
+
+
+@pytest.mark.parametrize(("folder", "what"), AWAY)
+def test_what_is_in_no_record_and_not_here_is_held_by_name(disk: Disk, folder: str, what: str) -> None:
+    shutil.rmtree(disk.folder / folder)
+    item = disk.item()
+    assert (item.status, item.held) == (Status.HELD, True)
+    assert item.reasons[0].code is ReasonCode.SOURCE_NOT_HERE
+    assert item.reasons[0].data["what"] == what
+    assert folder in item.reasons[0].data["path"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model/README.md",
+        "model/.DS_Store",
+        "model/config.json~",
+        "model/figures/a.json",
+        "data/README.md",
+        "data/.part.jsonl.swp",
+    ],
+)
+def test_what_is_not_read_is_not_keyed(disk: Disk, name: str) -> None:
+    """Touching a README must not measure everything again."""
+    before = disk.inputs()
+    disk.put(name, "anything")
+    after = disk.inputs()
+    assert (after.build_key, after.measure_key) == (before.build_key, before.measure_key)
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "model/merges.txt", "model/model.safetensors", "data/more/x.txt"])
+def test_what_is_read_is_keyed(disk: Disk, name: str) -> None:
+    before = disk.inputs()
+    disk.put(name, "something else")
+    assert disk.inputs().measure_key != before.measure_key
+
+
+def test_a_saved_dataset_is_keyed_by_its_tables(disk: Disk) -> None:
+    disk.put("data/state.json", "{}")
+    disk.put("data/data-0.arrow", "rows")
+    before = disk.inputs()
+    disk.put("data/notes.txt", "not read")
+    assert disk.inputs().measure_key == before.measure_key
+    disk.put("data/data-0.arrow", "other rows")
+    assert disk.inputs().measure_key != before.measure_key
+
+
+def test_files_whose_names_are_no_text(disk: Disk) -> None:
+    """POSIX names are bytes: such a file is seen, and stops nothing."""
+    odd = os.fsdecode(b"caf\xe9.txt")
+    disk.put(f"data/{odd}", "text")
+    assert disk.inputs().measure_key is not None
+    disk.put(f"published/layer_0/{odd}", "text")
+    seen = Local(disk.cache).observe(disk.place[1])
+    assert seen.unknown is None
+    assert seen.files == {f"layer_0/{odd}": digest_bytes(b"text")}
+    disk.observed = seen
+    assert disk.item().status is Status.FOREIGN
+    json.dumps(show_json(disk.item(), disk.wanted(), seen), ensure_ascii=False).encode()
+
+
+def test_weights_that_are_not_recorded_say_nothing(disk: Disk) -> None:
+    """A record that names digests of the wrong kind is no help."""
+    disk.publish()
+    entry = disk.observed.records["res"].saes["layer_0"]
+    odd = replace(entry, inputs={"weights": {"source.digest": ["x"]}, "build": {}}, evidence=())
+    disk.observed = replace(disk.observed, records={"res": Record("res", {"layer_0": odd})})
+    shutil.rmtree(disk.folder / "source")
+    assert disk.item().status is Status.HELD
+    assert WEIGHTS_FILE in entry.files
