@@ -79,6 +79,13 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
     return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in names))
 
 
+def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
+    """The part of a plan whose items have one of the keys (``planning.basis.key_of_item``): what somebody approved."""
+    items = tuple(item for item in plan.items if basis.key_of_item(item) in keys)
+    names = {item.release for item in items}
+    return Plan(items, _digest(items), tuple(release for release in plan.releases if release.name in names))
+
+
 def _location(publish: PublishSpec) -> Location:
     return publish.target, publish.location
 

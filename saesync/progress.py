@@ -8,20 +8,24 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from saesync.digest import short
 from saesync.errors import Diagnostic
 from saesync.events import Emit, Event
-from saesync.inert import plain
+from saesync.inert import pad, plain, width
+from saesync.model import nothing
 from saesync.render import summary_text
 from saesync.render.style import Style
 from saesync.render.summary import duration
+from saesync.streams import write_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-_SHOWN = (("explained_variance", "EV"), ("ce_loss_score", "CE"), ("l0", "L0"))
+_SHOWN = (("explained_variance", "EV", "6.3f"), ("ce_loss_score", "CE", "6.3f"), ("l0", "L0", "6.1f"))
+_LONGEST = 40
 _SIGNS = {"published": ("✓", "good"), "deleted": ("✓", "good"), "failed": ("✗", "fail"), "failing": ("✗", "fail")}
 _WORDS = {
     "failed": "not published",
@@ -32,9 +36,20 @@ _WORDS = {
 _DOING = {"fetch": "downloading", "convert": "converting", "validate": "validating", "publish": "uploading", "adopt": "comparing"}
 
 
+@dataclass(frozen=True)
+class Look:
+    """What lines need besides the events: ``command`` is what the user typed, ``asked`` the same in its JSON form;
+    ``addresses`` are the SAEs to come, so that columns line up from the first line on."""
+
+    color: bool = False
+    command: Sequence[str] = ()
+    asked: Mapping[str, Sequence[str]] = field(default_factory=nothing)
+    addresses: Sequence[str] = ()
+
+
 @contextlib.contextmanager
-def reporter(kind: str, stream: TextIO, color: bool, command: Sequence[str] = ()) -> Iterator[Emit]:
-    """An ``Emit`` that draws on ``stream``: ``kind`` is "terminal", "lines" or "json". ``command`` is what the user typed.
+def reporter(kind: str, stream: TextIO, look: Look) -> Iterator[Emit]:
+    """An ``Emit`` that draws on ``stream``: ``kind`` is "terminal", "lines" or "json".
 
     Raises:
         ValueError: there is no such kind.
@@ -42,33 +57,28 @@ def reporter(kind: str, stream: TextIO, color: bool, command: Sequence[str] = ()
     if kind == "json":
         yield _json_lines(stream)
     elif kind == "lines":
-        yield Lines(lambda line: _write(stream, line), Style(color), command)
+        yield Lines(lambda line: write_line(stream, line), look)
     elif kind == "terminal":
-        with _bars(stream, color) as (bars, write):
-            yield Lines(write, Style(color), command, bars)
+        with _bars(stream, look.color) as (bars, write):
+            yield Lines(write, look, bars)
     else:
         raise ValueError(f"no reporter {kind!r}")
 
 
 def _json_lines(stream: TextIO) -> Emit:
     def emit(event: Event) -> None:
-        _write(stream, json.dumps(event, ensure_ascii=False))
+        write_line(stream, json.dumps(event, ensure_ascii=False))
 
     return emit
-
-
-def _write(stream: TextIO, line: str) -> None:
-    stream.write(line + "\n")
-    stream.flush()
 
 
 class Lines:
     """One line per finished SAE, and bars for what runs where there are any."""
 
-    def __init__(
-        self, write: Callable[[str], None], style: Style, command: Sequence[str] = (), bars: Bars | None = None
-    ) -> None:  # fmt: skip
-        self._write, self._style, self._command, self._bars = write, style, command, bars
+    def __init__(self, write: Callable[[str], None], look: Look, bars: Bars | None = None) -> None:
+        self._write, self._look, self._bars = write, look, bars
+        self._style = Style(look.color)
+        self._widths = _widths(look.addresses)
         self._release = ""
         self._failed: dict[str, str] = {}
 
@@ -107,7 +117,11 @@ class Lines:
             self._release = release
             self._write(self._style.paint(plain(release), "bold"))
         sign, role = _SIGNS.get(event["outcome"], ("·", "dim"))
-        parts = [plain(name), *_proof(event.get("proof") or {}), *_metrics(event.get("metrics") or {})]
+        parts = [
+            pad(plain(name), self._widths.get(release, 0)),
+            *_proof(event.get("proof") or {}),
+            *_metrics(event.get("metrics") or {}),
+        ]
         parts.append(_WORDS.get(event["outcome"], str(event["outcome"])))
         if event.get("seconds") is not None and event["outcome"] not in ("skipped", "stopped"):
             parts.append(duration(event["seconds"]))
@@ -119,16 +133,28 @@ class Lines:
         if self._bars is not None:
             self._bars.clear()
         self._write("")
-        self._write(summary_text(event, self._command, self._style.color))
+        self._write(summary_text(event, self._look.command, self._look.asked, self._look.color))
+
+
+def _widths(addresses: Sequence[str]) -> dict[str, int]:
+    """Columns of the longest SAE id of each release; very long ones stand out instead of pushing all others aside."""
+    widths: dict[str, int] = {}
+    for address in addresses:
+        release, _, name = address.partition("/")
+        widths[release] = max(widths.get(release, 0), min(width(plain(name)), _LONGEST))
+    return widths
 
 
 def _proof(proof: Mapping[str, Any]) -> list[str]:
-    found = [value for name, value in proof.items() if name.startswith("max_") and isinstance(value, float)]
-    return [f"converted  max|Δ| {max(found):.1e}"] if found else []
+    found = [float(value) for name, value in proof.items() if name.startswith("max_") and isinstance(value, int | float)]
+    if not found:
+        return []
+    largest = f"{max(found):.1e}" if max(found) else "0"
+    return [f"converted  max|Δ| {largest:>7}"]
 
 
 def _metrics(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{label} {metrics[name]:.3g}" for name, label in _SHOWN if name in metrics]
+    return [f"{label} {metrics[name]:{form}}" for name, label, form in _SHOWN if name in metrics]
 
 
 def _count(number: int, word: str) -> str:

@@ -14,7 +14,16 @@ PACKAGE = Path(__file__).parent.parent / "saesync"
 # Lower layers never import higher ones. A module stands in the first layer whose prefix matches.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.__init__", "saesync"),
-    ("saesync.errors", "saesync.digest", "saesync.events", "saesync.jobs", "saesync.hooks", "saesync.carets", "saesync.inert"),
+    (
+        "saesync.errors",
+        "saesync.digest",
+        "saesync.events",
+        "saesync.jobs",
+        "saesync.hooks",
+        "saesync.carets",
+        "saesync.inert",
+        "saesync.streams",
+    ),
     ("saesync.record",),
     ("saesync.model",),
     ("saesync.measure.metrics",),

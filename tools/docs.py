@@ -28,11 +28,13 @@ def cli_reference() -> str:
     parts = ["# Command line", "", "Generated from the program by `make docs`.", ""]
 
     def describe(command: click.Command, path: str) -> None:
-        context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
+        context = click.Context(command, info_name=path, terminal_width=100, help_option_names=["-h", "--help"])
         parts.extend([f"## `{path}`", "", "```text", command.get_help(context).rstrip(), "```", ""])
         if isinstance(command, click.Group):
-            for name in sorted(command.commands):
-                describe(command.commands[name], f"{path} {name}")
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                if found is not None:
+                    describe(found, f"{path} {name}")
 
     describe(cli, "saesync")
     return "\n".join(parts)

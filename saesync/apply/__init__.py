@@ -16,7 +16,7 @@
     Result                .exit_code (0, 1, 130), .outcomes {address: Outcome}, .failures, .seconds, .interrupted
 
     preflight.check(plan, context) -> tuple[Diagnostic, ...]     # empty: nothing is missing
-    progress.reporter(kind, stream, color, command=()) -> context manager giving an Emit   # "terminal" | "lines" | "json"
+    progress.reporter(kind, stream, Look()) -> context manager giving an Emit   # kind "terminal" | "lines" | "json"
 
 ``apply`` never raises for one SAE's failure: it is in ``Result.failures`` and was emitted as ``step_failed``. It writes nothing
 outside the cache and the targets, keeps no journal and no lock: run it again after any interruption.

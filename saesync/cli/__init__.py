@@ -9,13 +9,13 @@ import difflib
 import importlib
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 
 import click
 
-from saesync import __version__
-from saesync.carets import show
-from saesync.cli.output import colored, say
-from saesync.errors import SaesyncError
+from saesync import __version__, carets
+from saesync.cli.output import may_color, say
+from saesync.errors import Interrupted, ManifestError, SaesyncError
 
 _COMMANDS = {
     "init": "inspect",
@@ -32,6 +32,29 @@ _COMMANDS = {
 }
 
 
+_LEFT_UNDONE: Mapping[str, str] = {"plan": " Nothing was planned.", "apply": " Nothing was done."}
+
+
+def _remember(ctx: click.Context, option: click.Parameter, value: bool) -> None:
+    """Options of the whole program may stand before or after the command."""
+    if value:
+        ctx.ensure_object(dict)[option.name] = True
+
+
+_COMMON = (
+    click.Option(
+        ["--no-color"],
+        is_flag=True,
+        expose_value=False,
+        callback=_remember,
+        help="No colors. NO_COLOR in the environment does the same.",
+    ),
+    click.Option(
+        ["--debug"], is_flag=True, expose_value=False, callback=_remember, help="Show tracebacks, for reporting a bug."
+    ),
+)  # fmt: skip
+
+
 class _Commands(click.Group):
     """Commands by name, imported on use, listed in the order in which a newcomer meets them."""
 
@@ -43,6 +66,7 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
+        command.params += [option for option in _COMMON if option not in command.params]
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -54,18 +78,17 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.command(
+    cls=_Commands, params=list(_COMMON), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, "-V", "--version", prog_name="saesync", message="%(prog)s %(version)s")
-@click.option("--debug", is_flag=True, help="Show tracebacks, for reporting a bug.")
-@click.option("--no-color", is_flag=True, help="No colors. NO_COLOR in the environment does the same.")
 @click.pass_context
-def cli(ctx: click.Context, debug: bool, no_color: bool) -> None:
+def cli(ctx: click.Context) -> None:
     """Publish sparse autoencoders like infrastructure: write a manifest, read the plan, apply.
 
     Start with `saesync demo ./demo`: a small real world, offline, in a few minutes.
     """
-    ctx.obj = {"debug": debug}
-    ctx.color = colored(no_color)
+    ctx.ensure_object(dict)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -81,19 +104,39 @@ def main(args: list[str] | None = None) -> None:
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted.")
-        code = 130
+        code = Interrupted.exit_code
     except SaesyncError as error:
         if debug:
             traceback.print_exc()
-        say(show(error.diagnostics, color=colored("--no-color" in words)))
+        _tell(error, words)
         code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away (`saesync plan | head`): not an error worth a message.
-        sys.stderr.close()
-        code = 0
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        _tell(_trouble(error), words)
+        code = 1
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
             traceback.print_exc()
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell(error: SaesyncError, words: Sequence[str]) -> None:
+    """Every diagnostic, and under those of manifests how many there are."""
+    said = carets.show(error.diagnostics, color=may_color(sys.stderr, "--no-color" in words))
+    files = {diagnostic.origin.file for diagnostic in error.diagnostics if diagnostic.origin is not None}
+    if isinstance(error, ManifestError) and files:
+        command = next((word for word in words if not word.startswith("-")), "")
+        many = (len(error.diagnostics), "error"), (len(files), "manifest")
+        errors, manifests = (f"{number} {word}{'s' * (number != 1)}" for number, word in many)
+        said += f"\n\n{errors} in {manifests}.{_LEFT_UNDONE.get(command, '')}"
+    say(said)
+
+
+def _trouble(error: OSError) -> SaesyncError:
+    """What the operating system refused, in words."""
+    from saesync.apply.scheduler import os_trouble
+
+    return os_trouble(error)

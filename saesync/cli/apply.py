@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -15,7 +18,17 @@ from saesync.apply import apply as run
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, put, say
 from saesync.errors import Missing
+from saesync.planner import keep
 from saesync.targets import open_target
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def _devices(_ctx: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not _DEVICE.fullmatch(name):
+            raise click.BadParameter(f"{name!r} is no device. Known: cpu, mps, cuda, cuda:0, cuda:1 and so on, auto.")
+    return names
 
 
 @click.command()
@@ -23,31 +36,34 @@ from saesync.targets import open_target
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", help="json: one event per line.")
 @click.option(
-    "--device", "devices", multiple=True, metavar="DEVICE", help="Measure on this device (cuda:0, mps, cpu); repeatable."
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    callback=_devices,
+    help="Measure on this device (cuda:0, mps, cpu); repeatable.",
 )
 @click.pass_context
 def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tuple[str, ...]) -> None:
-    """Make the manifests true: fetch, convert with a proof, validate on the real model, publish.
+    """Make it true: fetch, convert, validate, publish.
 
-    PATH is a plan file from `saesync plan --out`, or manifests. A plan file is the approval; otherwise apply shows the plan
-    and asks. Safe to stop and to kill at any time: run the same command again.
+    Conversions are proved, SAEs measured on the real model, and what passes is published.
+    PATH is a plan file from `saesync plan --out`, or manifests; manifests/ unless given. A plan file is the approval;
+    otherwise apply shows the plan and asks. Safe to stop and to kill at any time: run the same command again.
     """
-    saved = planfile.read(asked.plan_file) if asked.plan_file is not None else None
-    if saved is not None:
-        asked = Asked.from_json(saved["asked"])
-    world = look(asked)
-    if saved is not None:
-        planfile.check(saved, world.plan)
-    elif not _approved(ctx, world, asked, yes, format_):
+    world = _approved_by_file(asked.plan_file) if asked.plan_file is not None else _approved_here(ctx, asked, yes, format_)
+    if world is None:
         say("Nothing was done.")
         ctx.exit(1)
+    for note in world.notes:
+        say(note)
     context = Context(
         cache=world.cache,
         resolver=world.resolver,
         wanted=world.wanted,
         observed=world.observed,
         open_target=lambda name: open_target(name, world.cache),
-        choices=asked.choices,
+        choices=world.asked.choices,
         devices=devices,
     )
     missing = preflight.check(world.plan, context)
@@ -56,29 +72,46 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
     kind = "json" if format_ == "json" else "terminal" if sys.stderr.isatty() else "lines"
     stop = StopFlag()
     stream = sys.stdout if format_ == "json" else sys.stderr
-    with progress.reporter(kind, stream, colored(ctx.color is False)) as emit, _interruptible(stop):
+    # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
+    again = ("saesync", "apply", *asked.words(), *(["-y"] if yes else [])) if asked.plan_file is None else ()
+    look = progress.Look(
+        color=colored(ctx, sys.stderr),
+        command=again,
+        asked=world.asked.to_json(),
+        addresses=tuple(item.address for item in world.plan.pending if item.id is not None),
+    )
+    with progress.reporter(kind, stream, look) as emit, _interruptible(stop):
         result = run(world.plan, context, emit, stop)
     ctx.exit(result.exit_code)
 
 
-def _approved(ctx: click.Context, world: World, asked: Asked, yes: bool, format_: str) -> bool:
-    """Show the plan and ask, unless there is nothing to do or ``-y``.
+def _approved_by_file(file: Path) -> World:
+    """The world as it is now, with that part of its plan that stands in the file and is still as it was.
+
+    Raises:
+        PlanStale: anything in it is not.
+    """
+    saved = planfile.read(file)
+    world = look(Asked.from_json(saved["asked"]), again=True)
+    planfile.check(saved, world.plan, str(file))
+    return replace(world, plan=keep(world.plan, planfile.approved(saved)))
+
+
+def _approved_here(ctx: click.Context, asked: Asked, yes: bool, format_: str) -> World | None:
+    """Show the plan and ask, unless there is nothing to do or ``-y``; None when the answer is no.
 
     Raises:
         click.UsageError: there is nobody to ask.
     """
+    if not yes and (format_ == "json" or not sys.stdin.isatty()):
+        nobody = "--format json cannot ask" if format_ == "json" else "There is no terminal to ask on"
+        raise click.UsageError(f"{nobody}: give a plan file, or -y.", ctx)
+    world = look(asked)
     if format_ == "text":
         view = planfile.plan_json(world.plan, asked=asked.to_json())
-        put(
-            render.plan_text(
-                view, arguments=asked.words(), plan_file=None, verbose=False, color=colored(ctx.color is False, "stdout")
-            )
-        )
-    if yes or not world.plan.pending:
-        return True
-    if not sys.stdin.isatty():
-        raise click.UsageError("There is no terminal to ask on: give a plan file, or -y.", ctx)
-    return click.confirm("Do this?", err=True)
+        put(render.plan_text(view, next_commands=False, color=colored(ctx, sys.stdout)))
+        say("")
+    return world if yes or not world.plan.pending or click.confirm("Do this?", err=True) else None
 
 
 @contextmanager

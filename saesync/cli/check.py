@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from saesync import manifest
-from saesync.cli.common import paths_argument, root_option
+from saesync.cli.common import manifests_only, paths_argument, root_option
 from saesync.cli.output import put
 
 
@@ -15,10 +15,11 @@ from saesync.cli.output import put
 @paths_argument
 @root_option
 def check(paths: tuple[Path, ...], roots: tuple[Path, ...]) -> None:
-    """Check manifests without looking at anything published. Offline.
+    """Check manifests, offline: nothing published is looked at.
 
     PATH is a manifest or a folder of manifests; manifests/ unless given.
     """
+    manifests_only(paths)
     files = manifest.find(paths)
     releases = manifest.load(files, roots=roots)
     saes = sum(len(release.saes) for release in releases)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
 from saesync.planner import plan as make_plan
 from saesync.planner import select
+from saesync.planning.case import matches
 from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -28,8 +30,21 @@ root_option = click.option(
 format_option = click.option(
     "--format", "format_", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True, help="Output form."
 )
-verbose_option = click.option("-v", "--verbose", is_flag=True, help="One line per SAE: fold nothing.")
-paths_argument = click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="One line per SAE: fold and leave out nothing.")
+paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
+PLAN_SUFFIX = ".json"
+
+
+def manifests_only(paths: Collection[Path]) -> None:
+    """Refuse a plan file where manifests are meant.
+
+    Raises:
+        click.UsageError: one of the paths is named like a plan file.
+    """
+    for path in paths:
+        if path.suffix == PLAN_SUFFIX:
+            said = f"{path} is named like a plan file, and manifests are .yaml files. `saesync apply {path}` carries out a plan."
+            raise click.UsageError(said, click.get_current_context(silent=True))
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Asked:
     @property
     def plan_file(self) -> Path | None:
         """The plan file, when that is what was given."""
-        return self.paths[0] if len(self.paths) == 1 and self.paths[0].suffix == ".json" else None
+        return self.paths[0] if len(self.paths) == 1 and self.paths[0].suffix == PLAN_SUFFIX else None
 
     def to_json(self) -> dict[str, list[str]]:
         """The form kept in plan files; paths relative to where the command ran."""
@@ -84,8 +99,9 @@ def asked_options(command: Command) -> Command:
         **rest: Any,
     ) -> Any:
         asked = Asked(paths, roots, only, Choices(adopt, replace, prune))
-        if any(path.suffix == ".json" for path in paths) and asked != Asked(paths[:1]):
-            raise click.UsageError("A plan file stands alone: it already says which manifests, and what is allowed.")
+        if any(path.suffix == PLAN_SUFFIX for path in paths) and asked != Asked(paths[:1]):
+            said = "A plan file stands alone: it already says which manifests, and what is allowed."
+            raise click.UsageError(said, click.get_current_context(silent=True))
         return command(asked=asked, **rest)
 
     for decorate in (
@@ -102,14 +118,16 @@ def asked_options(command: Command) -> Command:
 
 @dataclass(frozen=True)
 class World:
-    """Everything a plan is made from, and the plan."""
+    """Everything a plan is made from, and the plan. ``notes`` are what the user should hear of their own words."""
 
+    asked: Asked
     releases: tuple[Release, ...]
     wanted: Mapping[str, Wanted]
     observed: Mapping[tuple[str, str], Observed]
     plan: Plan
     resolver: Resolver
     cache: Cache
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -124,23 +142,24 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def look(asked: Asked) -> World:
+def look(asked: Asked, *, again: bool = False) -> World:
     """Load the manifests, look at every place they name, and plan.
 
     The whole folder of each manifest is loaded whatever PATH says: two manifests that claim the same folder, and SAEs that
-    no manifest names any more, can be told only from all of them.
+    no manifest names any more, can be told only from all of them. ``again``: the words come from a plan file, of which
+    much may be done already.
 
     Raises:
         ManifestError: with everything that is wrong in all of them.
+        click.UsageError: --only, --adopt, --replace or --prune names nothing that is here.
     """
     with _no_garbage_collection():
-        return _look(asked)
+        return _look(asked, again)
 
 
-def _look(asked: Asked) -> World:
+def _look(asked: Asked, again: bool) -> World:
     chosen = manifest.find(asked.paths)
-    neighbours = manifest.find(tuple(dict.fromkeys(path.parent for path in chosen)))
-    everything = manifest.load(neighbours, roots=asked.roots)
+    everything = manifest.load(manifest.with_neighbours(chosen), roots=asked.roots)
     files = {str(path) for path in chosen}
     releases = tuple(release for release in everything if release.manifest in files)
     cache = Cache()
@@ -148,5 +167,41 @@ def _look(asked: Asked) -> World:
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)
     named = frozenset(release.name for release in everything)
-    plan = make_plan(releases, wanted, observed, asked.choices, named=named)
-    return World(releases, wanted, observed, select(plan, asked.only), resolver, cache)
+    whole = make_plan(releases, wanted, observed, asked.choices, named=named)
+    recorded = {name for seen in observed.values() for name in seen.records}
+    if not again:
+        _check_words(asked, whole, named | recorded)
+    plan = select(whole, asked.only)
+    return World(asked, releases, wanted, observed, plan, resolver, cache, tuple(_idle_words(asked, plan)))
+
+
+def _permissions(asked: Asked) -> list[tuple[str, str]]:
+    choices = asked.choices
+    flags = (("adopt", choices.adopt), ("replace", choices.replace), ("prune", choices.prune))
+    return [(flag, word) for flag, words in flags for word in words]
+
+
+def _check_words(asked: Asked, plan: Plan, releases: Collection[str]) -> None:
+    """A mistyped name must not pass as "nothing to do"."""
+    addresses = [item.address for item in plan.items if item.id is not None]
+    for flag, word in [*(("only", glob) for glob in asked.only), *_permissions(asked)]:
+        if flag == "prune" and word not in releases:
+            said = f"--prune {word!r}: no release of that name is here. Type its whole name.{_near(word, releases)}"
+        elif flag != "prune" and not any(matches((word,), address) for address in addresses):
+            said = f"--{flag} {word!r} matches no SAE. It is compared with whole addresses, release/id.{_near(word, addresses)}"
+        else:
+            continue
+        raise click.UsageError(said, click.get_current_context(silent=True))
+
+
+def _near(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _idle_words(asked: Asked, plan: Plan) -> Iterator[str]:
+    """Permissions that nothing in the plan rests on."""
+    for flag, word in _permissions(asked):
+        granted = (item for item in plan.items if item.basis.get("asked.choice") == flag)
+        if not any(item.release == word if flag == "prune" else matches((word,), item.address) for item in granted):
+            yield f"Note: nothing here needs --{flag} {word!r}."

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from saesync.cli.output import put, say
+from saesync.cli.output import colored, put, say
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.pass_context
 def demo(ctx: click.Context, folder: Path) -> None:
-    """Build a small real world in FOLDER: a language model, SAEs trained on it, manifests.
+    """Build a small real world to try everything on.
 
+    FOLDER gets a language model, SAEs that are really trained on it, and manifests over them.
     Offline, at most five minutes on two cores; what is there already is kept. Then try `saesync plan FOLDER/manifests`.
     """
     from saesync.demo import build
 
-    console = Console(stderr=True, no_color=not ctx.color)
+    console = Console(stderr=True, no_color=not colored(ctx, sys.stderr))
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.fields[rate]:>20}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}

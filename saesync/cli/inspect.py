@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from saesync.cache import Cache, write_atomic
-from saesync.cli.output import put, say
+from saesync.cli.output import put, say, writing
 from saesync.errors import Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
-from saesync.inspection.text import describe, manifest, stanza, to_json
+from saesync.inspection.text import describe, manifest, release_name, stanza, to_json
 
 
 def _look(source: str) -> Inspection:
@@ -22,19 +22,21 @@ def _look(source: str) -> Inspection:
 @click.command()
 @click.argument("source")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form.")
-def inspect(source: str, format_: str) -> None:
-    """Say what SOURCE is: format, shapes, dtype, what is missing, and the manifest stanza for it.
+@click.pass_context
+def inspect(ctx: click.Context, source: str, format_: str) -> None:
+    """Say what SOURCE is, and print its manifest stanza.
 
-    SOURCE is a file, a folder, or hf://owner/repo[/path][@revision]. Only headers are read, on the Hub by ranged requests.
+    SOURCE is a file, a folder, or hf://owner/repo[/path][@revision]. Only headers are read (on the Hub by ranged
+    requests): formats, shapes, dtypes, and what the files do not say. Exit code 1 when nothing there can be converted.
     """
     found = _look(source)
     if format_ == "json":
         put(json.dumps(to_json(found), indent=2, ensure_ascii=False))
-        return
-    put(describe(found))
-    if found.convertible:
-        put("")
-        put(stanza(found).rstrip())
+    else:
+        put(describe(found))
+        if found.convertible:
+            put(f"\n{stanza(found).rstrip()}")
+    ctx.exit(0 if found.convertible else 1)
 
 
 @click.command()
@@ -43,7 +45,7 @@ def inspect(source: str, format_: str) -> None:
 @click.option("--model", metavar="NAME", help="The language model's Hub id or folder, when the files do not say it.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="The file; manifests/RELEASE.yaml unless given; - for stdout.")
 def init(source: str, release: str | None, model: str | None, out: Path | None) -> None:
-    """Write a commented manifest over the SAEs at SOURCE.
+    """Write a commented manifest for SOURCE.
 
     SOURCE is a file, a folder, or hf://owner/repo[/path][@revision]. A file that is there is never overwritten.
     """
@@ -51,10 +53,11 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
     if out is not None and str(out) == "-":
         put(manifest(found, release, model, Path.cwd()).rstrip())
         return
-    name = manifest(found, release, model).split("release: ", 1)[1].split("\n", 1)[0].strip("\"'")
-    path = out or Path("manifests") / f"{name}.yaml"
+    path = out or Path("manifests") / f"{release_name(found, release)}.yaml"
     if path.exists():
         raise Refused("File exists", f"{path} is there already and is not overwritten. Give another name with --out.")
-    write_atomic(path, manifest(found, release, model, path.parent.absolute()).encode())
+    text = manifest(found, release, model, path.parent.absolute())
+    with writing(path):
+        write_atomic(path, text.encode())
     put(f"Wrote {path}.")
     say(f"Fill in what it leaves open, then run `saesync plan {path}`.")

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 import click
 
+from saesync.errors import Missing
+from saesync.streams import write_line
 
-def colored(no_color: bool, stream: str = "stderr") -> bool:
+
+def may_color(stream: TextIO | None, no_color: bool) -> bool:
     """Colors only on a terminal, and never against NO_COLOR or ``--no-color``."""
-    if no_color or os.environ.get("NO_COLOR"):
-        return False
-    return sys.stderr.isatty() if stream == "stderr" else sys.stdout.isatty()
+    return stream is not None and not no_color and not os.environ.get("NO_COLOR") and stream.isatty()
+
+
+def colored(ctx: click.Context, stream: TextIO | None) -> bool:
+    """The same inside a command, which knows whether ``--no-color`` was given."""
+    return may_color(stream, bool(ctx.ensure_object(dict).get("no_color")))
 
 
 def say(text: str) -> None:
     """One message to stderr."""
-    click.echo(text, err=True)
+    write_line(sys.stderr, text)
 
 
 def put(text: str) -> None:
     """Data to stdout."""
-    click.echo(text)
+    write_line(sys.stdout, text)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While a file that the user named is written.
+
+    Raises:
+        Missing: it cannot be, and why.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Missing("File cannot be written", f"{path}: {error.strerror}. Name another file.") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from saesync.cache import Cache
+from saesync.cli.common import manifests_only
 from saesync.cli.output import put
 from saesync.errors import NotVisible
 from saesync.hub import Hub
@@ -14,12 +15,14 @@ from saesync.pin import pin as pin_file
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("file", type=click.Path(path_type=Path))
 def pin(file: Path) -> None:
-    """Fill in full commit hashes for the sources, models and datasets FILE names.
+    """Fill in the commit hashes that FILE needs.
 
-    Branches and tags become the commit they point to now; hashes that stand there stay. Nothing else in FILE changes.
+    Sources, models and datasets get the commit that their branch or tag points to now; hashes that stand there stay, and
+    nothing else in FILE changes.
     """
+    manifests_only((file,))
     hub = Hub(Cache())
 
     def resolve(repo: str, kind: str, revision: str | None) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from saesync import planfile, render
-from saesync.cli.common import Asked, asked_options, format_option, look, verbose_option
-from saesync.cli.output import colored, put, say
+from saesync.cli.common import PLAN_SUFFIX, Asked, asked_options, format_option, look, manifests_only, verbose_option
+from saesync.cli.output import colored, put, say, writing
 from saesync.model import Plan, Status
 
 PENDING, TROUBLE = 3, 1
@@ -25,24 +26,32 @@ PENDING, TROUBLE = 3, 1
 @click.option("--check", is_flag=True, help="Exit 3 when steps are pending, else 1 when something is failing, held or unknown.")
 @click.pass_context
 def plan(ctx: click.Context, asked: Asked, format_: str, verbose: bool, out: Path | None, check: bool) -> None:
-    """Show what is not true yet of what the manifests ask, and why.
+    """Show what would be done, and why. Changes nothing.
 
     Reads what is really published; needs no GPU and downloads no weights. PATH is a manifest or a folder of manifests;
     manifests/ unless given.
     """
+    manifests_only(asked.paths)
+    if verbose and format_ != "text":
+        raise click.UsageError("-v unfolds the text; --format markdown and json hold every SAE anyway.", ctx)
+    if out is not None and out.suffix != PLAN_SUFFIX:
+        raise click.UsageError(f"--out {out}: a plan file's name ends in {PLAN_SUFFIX}, so that apply knows it for one.", ctx)
     world = look(asked)
     saved = planfile.plan_json(world.plan, asked=asked.to_json())
     if out is not None:
-        planfile.write(out, saved)
+        with writing(out):
+            planfile.write(out, saved)
     if format_ == "json":
         put(json.dumps(saved, indent=2, ensure_ascii=False))
     elif format_ == "markdown":
         put(render.markdown(saved))
     else:
-        color = colored(ctx.color is False, "stdout")
+        color = colored(ctx, sys.stdout)
         put(render.plan_text(saved, arguments=asked.words(), plan_file=out, verbose=verbose, color=color))
-    if out is not None and format_ != "text":
+    if out is not None:
         say(f"Wrote {out}.")
+    for note in world.notes:
+        say(note)
     ctx.exit(check_code(world.plan) if check else 0)
 
 

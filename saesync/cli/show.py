@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from saesync import planfile, render
-from saesync.cli.common import Asked, format_option, look, root_option
+from saesync.cli.common import Asked, look, manifests_only, root_option
 from saesync.cli.output import colored, put
 from saesync.errors import ManifestError
+from saesync.inert import plain
+
+_LISTED = 10
 
 
 @click.command()
-@click.argument("address", shell_complete=None)
+@click.argument("address")
 @click.option(
     "--manifests", "paths", multiple=True, type=click.Path(path_type=Path), help="Where to look; manifests/ unless given."
 )
 @root_option
-@format_option
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form.")
 @click.pass_context
 def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple[Path, ...], format_: str) -> None:
-    """Show one SAE: what is asked, what is published, its proof and its evidence.
+    """Show one SAE: asked, published, proof, evidence.
 
     ADDRESS is release/id, as plan and apply print it.
     """
+    manifests_only(paths)
     world = look(Asked(paths, roots))
     items = {item.address: item for item in world.plan.items if item.id is not None}
     if address not in items:
-        import difflib
-
-        near = difflib.get_close_matches(address, items, n=1)
-        hint = f" Did you mean {near[0]}?" if near else " `saesync plan -v` lists the addresses."
-        raise ManifestError("Unknown address", f"No manifest here names {address}.{hint}")
+        raise ManifestError("Unknown address", f"No manifest here names {plain(address)}. {_advice(address, list(items))}")
     release = next(r for r in world.releases if r.name == items[address].release)
     place = (release.publish.target, release.publish.location) if release.publish is not None else None
     view = planfile.show_json(items[address], world.wanted.get(address), world.observed.get(place) if place else None)
     if format_ == "json":
         put(json.dumps(view, indent=2, ensure_ascii=False))
     else:
-        put(render.show_text(view, color=colored(ctx.color is False, "stdout")))
+        put(render.show_text(view, color=colored(ctx, sys.stdout)))
+
+
+def _advice(address: str, known: list[str]) -> str:
+    inside = [name for name in known if name.startswith(f"{address}/")]
+    if inside:
+        more = f" and {len(inside) - _LISTED:,} more" if len(inside) > _LISTED else ""
+        return f"That is a release. Its SAEs: {', '.join(map(plain, inside[:_LISTED]))}{more}."
+    near = difflib.get_close_matches(address, known, n=1)
+    return f"Did you mean {plain(near[0])}?" if near else "`saesync plan -v` lists the addresses."

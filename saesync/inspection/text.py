@@ -17,7 +17,9 @@ from saesync.inspection import Found, Inspection
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
+_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN_TENSORS = 12
+_UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
 
 
 def describe(inspection: Inspection) -> str:
@@ -62,13 +64,15 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
 
 
 def stanza(inspection: Inspection, found: Found | None = None, folder: Path | None = None) -> str:
-    """A ready ``source:`` stanza for ``found`` (the first convertible SAE unless given).
+    """A ready ``source:`` stanza for ``found``; unless given, for the only convertible SAE, or ``saes:`` with a row for each.
 
     ``folder`` is where the manifest will lie; a local path is then written relative to it.
 
     Raises:
         Refused: nothing here can be converted, with the first reason.
     """
+    if found is None and len(inspection.convertible) > 1:
+        return "\n".join(["saes:", *_many(inspection, inspection.convertible, folder)]) + "\n"
     chosen = found or _first(inspection)
     candidate = _best(chosen)
     place = _location(inspection, yaml(_join(inspection, chosen.path, folder)))
@@ -85,7 +89,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
     """
     found = inspection.convertible or (_first(inspection),)
     candidates = [_best(one) for one in found]
-    name = release or _slug(_title(inspection), slashes=False) or "my-saes"
+    name = release_name(inspection, release)
     said = model or _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
     return "\n".join(
         [
@@ -109,11 +113,30 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "#     explained_variance: {min: 0.70}",
             "",
             "publish:",
-            "  local: ./published                        # or, instead,  huggingface: OWNER/REPO",
+            f"  local: {yaml(_published(folder)):<35} # or, instead,  huggingface: OWNER/REPO",
             "  # license: mit",
             "",
         ]
     )
+
+
+def _published(folder: Path | None) -> str:
+    """Beside the manifest, or beside the folder of manifests."""
+    return "../published" if folder is not None and folder.name == "manifests" else "./published"
+
+
+def release_name(inspection: Inspection, said: str | None = None) -> str:
+    """What the user said, else a name made of the source's.
+
+    Raises:
+        Refused: what was said cannot be a release's name, which is a file's name, too.
+    """
+    if said is not None and not _RELEASE.fullmatch(said):
+        detail = (
+            f"{plain(said)!r}: a release's name has only letters, digits, `.`, `_` and `-`, and begins with a letter or digit."
+        )
+        raise Refused("Not a release name", detail)
+    return said or _slug(_title(inspection), slashes=False) or "my-saes"
 
 
 def yaml(value: Any) -> str:
@@ -209,8 +232,8 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     chosen = [_best(found) for found in saes]
     for found, candidate in zip(saes, chosen, strict=True):
         row = {"id": _id(found, candidate), "path": _join(inspection, found.path, folder), "format": candidate.format}
-        if "hook" in candidate.facts:
-            row["hook"] = candidate.facts["hook"]
+        if any("hook" in one.facts for one in chosen):
+            row["hook"] = candidate.facts.get("hook", _UNSAID)
         rows.append({**row, **candidate.options, "dtype": candidate.facts.get("dtype", "float32")})
     common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
     common = {key: value for key, value in common.items() if key not in ("id", "path")}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
@@ -20,7 +20,7 @@ from saesync.manifest.releases import release_of
 from saesync.manifest.yaml12 import MAX_BYTES, Node, decode, parse
 from saesync.model import Release
 
-__all__ = ["DEFAULT_FOLDER", "find", "load", "read_tree"]
+__all__ = ["DEFAULT_FOLDER", "find", "load", "read_tree", "with_neighbours"]
 
 DEFAULT_FOLDER = Path("manifests")
 MAX_SHOWN = 100
@@ -46,7 +46,19 @@ def find(paths: Sequence[Path]) -> list[Path]:
             wrong += error.diagnostics
     if wrong:
         raise ManifestError.of(wrong)
-    return sorted(found)
+    return _once(found)
+
+
+def with_neighbours(files: Sequence[Path]) -> list[Path]:
+    """``files`` and the manifests in the same folders, sorted, each once.
+
+    Raises:
+        ManifestError: a file in one of the folders is a link that leads out of it.
+    """
+    found = dict.fromkeys(files)
+    for folder in dict.fromkeys(path.parent for path in files):
+        found.update(dict.fromkeys(_listed(folder)))
+    return _once(found)
 
 
 def load(files: Sequence[Path], *, roots: Sequence[Path] = ()) -> tuple[Release, ...]:
@@ -96,16 +108,32 @@ def read_bytes(file: Path) -> bytes:
 
 def _existing(path: Path) -> Path:
     if not os.path.lexists(path):
-        advice = " Write one with `saesync init`, or name a manifest." if path == DEFAULT_FOLDER else " Check the name."
-        raise ManifestError("No such manifest", f"There is no {path} here.{advice}")
+        if path == DEFAULT_FOLDER:
+            said = f"There is no folder {path} here. Write a manifest with `saesync init`, or say where they are."
+        else:
+            said = f"There is no {path} here. Check the name."
+        raise ManifestError("No such manifest", said)
     return path
 
 
+def _once(files: Iterable[Path]) -> list[Path]:
+    """``files`` sorted; of several names of one file, the first that was given."""
+    return sorted({path.resolve(): path for path in reversed(list(files))}.values())
+
+
 def _in_folder(folder: Path) -> list[Path]:
-    """The manifests directly in a folder."""
+    """The manifests directly in a folder, of which there must be some."""
+    found = _listed(folder)
+    if not found:
+        detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`."
+        raise ManifestError("No manifest found", detail)
+    return found
+
+
+def _listed(folder: Path) -> list[Path]:
     real = folder.resolve()
     found = []
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir()):
         if path.suffix not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
         if path.is_symlink() and not path.resolve().is_relative_to(real):
@@ -113,9 +141,6 @@ def _in_folder(folder: Path) -> list[Path]:
             raise ManifestError("Link leads outside", detail)
         if _LOOKS_LIKE_ONE.search(read_bytes(path)):
             found.append(path)
-    if not found:
-        detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`."
-        raise ManifestError("No manifest found", detail)
     return found
 
 

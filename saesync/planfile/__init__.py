@@ -13,11 +13,11 @@ from saesync.cache import write_atomic
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, Release, Sae, Status, StepKind
-from saesync.planfile.compare import Difference, check, compare
+from saesync.planfile.compare import Difference, approved, check, compare
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 
-__all__ = ["VERSION", "Difference", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
+__all__ = ["VERSION", "Difference", "approved", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
 
 TYPE = "saesync-plan"
 VERSION = 1
@@ -67,10 +67,14 @@ def _totals(plan: Plan) -> dict[str, int]:
     """How many of each verb. A release counts by what is done to it, or by trouble that its SAEs do not have themselves."""
     spoken = {(item.release, item.reasons[0].code) for item in plan.items if item.id is not None and item.held}
     counts: Counter[str] = Counter()
+    created: set[object] = set()  # places: several releases may share one
     for item in plan.items:
         own_trouble = item.held and (item.release, item.reasons[0].code) not in spoken
-        if item.id is not None or item.steps or own_trouble:
+        if StepKind.CREATE in item.steps:
+            created.add(item.basis.get("asked.target"))
+        elif item.id is not None or item.steps or own_trouble:
             counts[verb_of(item)] += 1
+    counts["create"] = len(created)
     gone = counts["orphaned"] + counts["delete"]
     saes = sum(item.id is not None for item in plan.items) - gone
     return {"saes": saes, **dict(sorted((+counts).items()))}

@@ -30,6 +30,15 @@ class Difference:
     where: str | None = None
 
 
+def approved(saved: Saved) -> frozenset[tuple[str, str, str]]:
+    """Keys of the items that stand in a saved plan: nothing else is applied with it."""
+    return frozenset(_key(old) for old in saved["items"])
+
+
+def _key(old: Saved) -> tuple[str, str, str]:
+    return old["release"], old["id"] or "", old.get("section") or ""
+
+
 def compare(saved: Saved, now: Plan) -> list[Difference]:
     """Everything asked or observed differently from what the saved plan was made of.
 
@@ -40,7 +49,7 @@ def compare(saved: Saved, now: Plan) -> list[Difference]:
     effects = _effects(saved)
     found: list[Difference] = []
     for old in saved["items"]:
-        item = present.get((old["release"], old["id"] or "", old.get("section") or ""))
+        item = present.get(_key(old))
         address = old["release"] if old["id"] is None else f"{old['release']}/{old['id']}"
         if item is None:
             if str(StepKind.DELETE) not in old["steps"]:

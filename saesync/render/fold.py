@@ -26,10 +26,11 @@ SYMBOLS: Mapping[str, str] = {
     "unknown": "?",
     "failing": "x",
     "orphaned": "·",
+    "current": "=",
 }
 _UNSAID = ("fetch", "publish")
 _WHOLE = ("publish", "restore", "rebuild", "adopt")
-_STATUS = {"held": "held", "unknown": "unknown", "failing": "failing", "orphaned": "not asked for"}
+_STATUS = {"held": "held", "unknown": "unknown", "failing": "failing", "orphaned": "not asked for", "current": "up to date"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ def lines_of(items: list[Item], unfold: bool) -> list[Line]:
     for item in items:
         why = reasons_joined(item["reasons"], reason_text, 1000)
         repeated = item["id"] is None and not item["steps"] and (item["verb"], why) in spoken
-        if item["verb"] in QUIET or repeated or (item["id"] is None and item["status"] == "locked"):
+        quiet = item["verb"] in QUIET and (item["id"] is None or not unfold)
+        if quiet or repeated or (item["id"] is None and item["status"] == "locked"):
             continue
         alone = item["id"] if unfold or item["id"] is None else None
         key = (item["verb"], tuple(item["steps"]), why, alone, item["id"] is None, item["section"])
@@ -82,10 +84,16 @@ def place_of(item: Item) -> str:
 
 
 def by_release(items: list[Item]) -> dict[str, list[Item]]:
-    """Items by release, in the plan's order."""
+    """Items by release, in the plan's order. A place that several releases share is created once, with the first."""
     found: dict[str, list[Item]] = {}
+    created: set[str] = set()
     for item in items:
-        found.setdefault(item["release"], []).append(item)
+        mine = found.setdefault(item["release"], [])
+        if item["verb"] == "create":
+            if place_of(item) in created:
+                continue
+            created.add(place_of(item))
+        mine.append(item)
     return found
 
 

@@ -1,9 +1,12 @@
-"""Colors, or none. Roles, not colors, stand in the renderers."""
+"""Colors, or none (roles, not colors, stand in the renderers), and commands as a shell takes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from saesync.inert import plain
 
 _CODES: Mapping[str, str] = {
     "add": "32",
@@ -32,3 +35,14 @@ class Style:
     def symbol(self, symbol: str) -> str:
         """A line's sign in its color."""
         return self.paint(symbol, _BY_SYMBOL.get(symbol, "dim"))
+
+
+def command(*words: str) -> str:
+    """A command to copy: every word is quoted where a shell needs it, and nothing foreign in it acts on the terminal."""
+    return " ".join(shlex.quote(plain(word)) for word in words)
+
+
+def show_command(address: str, asked: Mapping[str, Sequence[str]]) -> str:
+    """``saesync show`` for an address, looking where ``asked`` (as in a plan file) looked."""
+    flags = (("--manifests", asked.get("paths", ())), ("--root", asked.get("roots", ())))
+    return command("saesync", "show", address, *(word for flag, values in flags for value in values for word in (flag, value)))

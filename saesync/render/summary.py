@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saesync.errors import Diagnostic
 from saesync.inert import pad, plain, width
-from saesync.render.style import Style
+from saesync.render.style import Style, show_command
+from saesync.render.style import command as command_text
 
 _OUTCOMES = (
     ("published", "published"),
@@ -24,10 +24,13 @@ _LONG = 2000
 INTERRUPTED = 130
 
 
-def summary_text(summary: Mapping[str, Any], command: Sequence[str] = (), color: bool = False) -> str:
+def summary_text(
+    summary: Mapping[str, Any], command: Sequence[str] = (), asked: Mapping[str, Sequence[str]] | None = None, color: bool = False
+) -> str:
     """What came of it: counts, each failure with its place in the manifest, and the next command.
 
-    ``summary`` is the event (``outcomes``, ``failures``, ``exit_code``, ``seconds``); ``command`` what the user typed.
+    ``summary`` is the event (``outcomes``, ``failures``, ``exit_code``, ``seconds``); ``command`` what the user typed, and
+    ``asked`` the same as a plan file holds it.
     """
     style = Style(color)
     outcomes = summary["outcomes"]
@@ -41,16 +44,15 @@ def summary_text(summary: Mapping[str, Any], command: Sequence[str] = (), color:
     failures = summary["failures"]
     if stopped:
         rows.append("Run the same command to continue: finished SAEs are skipped.")
-    elif failures and command:
-        again = " ".join(shlex.quote(plain(word)) for word in command)
-        rows.append(f"After mending what failed:  {again}")
     left = max((width(plain(failure["address"])) for failure in failures), default=0)
     for failure in failures:
-        rows += _failure(failure, left, style)
+        rows += _failure(failure, left, style, asked or {})
+    if failures and command and not stopped:
+        rows.append(f"After mending what failed:  {command_text(*command)}")
     return "\n".join(rows)
 
 
-def _failure(failure: Mapping[str, Any], left: int, style: Style) -> list[str]:
+def _failure(failure: Mapping[str, Any], left: int, style: Style, asked: Mapping[str, Sequence[str]]) -> list[str]:
     """Every diagnostic of one failure, then where all the numbers are, if it is about numbers."""
     address = plain(failure["address"])
     label = style.paint(pad(address, left), "fail")
@@ -61,7 +63,7 @@ def _failure(failure: Mapping[str, Any], left: int, style: Style) -> list[str]:
         place = f" ({plain(str(diagnostic.origin))})" if diagnostic.origin is not None else ""
         rows.append(f"  {blank if rows else label}  {plain(diagnostic.detail.rstrip('.'), _LONG)}{place}")
     if failure["step"] == "validate":
-        rows.append(f"  {blank}  saesync show {shlex.quote(address)} for all numbers")
+        rows.append(f"  {blank}  {show_command(address, asked)} for all numbers")
     return rows
 
 

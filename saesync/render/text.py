@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from saesync.digest import short
 from saesync.inert import pad, plain, width
 from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
 from saesync.render.reasons import reason_text, reasons_joined
-from saesync.render.style import Style
+from saesync.render.style import Style, command, show_command
 
 _LABEL, _WHAT, _HEAD = 36, 27, 60
 _FEW, _ALL = 3, 1000
@@ -23,13 +22,14 @@ def plan_text(
     *,
     arguments: Sequence[str] = (),
     plan_file: Path | str | None = None,
+    next_commands: bool = True,
     verbose: bool = False,
     color: bool = False,
 ) -> str:
     """The plan in its JSON form as text.
 
     ``arguments`` are the words the user gave to ``saesync plan``, for the next command; ``plan_file`` is where the plan
-    was saved. ``verbose`` unfolds like changes.
+    was saved. ``next_commands`` says which commands come next. ``verbose`` unfolds like changes, and lists what is current.
     """
     style = Style(color)
     blocks = [_header(data)]
@@ -40,7 +40,8 @@ def plan_text(
         block = _release(name, manifests.get(name) or "in no manifest", items, parts[name], columns, style, verbose)
         blocks += [block] if block else []
     blocks.append("\n".join(_end(data, style)))
-    blocks.append("\n".join(_next(data, arguments, plan_file)))
+    if next_commands:
+        blocks.append("\n".join(_next(data, arguments, plan_file)))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -83,7 +84,7 @@ def _release(
     verbose: bool,
 ) -> str:
     current = [item for item in items if item["verb"] == "current" and item["id"] is not None]
-    if not lines and not verbose:
+    if not lines:
         return ""
     title = pad(plain(name), _HEAD)
     rows = [f"{style.paint(title, 'bold')} {style.paint(plain(manifest), 'dim')}"]
@@ -91,11 +92,11 @@ def _release(
         why = reasons_joined(line.items[0]["reasons"], reason_text, _ALL if verbose or line.verb in LAST else _FEW)
         row = f"{pad(label_of(line), columns[0])}  {pad(line.what, columns[1])}  {why}"
         rows.append(f"  {style.symbol(line.symbol)} {row.rstrip()}")
-    if current:
+    if current and not verbose:
         absent = sum(bool(item["reasons"]) for item in current)
         note = f" ({absent:,} compared by record: their source is not here)" if absent else ""
-        others = f"{len(current):,} {'other' if len(current) == 1 else 'others'}" if lines else f"{len(current):,}"
-        rows.append(style.paint(f"    {others} {'is' if len(current) == 1 else 'are'} up to date{note}", "dim"))
+        others = "other is" if len(current) == 1 else "others are"
+        rows.append(style.paint(f"    {len(current):,} {others} up to date{note}", "dim"))
     return "\n".join(rows)
 
 
@@ -120,20 +121,19 @@ def _end(data: Mapping[str, Any], style: Style) -> list[str]:
 
 def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | str | None) -> list[str]:
     """The commands that come next, with the user's own words."""
-    words = [shlex.quote(plain(word)) for word in arguments]
     rows = []
     if any(item["steps"] for item in data["items"]):
-        saved = shlex.quote(str(plan_file or _PLAN_FILE))
-        plan = "" if plan_file else f"{' '.join(['saesync', 'plan', *words, '--out', saved])} && "
-        rows.append(f"To do exactly this:  {plan}saesync apply {saved}")
+        saved = str(plan_file or _PLAN_FILE)
+        plan = "" if plan_file else f"{command('saesync', 'plan', *arguments, '--out', saved)} && "
+        rows.append(f"To do exactly this:  {plan}{command('saesync', 'apply', saved)}")
     seen = set()
     for item in data["items"]:
         if item["id"] is None or not item["held"] or item["status"] in seen:
             continue
-        address = shlex.quote(f"{plain(item['release'])}/{plain(item['id'])}")
+        address = f"{item['release']}/{item['id']}"
         if item["status"] == "drifted":
-            rows.append(f"To see what changed in {plain(item['id'])}:  saesync show {address}")
+            rows.append(f"To see what changed in {plain(item['id'])}:  {show_command(address, data['asked'])}")
         elif item["status"] == "foreign":
-            rows.append(f"To take over {plain(item['id'])}:  {' '.join(['saesync', 'plan', *words, '--adopt', address])}")
+            rows.append(f"To take over {plain(item['id'])}:  {command('saesync', 'plan', *arguments, '--adopt', address)}")
         seen.add(item["status"])
     return rows

@@ -70,7 +70,7 @@ def saes(options: Options) -> Schema:
             "hook": templated(
                 {
                     **text("Hook the SAE reads, in the loader's naming, such as `blocks.{layer}.hook_resid_post`."),
-                    **rule(r"^[^\s{}]+$", "a hook's name has no spaces and no braces"),
+                    **rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces"),
                 }
             ),
             "source": _source(options),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from saesync.progress import amount, reporter
+from saesync.progress import Look, amount, reporter
 
 PLAN = {"type": "plan", "digest": "9df79254" + "0" * 56, "steps": 5, "releases": ["gemma"]}
 DONE = {
@@ -54,7 +54,7 @@ PROGRESS = {
 
 def drawn(kind: str, *events: Mapping[str, Any], color: bool = False) -> str:
     stream = io.StringIO()
-    with reporter(kind, stream, color) as emit:
+    with reporter(kind, stream, Look(color, addresses=["gemma/layer_0", "gemma/layer_10"])) as emit:
         for event in events:
             emit(event)
     return stream.getvalue()
@@ -64,8 +64,8 @@ def test_one_line_per_sae_without_a_terminal() -> None:
     lines = drawn("lines", PLAN, PROGRESS, DONE, FAILED, UNDONE, SUMMARY).splitlines()
     assert lines[0] == "Plan 9df79254: 5 steps for gemma."
     assert lines[1] == "gemma"
-    assert lines[2] == "  ✓ layer_0  converted  max|Δ| 1.2e-06  EV 0.812  CE 0.987  L0 61.2  published  4m02s"
-    assert lines[3].startswith("  ✗ layer_2  L0 60  not published")
+    assert lines[2] == "  ✓ layer_0   converted  max|Δ| 1.2e-06  EV  0.812  CE  0.987  L0   61.2  published  4m02s"
+    assert lines[3].startswith("  ✗ layer_2   L0   60.0  not published")
     assert "0.614" in lines[3]
     assert not any("143" in line for line in lines), "no animation"
     assert any("m.yaml:25:25" in line for line in lines)
@@ -101,7 +101,7 @@ def test_a_terminal_gets_the_same_lines() -> None:
 
 
 def test_unknown_kinds_are_refused() -> None:
-    with pytest.raises(ValueError, match="no reporter"), reporter("html", io.StringIO(), False):
+    with pytest.raises(ValueError, match="no reporter"), reporter("html", io.StringIO(), Look()):
         pass
 
 

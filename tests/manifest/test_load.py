@@ -214,7 +214,7 @@ def test_an_error_of_all_saes_stands_once_at_the_template(here: Path) -> None:
     (found,) = complaints(here, changed(("blocks.{layer}.hook_resid_post", "'blocks {layer}'")))
     assert str(found.origin) == "a.yaml:12:9"
     assert found.detail == (
-        '"blocks 0" does not do for saes.hook: a hook\'s name has no spaces and no braces. '
+        '"blocks 0" does not do for saes.hook: a hook\'s name begins with a letter, and has no spaces and no braces. '
         "The same goes for 25 other SAEs of this template."
     )
 
