@@ -1,12 +1,13 @@
 """Devices, and how much of them one step of measuring may take.
 
-The limits depend on the kind of device alone, never on what is free at the moment or on what else is measured: batch
-shapes change the last bits of a matrix product, and a run that was stopped and resumed has to give the same numbers.
+What shapes a batch depends on the kind of device alone, never on what is free at the moment or on what else is measured:
+batch shapes change the last bits of a matrix product, and a run that was stopped and resumed has to give the same numbers.
+How many SAEs are held at once changes no number, so that does depend on the memory a model leaves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,12 +15,17 @@ from saesync.errors import Missing
 
 MIB = 1 << 20
 GIB = 1 << 30
+_MATRICES = 5  # [rows, d_sae] in float32 that encoding holds at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``tokens`` and ``logits`` (bytes) bound a batch; ``dense`` bounds the elements of one ``[rows, d_sae]`` block;
-    ``resident`` bounds the bytes of SAEs and cached activations that are held at once."""
+    ``resident`` bounds the bytes of SAEs and cached activations that are held at once.
+
+    With d_sae 65,536 a block has 256 rows on a CPU (64 MiB; encoding holds about five such matrices, 320 MiB) and 4,096 on a
+    GPU (1 GiB; about 5 GiB), whatever the number of tokens is.
+    """
 
     tokens: int
     logits: int
@@ -53,10 +59,13 @@ def device_label(device: torch.device) -> str:
 
 
 def limits_for(device: torch.device) -> Limits:
-    """The limits of a kind of device."""
+    """The limits of a device, asked when the model is on it."""
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        return Limits(tokens=32_768, logits=8 * GIB, dense=1 << 28, resident=total * 2 // 5)
+        found = Limits(tokens=32_768, logits=8 * GIB, dense=1 << 28, resident=GIB)
+        free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
+        working = 2 * found.logits + _MATRICES * 4 * found.dense
+        return replace(found, resident=max(GIB, min(total * 2 // 5, free - working)))
     return Limits(tokens=4_096, logits=512 * MIB, dense=1 << 24, resident=3 * GIB)
 
 

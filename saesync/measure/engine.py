@@ -17,6 +17,7 @@ An SAE's numbers do not depend on which others are measured with it.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from saesync.measure.checks import misfit, unknown_hook
 from saesync.measure.dataset import Tokens
 from saesync.measure.devices import limits_for, wide
 from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
-from saesync.measure.saes import LoadedSae, load_sae
+from saesync.measure.saes import LoadedSae, load_sae, weights_size
 from saesync.measure.sites import Site
 from saesync.measure.statistics import Estimate, Tally, ce_loss_score, clusters_for, explained_variance, ratio
 
@@ -93,8 +94,11 @@ class Engine:
         finished = 0
         try:
             for group in self._groups(ordered, outcome):
-                self._group(group, outcome, finished / len(ordered), len(group) / len(ordered))
-                finished += len(group)
+                size = len(group)
+                self._group(group, outcome, finished / len(ordered), size / len(ordered))
+                finished += size
+                group.clear()  # or its weights would be held while the next group is loaded;
+                gc.collect()  # a SAELens module refers to itself
         except torch.OutOfMemoryError as error:
             raise Missing("Not enough memory", f"Measuring does not fit on {self.model.device}. Use a larger device.") from error
         self._progress(self.rows.size, self.rows.size)
@@ -109,23 +113,24 @@ class Engine:
     def _groups(self, wanted: Sequence[MeasureSae], outcome: Outcome) -> Iterator[list[LoadedSae]]:
         """As many SAEs at a time as the device may hold, with the activations they need."""
         group: list[LoadedSae] = []
+        hooks: set[str] = set()
         held = 0
         for request in wanted:
             if request.hook not in self.model.points:
                 outcome.failures[request.address] = (unknown_hook(self.model, request.address, request.hook),)
                 continue
+            # Weights are float32, and each site keeps its activations and a changed copy of them.
+            size, d_in = weights_size(request)
+            needed = size + (0 if request.hook in hooks else 2 * 4 * d_in * self._batch * self.rows.shape[1])
+            if group and held + needed > self.limits.resident:
+                yield group
+                group, hooks, held = [], set(), 0
             try:
-                sae = load_sae(request, self.model.device)
+                group.append(load_sae(request, self.model.device))
             except SaesyncError as error:
                 outcome.failures[request.address] = error.diagnostics
                 continue
-            needed = sae.size
-            if all(sae.site != other.site for other in group):
-                needed += 2 * 4 * sae.d_in * self._batch * self.rows.shape[1]
-            if group and held + needed > self.limits.resident:
-                yield group
-                group, held = [], 0
-            group.append(sae)
+            hooks.add(request.hook)
             held += needed
         if group:
             yield group
@@ -234,7 +239,7 @@ class Engine:
             "ce_loss_with_sae": ratio(own["ce"], n_ce),
             "ce_loss_with_ablation": ratio(at["ce"], n_ce),
             "ce_loss_score": ce_loss_score(at["ce"], own["ce"], clean["ce"]),
-            "dead_features": Estimate(float((measured.fired == 0).double().mean().cpu())),
+            "dead_features": Estimate(float((measured.fired.cpu() == 0).double().mean())),
         }
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from saesync.errors import Missing, Refused
 from saesync.jobs import MeasureSae
 from saesync.measure.reasons import reason
 from saesync.measure.sites import Site
-from saesync.model import SAE_FILES
+from saesync.model import SAE_FILES, WEIGHTS_FILE
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
 _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
@@ -41,11 +42,6 @@ class LoadedSae:
     d_sae: int
     rows: bool
 
-    @property
-    def size(self) -> int:
-        """Bytes of its weights."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.sae.state_dict().values())
-
     def coded(self, x: torch.Tensor, keep: torch.Tensor, dense: int) -> Coded:
         """Encode and decode ``x [batch, ctx, d_in]``, at most about ``dense`` feature values at a time.
 
@@ -68,6 +64,16 @@ class LoadedSae:
         active = torch.bincount(row, minlength=keep.shape[0])
         fired = torch.bincount(column[keep[row]], minlength=self.d_sae)
         return Coded(output.reshape(-1, output.shape[-1]), active, fired)
+
+
+def weights_size(wanted: MeasureSae) -> tuple[int, int]:
+    """Bytes of the weights in float32, and d_in, from the file's header alone; zeros for what ``load_sae`` will refuse."""
+    try:
+        with safe_open(str(Path(wanted.folder, WEIGHTS_FILE)), framework="pt") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118  not a dict
+    except (OSError, SafetensorError):
+        return 0, 0
+    return 4 * sum(math.prod(shape) for shape in shapes.values()), max(shapes.get("b_dec", [0]))
 
 
 def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
