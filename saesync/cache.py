@@ -52,11 +52,7 @@ class Cache:
         Raises:
             OSError: no space, no permission.
         """
-        self.sweep()
-        place = self.root / _TEMPORARY
-        place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
-        try:
+        with self.scratch() as folder:
             yield folder
             settle(folder)
             final = self.path(kind, key)
@@ -67,6 +63,20 @@ class Cache:
                 # A folder cannot replace a non-empty one: whoever came first made the same content.
                 if not final.exists():
                     raise
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A fresh folder on the cache's disk that is gone afterwards.
+
+        Raises:
+            OSError: no space, no permission.
+        """
+        self.sweep()
+        place = self.root / _TEMPORARY
+        place.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
+        try:
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -124,3 +124,10 @@ class CaptureJob:
     out: Mapping[str, str]
     cache: str
     model_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureResult:
+    """Hooks at which nothing could be captured, each with its diagnostics as JSON; the others are written."""
+
+    failures: Mapping[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)

@@ -10,7 +10,7 @@
         wanted: Mapping[str, Wanted],             # by address
         observed: Mapping[Place, Observed],       # by (target, location)
         open_target: Callable[[str], Target],     # e.g. lambda name: targets.open_target(name, cache)
-        choices=Choices(), devices=(), converters=1, proof_rows=1024, debug=False,   # debug: tell what failing workers said
+        choices=Choices(), devices=(), converters=1, proof_rows=512, debug=False,   # debug: tell what failing workers said
     )
     StopFlag()            .request() from the SIGINT handler: once = finish what runs, twice = stop now
     Result                .exit_code (0, 1, 130), .outcomes {address: Outcome}, .failures, .seconds, .interrupted

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from saesync.cache import Cache
+from saesync.convert.rows import REAL_LIMIT
 from saesync.model import Choices, Observed, Wanted
 from saesync.observe import Place
 from saesync.resolve import Resolver
@@ -44,10 +45,9 @@ class Context:
     """Everything ``apply`` works with. ``wanted`` and ``observed`` are what the plan was made from.
 
     ``devices`` are torch device names, one measure worker each; empty means: every GPU found, else the CPU.
-    ``converters`` is the number of convert workers. ``proof_rows`` is how many rows of real activations a proof uses.
-    ``debug`` tells what a
-    failing worker wrote to stderr. ``start`` starts a worker process. ``clock`` is
-    monotonic seconds, ``now`` wall-clock seconds for the record's ``run`` part.
+    ``converters`` is the number of convert workers. ``proof_rows`` is how many rows of real activations a proof uses
+    (at most as many as a proof takes). ``debug`` tells what a failing worker wrote to stderr. ``start`` starts a worker
+    process. ``clock`` is monotonic seconds, ``now`` wall-clock seconds for the record's ``run`` part.
     """
 
     cache: Cache
@@ -58,7 +58,7 @@ class Context:
     choices: Choices = field(default_factory=Choices)
     devices: tuple[str, ...] = ()
     converters: int = 1
-    proof_rows: int = 1024
+    proof_rows: int = REAL_LIMIT
     debug: bool = False
     start: Launcher = spawn
     clock: Callable[[], float] = time.monotonic

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class NotGrantedError(RuntimeError):
 
 @dataclass
 class Steps:
-    """The steps of one apply. ``models`` and ``texts`` hold what was fetched, by key."""
+    """The steps of one apply. ``models`` and ``texts`` hold what was fetched, by key; ``uncaptured`` why there are no
+    activations under a key."""
 
     context: Context
     crew: Crew
@@ -57,6 +58,7 @@ class Steps:
     def __post_init__(self) -> None:
         self.models: dict[str, Path] = {}
         self.texts: dict[str, Text] = {}
+        self.uncaptured: dict[str, Sequence[Diagnostic]] = {}
         self._types: dict[str, str | None] = {}
         self._hub: Hub | None = None
         self._targets: dict[str, Target] = {}
@@ -211,14 +213,16 @@ class Steps:
         model, text = self._shared(first)
         hooks = {work.sae.hook: settings.capture_key(work, rows) for work in works}
         label = f"activations of {first.sae.model.label}"
-        with self.step((label,), StepKind.CONVERT, "tokens") as (progress, _), ExitStack() as stack:
-            out = {
-                hook: stack.enter_context(cache.making(ACTIVATIONS, key)) / ACTIVATIONS_FILE
-                for hook, key in hooks.items()
-                if not cache.has(ACTIVATIONS, key)
-            }
+        with self.step((label,), StepKind.CONVERT, "tokens") as (progress, _), cache.scratch() as scratch:
+            out = {hook: scratch / key for hook, key in hooks.items() if not cache.has(ACTIVATIONS, key)}
             job = settings.capture_job(first, model, text, self.crew.devices[lane], rows, out, cache.root)
-            self._work(self.crew.measurers[lane], "capture", job, progress)
+            failures = self._work(self.crew.measurers[lane], "capture", job, progress)["failures"]
+            for hook, path in out.items():
+                if hook in failures:
+                    self.uncaptured[hooks[hook]] = [Diagnostic.from_json(value) for value in failures[hook]]
+                    continue
+                with cache.making(ACTIVATIONS, hooks[hook]) as folder:
+                    path.rename(folder / ACTIVATIONS_FILE)
 
     def convert(self, lane: int, work: Work) -> None:
         """Build the SAE in our layout and prove it against the authors' own forward pass."""
@@ -242,6 +246,9 @@ class Steps:
         activations = None
         if sae.validate is not None:
             key = settings.capture_key(work, self.context.proof_rows)
+            if key in self.uncaptured:
+                at = sae.origins.get("hook", sae.origin)
+                raise Missing.of(diagnostic.at(at) for diagnostic in self.uncaptured[key])
             activations = str(self.context.cache.path(ACTIVATIONS, key) / ACTIVATIONS_FILE)
         return ConvertJob(
             sae.address,

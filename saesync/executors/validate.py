@@ -5,14 +5,14 @@ Nothing heavy is imported until a job runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.cache import Cache
 from saesync.digest import digest_file, key_of
-from saesync.errors import Missing, Refused, SaesyncError
-from saesync.jobs import CaptureJob, MeasureJob, MeasureResult
+from saesync.errors import Diagnostic, Missing, Refused
+from saesync.jobs import CaptureJob, CaptureResult, MeasureJob, MeasureResult
 from saesync.model import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def run(job: MeasureJob, progress: Progress | None = None) -> MeasureResult:
     Raises:
         Missing: model, dataset, text or device is not here.
         Refused: the model cannot be loaded, or a file cannot be read safely.
-        SaesyncError: none of the SAEs could be measured (with the diagnostics of all).
     """
     from sae_lens.util import get_special_token_ids
 
@@ -43,8 +42,6 @@ def run(job: MeasureJob, progress: Progress | None = None) -> MeasureResult:
     sequences = -(-job.tokens // job.context)
     rows = _rows(job, model, sequences, None)
     outcome = Engine(model, rows, get_special_token_ids(model.tokenizer), progress).run(job.saes)
-    if job.saes and not outcome.metrics:
-        raise SaesyncError.of(found for diagnostics in outcome.failures.values() for found in diagnostics)
     about = {**_versions(), **_setting(job, model), "tokens": int(rows.size), "sequences": len(rows)}
     weights = {sae.address: sae.folder for sae in job.saes if sae.address in outcome.metrics}
     return MeasureResult(
@@ -55,13 +52,14 @@ def run(job: MeasureJob, progress: Progress | None = None) -> MeasureResult:
     )
 
 
-def capture(job: CaptureJob, progress: Progress | None = None) -> None:
+def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
     """Write real activations at each hook: key "x", float32 ``[rows, d_in]``, at positions that count in measuring.
 
-    Where the dataset is short, there are fewer rows, never none. Heads are joined.
+    Where the dataset is short, there are fewer rows, never none. Heads are joined. Hooks that the model does not have, or that
+    never fire, are in the result's ``failures``.
 
     Raises:
-        Missing: model, dataset, text or device is not here, or there is no hook of that name.
+        Missing: model, dataset, text or device is not here.
         Refused: the model cannot be loaded, or a file cannot be read safely.
     """
     import torch
@@ -72,37 +70,38 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> None:
     from saesync.measure.engine import Engine
 
     model = _model(job)
-    unknown = [unknown_hook(model, "capture", hook) for hook in job.out if hook not in model.points]
-    if unknown:
-        raise Missing.of(unknown)
+    failures = {hook: unknown_hook(model, "the proof", hook) for hook in job.out if hook not in model.points}
     sequences = -(-job.rows // max(1, job.context - 2)) + 1
     rows = _rows(job, model, sequences, 1)
-    found: dict[str, list[torch.Tensor]] = {hook: [] for hook in job.out}
+    found: dict[str, list[torch.Tensor]] = {hook: [] for hook in job.out if hook not in failures}
+    done = 0
     with torch.no_grad():
         for batch in Engine(model, rows, get_special_token_ids(model.tokenizer)).batches():
-            _, seen = model.clean(batch.tokens, frozenset(job.out))
+            _, seen = model.clean(batch.tokens, frozenset(found))
+            for hook in found.keys() - seen.hooks.keys():
+                failures[hook] = _silent(hook)
+                del found[hook]
             for hook, parts in found.items():
-                parts.append(_activations(hook, seen.hooks, batch.keep))
-            done = sum(len(part) for part in next(iter(found.values()), []))
+                raw = seen.hooks[hook]
+                parts.append(raw.reshape(*raw.shape[:2], -1)[batch.keep].to("cpu", torch.float32))
+            done += int(batch.keep.sum())
             if progress is not None:
                 progress(min(done, job.rows), job.rows)
-            if done >= job.rows:
+            if done >= job.rows or not found:
                 break
-    for hook, path in job.out.items():
-        x = torch.cat(found[hook])[: job.rows].contiguous()
+    for hook, parts in found.items():
+        x = torch.cat(parts)[: job.rows].contiguous()
         if not len(x):
             raise Missing("No tokens to measure on", "Every token of the dataset is a special one. Use another dataset.")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({"x": x}, path)
+        Path(job.out[hook]).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": x}, job.out[hook])
+    return CaptureResult({hook: [diagnostic.to_json()] for hook, diagnostic in failures.items()})
 
 
-def _activations(hook: str, hooks: Mapping[str, torch.Tensor], keep: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    if hook not in hooks:
-        raise Missing("Hook never fires", f"The hook {hook!r} exists, but the model as it is loaded gives no tensor there.")
-    raw = hooks[hook]
-    return raw.reshape(*raw.shape[:2], -1)[keep].to("cpu", torch.float32)
+def _silent(hook: str) -> Diagnostic:
+    return Diagnostic(
+        "Hook never fires", f"The hook {hook!r} exists, but the model as it is loaded gives no tensor there. Use another hook."
+    )
 
 
 def _model(job: MeasureJob | CaptureJob) -> LanguageModel:

@@ -1,0 +1,100 @@
+"""What is wrong with one SAE stops that one: it fails by itself, at its own place in the manifest, and the others go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apply_world import Run
+from tiny import TinyWorld
+
+from saesync.apply import Outcome
+from saesync.convert.rows import REAL_LIMIT
+from saesync.formats._saelens_reference import write_example
+from saesync.model import Failure, Release, StepKind
+from saesync.record import parse_record
+from saesync.workers import Child, fork
+
+Look = Callable[..., Run]
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+GOOD = {"tiny-res/layer_0/topk": Outcome.PUBLISHED, "tiny-res/layer_1/batchtopk": Outcome.PUBLISHED}
+
+
+def only_failure(result: Any, address: str) -> Failure:
+    assert result.outcomes == {**GOOD, address: Outcome.FAILED}, result.failures
+    (failure,) = result.failures
+    assert failure.address == address
+    assert all(diagnostic.origin is not None for diagnostic in failure.diagnostics)
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"), [("blocks.7.hook_resid_post", "The model has layers 0 to 1"), ("blocks.0.hook_mlp_in", "gives no tensor")]
+)
+def test_a_hook_that_is_not_there(world: TinyWorld, look: Look, hook: str, words: str) -> None:
+    def wrong(release: Release) -> Release:
+        saes = [replace(sae, hook=hook) if sae.id == "layer_0/standard" else sae for sae in release.saes]
+        return replace(release, saes=tuple(saes))
+
+    failure = only_failure(look(world.good, edit=wrong).apply(), "tiny-res/layer_0/standard")
+    assert failure.step is StepKind.CONVERT
+    (diagnostic,) = failure.diagnostics
+    assert words in diagnostic.detail
+    assert diagnostic.origin is not None
+    assert "hook:" in world.good.read_text().splitlines()[diagnostic.origin.line - 1]
+
+
+def test_an_sae_that_cannot_be_measured(world: TinyWorld, look: Look) -> None:
+    shape = {"d_in": 32, "d_sae": 64, "d_out": 32, "apply_b_dec_to_input": False}
+    write_example(world.sources / "coder", 0, architecture="transcoder", **shape)
+    text = world.good.read_text()
+    world.good.write_text(text.replace("format: goodfire, path: goodfire/layer_0.pth", "format: saelens, path: coder"))
+    failure = only_failure(look(world.good).apply(), "tiny-res/layer_0/standard")
+    assert failure.step is StepKind.VALIDATE
+    assert [diagnostic.summary for diagnostic in failure.diagnostics] == ["Transcoders are not measured"]
+
+
+def test_the_proof_takes_all_rows_that_were_captured(world: TinyWorld, look: Look) -> None:
+    run = look(world.good)
+    assert run.look()[1].proof_rows == REAL_LIMIT
+    run.apply()
+    record = parse_record((world.published / "saesync" / "tiny-res.json").read_bytes(), "tiny-res")
+    assert {entry.proof["real_rows"] for entry in record.saes.values()} == {REAL_LIMIT}
+
+
+def test_a_worker_that_is_killed_while_it_measures(world: TinyWorld, look: Look) -> None:
+    """Its SAEs fail with the reason; a new process does the rest, and the next run what is missing."""
+    started: list[Child] = []
+
+    def start(home: Path) -> Child:
+        started.append(fork(home))
+        return started[-1]
+
+    run = look(world.good)
+    run.start = start
+    emit = run.events.append
+    killed: list[int] = []
+
+    def kill(event: Mapping[str, Any]) -> None:
+        emit(event)
+        if event["type"] == "step_started" and event["step"] == "validate" and not killed:
+            killed.extend(child.pid for child in started)
+            for child in started[:-1] or started:
+                os.kill(child.pid, signal.SIGKILL)
+
+    from saesync.apply import StopFlag, apply
+
+    plan, context = run.look()
+    result = apply(plan, context, kill, StopFlag())
+    assert result.exit_code == 1
+    reasons = {d.summary for failure in result.failures for d in failure.diagnostics}
+    assert reasons == {"Worker process died"}, result.failures
+    assert any("SIGKILL" in d.detail for failure in result.failures for d in failure.diagnostics)
+    assert json.dumps(result.summary())
+    assert look(world.good).apply().exit_code == 0
