@@ -57,7 +57,8 @@ def plan(
             items += _sections(release)
             continue
         place = places[_location(release.publish)]
-        saes = [*_sae_items(release, place, wanted, choices), *_orphans(release, place, choices)]
+        elsewhere = observed.get(_location(release.records)) if release.records is not None else None
+        saes = [*_sae_items(release, place, wanted, elsewhere, choices), *_orphans(release, place, choices)]
         items += [*saes, _release_item(release, place, saes), *_sections(release)]
     return Plan(tuple(items), _digest(items), tuple(chosen))
 
@@ -114,7 +115,9 @@ def _index(chosen: Sequence[Release], observed: Mapping[Location, Observed]) -> 
     return {location: index(observed[location], ids) for location, ids in asked.items()}
 
 
-def _sae_items(release: Release, place: Place, wanted: Mapping[str, Wanted], choices: Choices) -> Iterator[Item]:
+def _sae_items(
+    release: Release, place: Place, wanted: Mapping[str, Wanted], elsewhere: Observed | None, choices: Choices
+) -> Iterator[Item]:
     if release.retire:
         return
     spares = _spares(release, place)
@@ -122,7 +125,7 @@ def _sae_items(release: Release, place: Place, wanted: Mapping[str, Wanted], cho
         asked = wanted.get(sae.address)
         if asked is None:
             continue
-        case = make_case(release, sae, asked, place, spares, choices)
+        case = make_case(release, sae, asked, place, spares, elsewhere, choices)
         decision = decide(case)
         yield Item(
             release.name,

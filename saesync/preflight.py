@@ -80,9 +80,9 @@ class _Checks:
         pending = {item.release for item in self.graph.plan.pending if not item.held}
         found: dict[tuple[str, str], tuple[PublishSpec, Origin | None]] = {}
         for release in self.graph.plan.releases:
-            if release.name in pending and release.publish is not None:
-                place = release.publish.target, release.publish.location
-                found.setdefault(place, (release.publish, release.origin))
+            for spec in (release.publish, release.records):
+                if release.name in pending and spec is not None:
+                    found.setdefault((spec.target, spec.location), (spec, release.origin))
         return found
 
     @property

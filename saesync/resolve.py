@@ -35,6 +35,7 @@ from saesync.model import (
     Wanted,
 )
 from saesync.record import Evidence, RecordUnreadable, SaeRecord
+from saesync.verdict import judge
 
 LANES = 8
 Place = tuple[str, str]  # target, location
@@ -223,7 +224,11 @@ class Resolver:
         return found if found is not None else recorded.digest(what, path, name)
 
     def _evidence(self, release: Release, sae: Sae, inputs: Inputs, observed: Mapping[Place, Observed]) -> Evidence | None:
-        """Measured before under this very key: in the target or ``records:``, else in the cache."""
+        """Measured before under this very key: in the target or ``records:``, else in the cache.
+
+        What misses a requirement and belongs in ``records:`` does not count before it is there: apply, to which nothing of it
+        is new, brings it there.
+        """
         key = inputs.measure_key
         if key is None:
             return None
@@ -234,9 +239,12 @@ class Resolver:
                     return evidence
         found = self.cache.read_json("evidence", key)
         try:
-            return None if found is None else Evidence.from_json(found)
+            cached = None if found is None else Evidence.from_json(found)
         except RecordUnreadable:
             return None  # a damaged cache entry costs a measurement, never truth
+        if cached is not None and release.records is not None and judge(cached, sae.validate.require if sae.validate else ()):
+            return None
+        return cached
 
     def _list_repos(self, sources: Iterable[SourceSpec | None]) -> None:
         repos = dict.fromkeys((s.repo, s.revision or "") for s in sources if s is not None and s.repo is not None)

@@ -125,6 +125,23 @@ def test_failing_evidence_for_unpublished_weights_stops_them() -> None:
     assert not world.plan().pending  # nor is a repo made for it
 
 
+def test_evidence_that_may_stand_where_we_cannot_look() -> None:
+    """Only what would be made and measured has to wait; what is published already does not."""
+    spec = PublishSpec("huggingface", "acme/records")
+    world = World([release(records=spec)])
+    reason = Reason(ReasonCode.NOT_VISIBLE, {"location": "acme/records"})
+    world.observed["huggingface", "acme/records"] = Observed("huggingface", "acme/records", unknown=reason)
+    assert (world.item(A).status, world.item(A).held, world.item(A).reasons) == (Status.UNKNOWN, True, (reason,))
+    locked = Observed("huggingface", "acme/records", exists=True, locked={"res": reason})
+    world.observed["huggingface", "acme/records"] = locked
+    assert (world.item(A).status, world.item(A).held) == (Status.LOCKED, True)
+    world.observed["huggingface", "acme/records"] = replace(locked, locked={"other": reason})
+    assert world.item(A).steps == ALL
+    seen = published(release(records=spec))
+    seen.observed["huggingface", "acme/records"] = locked
+    assert seen.item(A).status is Status.CURRENT
+
+
 def test_passing_or_incomplete_evidence_does_not_stop() -> None:
     inputs = inputs_of(sae())
     passing = evidence_of(inputs, files_of(inputs), 0.9)

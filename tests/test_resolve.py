@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from planning import SPEC, entry_of, files_of, release, sae
+from planning import SPEC, entry_of, evidence_of, files_of, release, sae
 
+from saesync.apply.builds import keep_evidence
 from saesync.cache import Cache
 from saesync.digest import digest_bytes
 from saesync.model import (
@@ -171,3 +172,21 @@ def test_weights_that_are_not_recorded_say_nothing(disk: Disk) -> None:
     shutil.rmtree(disk.folder / "source")
     assert disk.item().status is Status.HELD
     assert WEIGHTS_FILE in entry.files
+
+
+def test_failing_evidence_counts_once_it_is_in_its_place(disk: Disk, tmp_path: Path) -> None:
+    """A run that was killed between measuring and writing to ``records:`` is completed by the next one."""
+    inputs = disk.inputs()
+    missed = evidence_of(inputs, files_of(inputs), 0.1)
+    keep_evidence(disk.cache, missed)
+    assert disk.wanted().evidence == missed
+    records = PublishSpec("local", str(tmp_path / "records"))
+    disk.release = replace(disk.release, records=records)
+    assert disk.wanted().evidence is None
+    entry = replace(entry_of(inputs), files={}, evidence=(missed,))
+    there = Observed("local", records.location, exists=True, records={"res": Record("res", {"layer_0": entry})})
+    places = {disk.place: disk.observed, ("local", records.location): there}
+    assert Resolver(disk.cache).resolve([disk.release], places)["res/layer_0"].evidence == missed
+    passing = evidence_of(inputs, files_of(inputs), 0.9)
+    keep_evidence(disk.cache, passing)
+    assert disk.wanted().evidence == passing

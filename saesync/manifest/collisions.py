@@ -12,7 +12,7 @@ from saesync.model import Release, Sae
 def collisions(releases: Sequence[Release]) -> list[Diagnostic]:
     """Every collision once per pair of places, at the later place, naming the earlier."""
     found: dict[tuple[str, Origin | None, Origin | None], Diagnostic] = {}
-    for first, diagnostic in (*_names(releases), *_folders(releases), *_neuronpedia(releases)):
+    for first, diagnostic in (*_names(releases), *_folders(releases), *_records(releases), *_neuronpedia(releases)):
         found.setdefault((diagnostic.summary, first, diagnostic.origin), diagnostic)
     return list(found.values())
 
@@ -67,6 +67,24 @@ def _above(folder: str) -> Iterator[str]:
     while "/" in folder:
         folder = folder.rpartition("/")[0]
         yield folder
+
+
+def _records(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    """What is recorded of SAEs that are published elsewhere, or nowhere, must not stand among those of another place."""
+    published: dict[tuple[str, str], Release] = {}
+    for release in releases:
+        if release.publish is not None:
+            published.setdefault((release.publish.target, _folded(release.publish.location)), release)
+    for release in releases:
+        spec = release.records
+        holder = published.get((spec.target, _folded(spec.location))) if spec is not None else None
+        if spec is not None and holder is not None:
+            origins = release.saes[0].origins if release.saes else {}
+            place = origins.get(f"records.{spec.target}", release.origin)
+            detail = (
+                f"{holder.name} publishes its SAEs there ({holder.origin}). Evidence needs a place of its own: change `records`."
+            )
+            yield holder.origin, Diagnostic("Records are among published SAEs", detail, place)
 
 
 def _neuronpedia(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:

@@ -89,7 +89,8 @@ def _slashes(path: str) -> list[int]:
 class Case:
     """One SAE before the table. ``damage`` says how the files differ from what the record says.
 
-    ``spares`` maps build_key to an undamaged orphan of the same release: what a moved SAE can be copied from.
+    ``spares`` maps build_key to an undamaged orphan of the same release: what a moved SAE can be copied from. ``elsewhere`` is
+    what stands at ``records:``, if the release has such a place.
     """
 
     release: Release
@@ -106,6 +107,7 @@ class Case:
     adopt: bool
     replace: bool
     spares: Mapping[str, str]
+    elsewhere: Observed | None
 
     @property
     def inputs(self) -> Inputs:
@@ -197,7 +199,15 @@ def matches(globs: Iterable[str], address: str) -> bool:
     return any(fnmatchcase(address, glob) for glob in globs)
 
 
-def make_case(release: Release, sae: Sae, wanted: Wanted, place: Place, spares: Mapping[str, str], choices: Choices) -> Case:
+def make_case(
+    release: Release,
+    sae: Sae,
+    wanted: Wanted,
+    place: Place,
+    spares: Mapping[str, str],
+    elsewhere: Observed | None,
+    choices: Choices,
+) -> Case:
     """Gather what the rows look at; each key is computed once."""
     record = place.observed.records.get(release.name)
     entry = None if record is None else record.saes.get(sae.id)
@@ -218,4 +228,5 @@ def make_case(release: Release, sae: Sae, wanted: Wanted, place: Place, spares: 
         matches(choices.adopt, sae.address),
         matches(choices.replace, sae.address),
         spares,
+        elsewhere,
     )

@@ -56,6 +56,17 @@ def blocked(case: Case) -> Decision | None:
     return hold(Status.UNKNOWN if reason.code is ReasonCode.NOT_VISIBLE else Status.HELD, reason)
 
 
+def unseen_evidence(case: Case) -> Decision | None:
+    """Weights would have to be made, and whether they were measured before stands where we cannot look."""
+    place = case.elsewhere
+    if place is None or case.sae.validate is None or not case.builds:
+        return None
+    if place.unknown is not None:
+        return hold(Status.UNKNOWN, place.unknown)
+    reason = place.locked.get(case.release.name)
+    return None if reason is None else hold(Status.LOCKED, reason)
+
+
 def failed_before(case: Case) -> Decision | None:
     """Weights would have to be made, but these very keys were measured already and miss a requirement."""
     reasons = case.misses if case.builds else ()
@@ -157,6 +168,7 @@ ROWS: tuple[Callable[[Case], Decision | None], ...] = (
     locked,
     taken,
     blocked,
+    unseen_evidence,
     failed_before,
     moved,
     absent,

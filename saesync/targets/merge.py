@@ -71,7 +71,7 @@ def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
     entries: dict[str, SaeRecord] = {}
     removed = frozenset(batch.removed - set(batch.uploads))
     for sae_id, upload in sorted(batch.uploads.items()):
-        _check_free(batch.release, sae_id, now)
+        _check_free(batch.release, sae_id, upload, now)
         _check_entry(sae_id, old, before, upload.record, now)
         _check_files(sae_id, upload, expect, now, old)
         _collect(sae_id, upload, batch, now, old, found)
@@ -96,9 +96,11 @@ def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
     )
 
 
-def _check_free(release: str, sae_id: str, now: Observed) -> None:
+def _check_free(release: str, sae_id: str, upload: Upload, now: Observed) -> None:
     if not safe_folder(sae_id):
         raise Refused("Folder name is not usable", f"{sae_id!r} is not a plain relative path.")
+    if not upload.record.files:
+        return  # evidence alone: no folder is claimed
     for other, record in now.records.items():
         if other != release and sae_id in record.saes:
             raise Conflict("Folder belongs to another release", f"{sae_id} in {now.location} stands in the record of {other}.")

@@ -304,6 +304,14 @@ def test_local_folders_meet_across_locations(here: Path) -> None:
     assert [each.summary for each in complaints(here, one, two)] == ["Folder is taken"]
 
 
+def test_records_among_published_saes(here: Path) -> None:
+    """Evidence without weights would look like SAEs whose files are missing."""
+    section = "records: {huggingface: Acme/A}\n"
+    (found,) = complaints(here, named("x", "acme/a"), named("y", "acme/b", more=section))
+    assert (found.summary, str(found.origin)) == ("Records are among published SAEs", "b.yaml:32:24")
+    assert load(write(here, a=named("x", "acme/c", more=section), b=named("y", "acme/b", more=section)))
+
+
 def test_ids_that_forget_a_placeholder(here: Path) -> None:
     found = complaints(here, changed(("layer_{layer}/", "layer/")))
     assert said(found) == ["Folder is taken @ a.yaml:11:7"]

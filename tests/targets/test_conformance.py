@@ -258,3 +258,15 @@ def test_fetch_checks_what_it_brings(place: Place, tmp_path: Path) -> None:
     assert found == one.record.files["sae_weights.safetensors"] == digest_file(into)
     with pytest.raises(Missing):
         place.target.fetch(place.location, seen, "layer_0/nothing", into)
+
+
+def test_evidence_of_two_releases_may_have_equal_ids(place: Place, tmp_path: Path) -> None:
+    """Entries without files claim no folder: one place can hold the evidence of many releases."""
+    for number, name in enumerate(("res", "mlp")):
+        entry = replace(upload(tmp_path / name, number).record, files={})
+        place.publish(batch(name, {"layer_0": Upload(entry)}))
+    seen = place.observe()
+    assert sorted(seen.records) == ["mlp", "res"]
+    assert seen.folder("layer_0") == {}
+    with pytest.raises(Conflict, match="stands in the record of"):
+        place.publish(batch("other", {"layer_0": upload(tmp_path / "third", 3)}))
