@@ -31,9 +31,14 @@ _WORDS = {
     "failed": "not published",
     "failing": "stays published, marked as failing",
     "skipped": "skipped",
-    "stopped": "not finished",
 }
-_DOING = {"fetch": "downloading", "convert": "converting", "validate": "validating", "publish": "uploading", "adopt": "comparing"}
+_DOING = {
+    "fetch": "downloading",
+    "convert": "converting",
+    "validate": "validating",
+    "publish": "publishing",
+    "adopt": "comparing",
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class Lines:
         for line in str(event["text"]).splitlines():
             self._write(plain(line, 500))
 
+    def _on_step_started(self, event: Event) -> None:
+        if self._bars is not None:
+            self._bars.begin(event)
+
     def _on_progress(self, event: Event) -> None:
         if self._bars is not None:
             self._bars.advance(event)
@@ -112,6 +121,8 @@ class Lines:
             self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(details[0], 1000)}")
 
     def _on_sae_finished(self, event: Event) -> None:
+        if event["outcome"] == "stopped":
+            return  # the summary counts them
         release, _, name = event["address"].partition("/")
         if release != self._release:
             self._release = release
@@ -123,7 +134,7 @@ class Lines:
             *_metrics(event.get("metrics") or {}),
         ]
         parts.append(_WORDS.get(event["outcome"], str(event["outcome"])))
-        if event.get("seconds") is not None and event["outcome"] not in ("skipped", "stopped"):
+        if event.get("seconds") is not None and event["outcome"] != "skipped":
             parts.append(duration(event["seconds"]))
         if event["address"] in self._failed:
             parts.append(plain(self._failed[event["address"]], 300))
@@ -166,6 +177,11 @@ def _names(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _doing(event: Event) -> str:
+    others = f" +{event['others']}" if event.get("others") else ""
+    return f"{_DOING.get(event['step'], event['step'])} {plain(event['address'], 60)}{others}"
+
+
 class Bars:
     """One bar per running step, with its rate."""
 
@@ -173,15 +189,22 @@ class Bars:
         self._progress = progress
         self._tasks: dict[tuple[str, str], TaskID] = {}
 
+    def begin(self, event: Event) -> None:
+        """Draw that a step runs of which there is no news yet: a worker starts, say. One bar for each kind of step is enough."""
+        if all(step != event["step"] for _, step in self._tasks):
+            self._add(event, None)
+
     def advance(self, event: Event) -> None:
-        """Draw how far a step is; its bar appears with the first news."""
+        """Draw how far a step is."""
         key = (event["address"], event["step"])
         if key not in self._tasks:
-            others = f" +{event['others']}" if event.get("others") else ""
-            self._progress.start()  # nothing is drawn for an apply that has nothing to do
-            label = f"{_DOING.get(event['step'], event['step'])} {plain(event['address'], 60)}{others}"
-            self._tasks[key] = self._progress.add_task(label, total=event["total"], unit=event["unit"])
-        self._progress.update(self._tasks[key], completed=event["done"], total=event["total"])
+            self._add(event, event["total"])
+        known = {"completed": event["done"], "total": event["total"], "unit": event["unit"]}
+        self._progress.update(self._tasks[key], description=_doing(event), **known)
+
+    def _add(self, event: Event, total: float | None) -> None:
+        self._progress.start()  # nothing is drawn for an apply that has nothing to do
+        self._tasks[event["address"], event["step"]] = self._progress.add_task(_doing(event), total=total, unit="")
 
     def end(self, address: str, step: str) -> None:
         """Take a step's bar away."""
@@ -190,9 +213,10 @@ class Bars:
             self._progress.remove_task(task)
 
     def clear(self) -> None:
-        """Take all bars away."""
+        """Take all bars away, for good."""
         for address, step in list(self._tasks):
             self.end(address, step)
+        self._progress.stop()
 
 
 @contextlib.contextmanager
@@ -203,7 +227,8 @@ def _bars(stream: TextIO, color: bool) -> Iterator[tuple[Bars, Callable[[str], N
 
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(amount(task.completed, task.total or 0, task.fields["unit"], task.speed))
+            known = task.total is not None
+            return Text(amount(task.completed, task.total or 0, task.fields["unit"], task.speed) if known else "")
 
     console = Console(file=stream, no_color=not color, highlight=False, markup=False)
     progress = Progress(

@@ -201,10 +201,10 @@ class Scheduler:
             while self._open and not stop.now and self._crash is None:
                 if stop.stopping and not dropped:
                     dropped = True
-                    self._drop()
                     if self._stopping is not None:
                         running = [task for task in self._tasks.values() if self.outcomes[task.key].state is State.RUNNING]
                         self._stopping(running)
+                    self._drop()
                 else:
                     self._news.wait(_POLL)
             self._closing = True
