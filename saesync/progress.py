@@ -81,11 +81,16 @@ class Lines:
     """One line per finished SAE, and bars for what runs where there are any."""
 
     def __init__(self, write: Callable[[str], None], look: Look, bars: Bars | None = None) -> None:
-        self._write, self._look, self._bars = write, look, bars
+        self._put, self._look, self._bars = write, look, bars
+        self._said = False
         self._style = Style(look.color)
         self._widths = _widths(look.addresses)
         self._release = ""
         self._failed: dict[str, str] = {}
+
+    def _write(self, line: str) -> None:
+        self._said = True
+        self._put(line)
 
     def __call__(self, event: Event) -> None:
         """Take in one event."""
@@ -143,7 +148,8 @@ class Lines:
     def _on_summary(self, event: Event) -> None:
         if self._bars is not None:
             self._bars.clear()
-        self._write("")
+        if self._said:
+            self._write("")
         self._write(summary_text(event, self._look.command, self._look.asked, self._look.color))
 
 

@@ -93,7 +93,7 @@ def _approved_by_file(file: Path) -> World:
     """
     saved = planfile.read(file)
     world = look(Asked.from_json(saved["asked"]), again=True)
-    planfile.check(saved, world.plan, str(file))
+    planfile.check(saved, world.plan, str(file), world.asked.words())
     return replace(world, plan=keep(world.plan, planfile.approved(saved)))
 
 

@@ -5,7 +5,7 @@ Own progress is no difference: what is observed now may be the result of the sav
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from saesync.errors import PlanStale
 from saesync.inert import pad, plain, width
 from saesync.model import Item, Plan, Sae, Status, StepKind
 from saesync.planning.basis import ASKED, INPUTS, OBSERVED, REQUIRE, Basis, key_of_item
+from saesync.render.style import command
 
 _DERIVED = frozenset({"asked.card", "asked.build_key", "asked.measure_key"})
 _SETTLED = frozenset({Status.CURRENT, Status.FAILING})
@@ -60,8 +61,8 @@ def compare(saved: Saved, now: Plan) -> list[Difference]:
     return _folded(found)
 
 
-def check(saved: Saved, now: Plan, file: str = "plan.json") -> None:
-    """Refuse a saved plan that no longer describes what is here.
+def check(saved: Saved, now: Plan, file: str = "plan.json", words: Sequence[str] = ()) -> None:
+    """Refuse a saved plan that no longer describes what is here. ``words`` were given to ``saesync plan`` when it was made.
 
     Raises:
         PlanStale: with every difference by name.
@@ -77,7 +78,8 @@ def check(saved: Saved, now: Plan, file: str = "plan.json") -> None:
     if len(differences) > _LISTED:
         lines.append(f"  … and {len(differences) - _LISTED} more")
     head = f"{file} was made from other inputs than the ones here now. Nothing was done."
-    raise PlanStale("Plan is stale", "\n".join([head, *lines, f"Make a new plan: `saesync plan --out {file}`."]))
+    again = f"Make a new plan:  {command('saesync', 'plan', *words, '--out', file)}"
+    raise PlanStale("Plan is stale", "\n".join([head, *lines, again]))
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked
@@ -129,6 +131,8 @@ def _value(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
     text = plain(value)
     return short(text) if len(text) in (40, 64) and set(text) <= set("0123456789abcdef") else text
 
@@ -243,6 +247,7 @@ def _folded(found: list[Difference]) -> list[Difference]:
         groups.setdefault((one.address.partition("/")[0], one.what, one.where), []).append(one)
     folded = []
     for (release, what, where), members in groups.items():
-        several = f"{what} ({len(members)} SAEs)"
+        saes = sum("/" in member.address for member in members)
+        several = f"{what} ({saes:,} SAEs)"
         folded += [Difference(release, several, where)] if len(members) > 2 else members
     return folded
