@@ -14,32 +14,23 @@ The process has no secret in its environment, no network, and ends when its pare
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import json
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from saesync.errors import SaesyncError
+from saesync.isolation import NetworkGuard, isolate
 from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, MeasureJob, MeasureSae
 
 PARENT_VARIABLE = "SAESYNC_PARENT"
 PRELOAD = "preload"
-_CLONE_NEWNET = 0x40000000
-_CLONE_NEWUSER = 0x10000000
-_PR_SET_PDEATHSIG = 1
-_REFUSED_EVENTS = frozenset(
-    {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname",
-     "socket.gethostbyaddr", "socket.getnameinfo", "socket.listen"}
-)  # fmt: skip
 _PROGRESS_EVERY = 0.1  # seconds
 
 Progress = Callable[[int, int], None]
@@ -97,65 +88,20 @@ def devices(_data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def preload(data: Mapping[str, Any]) -> None:
-    """Import ``data["modules"]`` while nobody waits for it; what is not installed is told by the job that needs it."""
+    """Import ``data["modules"]`` while nobody waits for it, and have torch compute with ``data["threads"]`` unless the
+    environment says how many; what is not installed is told by the job that needs it."""
     for name in data["modules"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-
-
-# ------------------------------------------------------------------------------------------------------ isolation
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that happens (Linux; elsewhere stdin's end does)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def leave_network() -> bool:
-    """Move this process into an empty network namespace where the kernel allows it; says whether it did.
-
-    Must run before any thread is started. Native code cannot get around it, which an audit hook could not promise.
-    """
-    if sys.platform != "linux":
-        return False
-    uid, gid = os.getuid(), os.getgid()
-    unshare = ctypes.CDLL(None).unshare
-    if unshare(_CLONE_NEWNET) == 0:
-        return True
-    if unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
-        return False
-    try:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    except OSError:
-        pass  # only the names shown for our own ids suffer
-    return True
-
-
-class NetworkGuard:
-    """An audit hook that refuses every socket operation that could leave the process, and remembers the last one."""
-
-    def __init__(self) -> None:
-        self.last: str | None = None
-
-    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
-        """The hook. Raises PermissionError for a refused event."""
-        if event in _REFUSED_EVENTS:
-            self.last = event
-            raise PermissionError(f"{event}: worker processes have no network")
+    if data["threads"] and "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
+        sys.modules["torch"].set_num_threads(data["threads"])
 
 
 # ------------------------------------------------------------------------------------------------------- the loop
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, jobs: Mapping[str, Job] = JOBS) -> None:
-    """Answer requests until ``requests`` ends; then end the process. Isolation must be in place."""
-    guard = NetworkGuard()
-    sys.addaudithook(guard)
+def serve(requests: BinaryIO, replies: BinaryIO, guard: NetworkGuard, jobs: Mapping[str, Job] = JOBS) -> None:
+    """Answer requests until ``requests`` ends; then end the process. ``guard`` comes of ``isolate``."""
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, inbox), daemon=True, name="requests").start()
 
@@ -173,7 +119,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, jobs: Mapping[str, Job] = JOBS)
             found = [diagnostic.to_json() for diagnostic in error.diagnostics]
             reply({"type": "error", "kind": type(error).__name__, "diagnostics": found})
         except BaseException as error:
-            reply({"type": "crash", "error": f"{type(error).__name__}: {error}", "network": guard.last})
+            reply({"type": "crash", "error": f"{type(error).__name__}: {error}", "network": guard.blamed(error)})
             raise
 
 
@@ -200,11 +146,10 @@ def _answer(job: Job, data: Mapping[str, Any], reply: Callable[[Mapping[str, Any
 
 def main(jobs: Mapping[str, Job] = JOBS) -> None:
     """Entry point of a spawned worker."""
-    die_with(int(os.environ[PARENT_VARIABLE]))
-    leave_network()
+    guard = isolate(int(os.environ[PARENT_VARIABLE]))
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    serve(sys.stdin.buffer, replies, jobs)
+    serve(sys.stdin.buffer, replies, guard, jobs)
 
 
 if __name__ == "__main__":

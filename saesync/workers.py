@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from saesync import worker_main
 from saesync.errors import ERROR_TYPES, Diagnostic, Interrupted, SaesyncError
+from saesync.isolation import hide_memory, isolate
 
 Progress = Callable[[int, int], None]
 
@@ -56,6 +57,7 @@ def scrubbed(environment: Mapping[str, str], home: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "WANDB_MODE": "disabled",
         "DO_NOT_TRACK": "1",
+        "OMP_WAIT_POLICY": "passive",  # threads that wait spinning take the cores from those that work
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "PYTHONUNBUFFERED": "1",
         worker_main.PARENT_VARIABLE: str(os.getpid()),
@@ -77,11 +79,13 @@ Launcher = Callable[[Path], Child]
 
 
 def spawn(home: Path, module: str = "saesync.worker_main") -> Child:
-    """A fresh interpreter in a session of its own (Ctrl-C in the terminal does not reach it).
+    """A fresh interpreter in a session of its own (Ctrl-C in the terminal does not reach it). From now on, no other process may
+    read this one's memory.
 
     Raises:
         OSError: the process cannot be started.
     """
+    hide_memory()
     process = subprocess.Popen(  # noqa: S603  (our own interpreter and module)
         [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
@@ -137,14 +141,13 @@ def _forked(
         for wanted, end in ((0, nothing), (1, errors), (2, errors)):
             os.dup2(end, wanted)
         _close_all_but(requests, replies)
-        worker_main.die_with(parent)
-        worker_main.leave_network()
+        guard = isolate(parent)
         os.chdir(home)
         os.environ.clear()
         os.environ.update(environment)
         warnings.resetwarnings()  # as in a fresh interpreter
         sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-        worker_main.serve(os.fdopen(requests, "rb"), os.fdopen(replies, "wb"), jobs)
+        worker_main.serve(os.fdopen(requests, "rb"), os.fdopen(replies, "wb"), guard, jobs)
     finally:
         os._exit(1)
 
@@ -163,9 +166,11 @@ class Worker:
     """One process at a time, started when first needed and again after it died. Used by one thread at a time, which must
     outlive it: the kernel ends the process with the thread that started it."""
 
-    def __init__(self, home: Path, start: Launcher = spawn, preload: Sequence[str] = ()) -> None:
-        """``preload`` names modules that every process imports at once, before it is asked for anything."""
-        self._home, self._start, self._preload = home, start, list(preload)
+    def __init__(self, home: Path, start: Launcher = spawn, preload: Sequence[str] = (), threads: int | None = None) -> None:
+        """``preload`` names modules that every process imports at once, before it is asked for anything; ``threads`` is how many
+        torch computes with, unless the environment says it."""
+        self._home, self._start = home, start
+        self._preload = {"modules": list(preload), "threads": threads} if preload else None
         self._asked = 0
         self._child: Child | None = None
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
@@ -177,7 +182,10 @@ class Worker:
 
         Raises:
             OSError: it cannot be started.
+            Interrupted: ``kill`` was called.
         """
+        if self._killed:
+            raise Interrupted("Interrupted", "The worker was stopped before it began.")
         if self._child is None:
             self._home.mkdir(parents=True, exist_ok=True)
             self._words.clear()
@@ -185,7 +193,7 @@ class Worker:
             self._drain = threading.Thread(target=self._read_words, args=(self._child.stderr,), daemon=True, name="worker-stderr")
             self._drain.start()
             if self._preload:
-                self._ask(worker_main.PRELOAD, {"modules": self._preload})
+                self._ask(worker_main.PRELOAD, self._preload)
 
     def run(self, job: str, data: Any, progress: Progress | None = None) -> Any:
         """Do one job and return its result as plain JSON.

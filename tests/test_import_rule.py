@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.digest",
         "saesync.events",
         "saesync.jobs",
+        "saesync.isolation",
         "saesync.hooks",
         "saesync.carets",
         "saesync.inert",

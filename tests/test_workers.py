@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from saesync.apply.crew import shares
 from saesync.errors import Interrupted, Origin, Refused, SaesyncError
+from saesync.isolation import REFUSED
 from saesync.jobs import MeasureJob, MeasureSae
 from saesync.model import nothing
 from saesync.worker_main import JOBS, encode
@@ -63,6 +65,7 @@ def test_the_allow_list_is_an_allow_list(tmp_path: Path) -> None:
     environment = scrubbed({"PATH": "/bin", "LC_ALL": "C", "LC_SECRET": "s", "PGPASSWORD": "p", "OMP_NUM_THREADS": "2"}, tmp_path)
     assert (environment["PATH"], environment["LC_ALL"], environment["OMP_NUM_THREADS"]) == ("/bin", "C", "2")
     assert not {"LC_SECRET", "PGPASSWORD"} & set(environment)
+    assert environment["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_the_network_is_refused_by_name(worker: Worker, listener: socket.socket) -> None:
@@ -81,6 +84,53 @@ def test_a_hidden_refusal_is_still_a_refusal(worker: Worker, listener: socket.so
 @pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs the right to make a network namespace")
 def test_the_kernel_takes_the_network_away(worker: Worker) -> None:
     assert worker.run("interfaces", {}) in ([], ["lo"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the kernel of Linux offers")
+def test_native_code_has_no_network_either(worker: Worker) -> None:
+    refused = worker.run("native", {"families": [socket.AF_INET, socket.AF_INET6]})
+    assert refused == [REFUSED, REFUSED]
+    assert worker.run("native", {"families": [socket.AF_UNIX]}) == [0], "drivers talk to their daemons"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the kernel of Linux offers")
+def test_the_environment_of_the_parent_is_hidden(tmp_path: Path) -> None:
+    """In a process of its own: the environment a process was started with is what the kernel shows."""
+    program = f"""
+        from functools import partial
+        from pathlib import Path
+        from saesync.workers import Worker, spawn
+        worker = Worker(Path({str(tmp_path)!r}), partial(spawn, module="worker_probe"))
+        print(worker.run("peek", {{}}))
+        worker.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], env={**os.environ, "HF_TOKEN": CANARY},
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "PermissionError\n", done.stderr
+
+
+def test_threads_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    worker = Worker(tmp_path / "home", probe, preload=("torch",), threads=3)
+    assert worker.run("threads", {}) == 3
+    worker.close()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    worker = Worker(tmp_path / "home", probe, preload=("torch",), threads=3)
+    assert worker.run("threads", {}) == 1, "what the user says counts"
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "converters", "expected"),
+    [(1, 0, 1, (1, 1)), (2, 0, 1, (1, 2)), (4, 0, 1, (1, 3)), (16, 0, 1, (4, 12)), (16, 0, 4, (1, 12)), (64, 8, 4, (12, 2))],
+)
+def test_shares(cores: int, gpus: int, converters: int, expected: tuple[int, int]) -> None:
+    devices = tuple(f"cuda:{index}" for index in range(gpus)) or ("cpu",)
+    convert, measure = shares(cores, converters, devices)
+    assert (convert, measure) == expected
+    assert convert * converters + measure * len(devices) <= max(cores, 3)
 
 
 def test_errors_come_back_as_they_were_and_the_process_goes_on(worker: Worker) -> None:

@@ -46,6 +46,28 @@ def interfaces(data: Mapping[str, Any], progress: Progress) -> list[str]:
     return [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
 
 
+def native(data: Mapping[str, Any], progress: Progress) -> list[int]:
+    """Sockets as a native library makes them, past Python: the error numbers, 0 where it worked."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    return [0 if libc.socket(family, 1, 0) >= 0 else ctypes.get_errno() for family in data["families"]]
+
+
+def peek(data: Mapping[str, Any], progress: Progress) -> str:
+    """What the parent's environment is to us."""
+    try:
+        return Path(f"/proc/{os.getppid()}/environ").read_bytes().decode()
+    except OSError as error:
+        return type(error).__name__
+
+
+def threads(data: Mapping[str, Any], progress: Progress) -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
 def refuse(data: Mapping[str, Any], progress: Progress) -> None:
     raise Refused.of([Diagnostic("One", "First.", Origin("m.yaml", 3, 4)), Diagnostic("Two", "Second.")])
 
@@ -72,7 +94,7 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
     return data["module"] in sys.modules
 
 
-FUNCTIONS = (loaded, look, dial, swallow, interfaces, refuse, fail, die, segfault, wait)
+FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, die, segfault, wait)
 
 if __name__ == "__main__":
     main({**JOBS, **{function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS}})

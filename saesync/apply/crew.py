@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -19,11 +20,13 @@ class Crew:
 
     def __init__(self, cache: Cache, start: Launcher, converters: int, devices: tuple[str, ...]) -> None:
         self._home = cache.root / "worker-home"
-        self._probe = Worker(self._home, start, _MEASURE_NEEDS)
-        self.converters = [Worker(self._home, start, _CONVERT_NEEDS) for _ in range(converters)]
         self.devices = devices
         self.measurers: list[Worker] = []
         self._start = start
+        expected = devices if devices and devices != ("auto",) else (("cpu",) if _surely_no_gpu() else ("cuda",))
+        convert, self._threads = shares(_cores(), converters, expected)
+        self._probe = self._measurer()
+        self.converters = [Worker(self._home, start, _CONVERT_NEEDS, convert) for _ in range(converters)]
 
     def find_devices(self) -> None:
         """Decide which devices to measure on, if nobody said: all GPUs, else the CPU. May start a worker to ask torch.
@@ -34,7 +37,10 @@ class Crew:
         if not self.devices or self.devices == ("auto",):
             self.devices = devices_here(self._probe)
         rest = len(self.devices) - 1
-        self.measurers = [self._probe, *(Worker(self._home, self._start, _MEASURE_NEEDS) for _ in range(rest))]
+        self.measurers = [self._probe, *(self._measurer() for _ in range(rest))]
+
+    def _measurer(self) -> Worker:
+        return Worker(self._home, self._start, _MEASURE_NEEDS, self._threads)
 
     def check_devices(self) -> None:
         """Ask torch for the devices that were named.
@@ -76,9 +82,31 @@ def devices_here(worker: Worker) -> tuple[str, ...]:
     Raises:
         SaesyncError: the worker could not say.
     """
-    if sys.platform == "linux" and not any(found for pattern in _GPU_NODES for found in Path("/dev").glob(pattern)):
+    if _surely_no_gpu():
         return ("cpu",)
     return best(tuple(worker.run("devices", {})["devices"]))
+
+
+def _surely_no_gpu() -> bool:
+    return sys.platform == "linux" and not any(found for pattern in _GPU_NODES for found in Path("/dev").glob(pattern))
+
+
+def _cores() -> int:
+    """The cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def shares(cores: int, converters: int, devices: tuple[str, ...]) -> tuple[int, int]:
+    """Threads of each convert and of each measure worker, so that together they have about as many as there are cores.
+
+    A function of the machine alone, never of the plan: the number of threads changes the last bits of sums, and a run that
+    was stopped and resumed has to give the same numbers. Measuring on a CPU takes longest and gets three quarters, on two cores
+    both of them, for converting is over first; a GPU needs two threads beside it.
+    """
+    if devices == ("cpu",):
+        return max(1, cores // 4 // converters), max(1, cores - cores // 4)
+    rest = cores - 2 * len(devices)
+    return max(1, rest // converters), 2
 
 
 def best(found: tuple[str, ...]) -> tuple[str, ...]:
