@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 1 << 20
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 SHORT = 8
 
 
@@ -20,7 +21,7 @@ def canonical(value: Any) -> bytes:
         ValueError: ``value`` holds NaN or an infinity, which JSON cannot say.
         TypeError: ``value`` holds something JSON has no form for.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def key_of(value: Any) -> str:

@@ -6,6 +6,7 @@ Shapes and names are the field's own: ``d_in``, ``d_sae``, ``hook``, ``explained
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
-from saesync.digest import FileDigest, key_of
+from saesync.digest import FileDigest, canonical
 from saesync.errors import Diagnostic, Origin
 from saesync.record import Evidence, Record
 
@@ -173,21 +174,30 @@ class Inputs:
     measure: Mapping[str, Json] | None
 
     @cached_property
+    def _weights(self) -> bytes:
+        return canonical(dict(self.weights))
+
+    def _key(self, name: str | None = None, part: Mapping[str, Json] | None = None) -> str:
+        """``key_of`` a mapping of the weights' inputs and one part that sorts before them; those of the weights are spelled once."""
+        before = b"" if name is None or part is None else b'"%s":%s,' % (name.encode(), canonical(dict(part)))
+        return hashlib.sha256(b'{%s"weights":%s}' % (before, self._weights)).hexdigest()
+
+    @cached_property
     def weights_key(self) -> str:
         """Identity of the weights' bytes."""
-        return key_of({"weights": dict(self.weights)})
+        return self._key()
 
     @cached_property
     def build_key(self) -> str:
         """Identity of the published folder: weights, cfg and metadata."""
-        return key_of({"weights": dict(self.weights), "build": dict(self.build)})
+        return self._key("build", self.build)
 
     @cached_property
     def measure_key(self) -> str | None:
         """Identity of the numbers: weights and all that they were measured with."""
         if self.measure is None:
             return None
-        return key_of({"weights": dict(self.weights), "measure": dict(self.measure)})
+        return self._key("measure", self.measure)
 
 
 @dataclass(frozen=True, slots=True)

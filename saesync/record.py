@@ -23,7 +23,7 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX40 = re.compile(r"[0-9a-f]{40}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _MOST_DEEP, _MOST_VALUES, _MOST_TEXT = 8, 5_000, 20_000  # of one part; manifests ask for far less
@@ -263,11 +263,7 @@ def parse_record(data: bytes, release: str) -> Record:
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordUnreadable(f"The record has {len(data):,} bytes; at most {MAX_RECORD_BYTES:,} are read.")
-    try:
-        value = json.loads(data, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise RecordUnreadable("The record is not JSON.") from error
-    top = _mapping(value, "the record")
+    top = _mapping(_json(data), "the record")
     version = top.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise RecordUnreadable("The record has no version.")
@@ -326,12 +322,14 @@ def _hex64(value: Any) -> str:
 
 
 def _text(value: Any, limit: int) -> str:
-    if not isinstance(value, str) or len(value) > limit or not _can_be_written(value):
+    if not isinstance(value, str) or len(value) > limit:
         raise RecordUnreadable("The record holds a name that is not a short text.")
     return value
 
 
 def _number(value: Any) -> float:
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise RecordUnreadable("The record holds a metric that is not a number.")
     try:
@@ -351,19 +349,25 @@ def _mapping(value: Any, what: str) -> Mapping[str, Any]:
 
 def _flat(value: Any) -> dict[str, Any]:
     """A small mapping of names to JSON values, as is: it is only compared and shown, and written again."""
-    data = _mapping(value, "a part")
-    if len(data) > 200:
-        raise RecordUnreadable("A part of the record has more than 200 entries.")
-    level: list[Any] = [data]
-    count = 0
+    if not isinstance(value, dict) or len(value) > 200:
+        raise RecordUnreadable("A part of the record is not a mapping of at most 200 entries.")
+    for name, entry in value.items():
+        if len(name) > 200 or (isinstance(entry, str) and len(entry) > _MOST_TEXT):
+            raise RecordUnreadable("A part of the record holds a text that is too long.")
+        if isinstance(entry, dict | list) and entry:
+            _check_nested(entry)
+    return value
+
+
+def _check_nested(value: Any) -> None:
+    level, count = [value], 0
     for _ in range(_MOST_DEEP):
-        count += len(level)
-        if count > _MOST_VALUES or not all(_can_be_written(entry) for entry in level):
-            raise RecordUnreadable("A part of the record is too large, or holds what JSON cannot say.")
         level = [below for entry in level for below in _below(entry)]
+        count += len(level)
+        if count > _MOST_VALUES or any(isinstance(entry, str) and len(entry) > _MOST_TEXT for entry in level):
+            raise RecordUnreadable("A part of the record is too large.")
     if level:
         raise RecordUnreadable(f"A part of the record is nested more than {_MOST_DEEP} deep.")
-    return {_text(name, 200): entry for name, entry in data.items()}
 
 
 def _below(value: Any) -> list[Any]:
@@ -372,11 +376,26 @@ def _below(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _can_be_written(value: Any) -> bool:
-    """Whether a value can stand in a record that we write: JSON has no infinity, UTF-8 no lone surrogates."""
-    if isinstance(value, str):
-        return len(value) <= _MOST_TEXT and (value.isascii() or not _SURROGATE.search(value))
-    return not isinstance(value, float) or math.isfinite(value)
+def _json(data: bytes) -> Any:
+    """The JSON value of a record, in which nothing stands that could not be written again.
+
+    Raises:
+        RecordUnreadable: it is not JSON in UTF-8, or holds numbers without end or half characters.
+    """
+    try:
+        value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
+        if _HALF.search(data):  # an escape that means nothing by itself; two of them may be one character
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RecordUnreadable("The record is not JSON.") from error
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is not JSON that can be kept")
+    return number
 
 
 def _no_constant(name: str) -> Any:

@@ -5,6 +5,7 @@ Reads listings and local files' digests, never weights from the network. The res
 
 from __future__ import annotations
 
+import functools
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -196,7 +197,7 @@ class Resolver:
             "validate.tokens": spec.tokens,
             "validate.context": spec.context,
             "validate.prepend_bos": spec.prepend_bos,
-            "metrics": ",".join(f"{name}:{version}" for name, version in sorted(metric_versions().items())),
+            "metrics": _metrics(),
         }
 
     def _model(self, model: ModelSpec, recorded: _Recorded) -> dict[str, Any]:
@@ -267,6 +268,12 @@ class Resolver:
         except (NotVisible, Unavailable) as error:
             return Reason(ReasonCode.NOT_VISIBLE, {"location": repo, "detail": error.diagnostics[0].detail})
         return listing
+
+
+@functools.cache
+def _metrics() -> str:
+    """The definitions that numbers are measured by."""
+    return ",".join(f"{name}:{version}" for name, version in sorted(metric_versions().items()))
 
 
 def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:

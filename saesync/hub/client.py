@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -143,20 +144,20 @@ class Client:
         if patience.hopeless:
             raise unreachable(asked, self.host).error
         while True:
-            token = self.token()
+            token, began = self.token(), time.monotonic()
             try:
                 return action(token)
             except failures() as error:
-                trouble = self.trouble(error, asked, token)
+                trouble = self.trouble(error, asked, token, began)
                 if trouble is None:
                     raise
             patience.wait(trouble)
 
-    def trouble(self, error: BaseException, asked: Asked, token: str | None) -> Trouble | None:
-        """See ``trouble.diagnose``."""
+    def trouble(self, error: BaseException, asked: Asked, token: str | None, began: float | None = None) -> Trouble | None:
+        """See ``trouble.diagnose``. ``began``: when the attempt did (monotonic seconds); a name server may take long to say no."""
         found = diagnose(error, asked, token, self.host)
         if found is not None and found.unreachable:
-            self.reach.failed(found.cost)
+            self.reach.failed(found.cost if began is None else time.monotonic() - began)
         return found
 
     def json(self, asked: Asked, path: str, params: Mapping[str, Any] | None = None) -> Any:

@@ -22,31 +22,37 @@ class Reach:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reached = False
+        self._given_up = False
         self._failed: tuple[float, float] | None = None  # first and latest failure since the last answer
 
     def answered(self) -> None:
         """The endpoint sent something."""
         with self._lock:
-            self._reached, self._failed = True, None
+            self._reached, self._given_up, self._failed = True, False, None
 
     def failed(self, took: float = 0.0) -> None:
         """No connection could be made; finding out took so many seconds."""
         now = time.monotonic()
         with self._lock:
-            known = self._failed is not None and now - self._failed[1] <= _FORGOTTEN
-            self._failed = self._failed[0] if known and self._failed is not None else now - took, now
+            first = self._failed[0] if self._failed is not None and self._recent(now) else now - took
+            self._given_up, self._failed = self._given_up and self._recent(now), (first, now)
 
     def gone(self, seconds: float, pause: float = 0.0) -> bool:
-        """Whether, after a further ``pause``, it will have been away for longer than is waited.
+        """Whether, after a further ``pause``, it will have been away for longer than is waited. Once this is so for one, it is
+        so for all.
 
         ``seconds`` is the patience with an endpoint that was there before.
         """
         now = time.monotonic()
         with self._lock:
-            if self._failed is None or now - self._failed[1] > _FORGOTTEN:
+            if self._failed is None or not self._recent(now):
                 return False
             limit = seconds if self._reached else min(seconds, NEVER_REACHED_SECONDS)
-            return now + pause - self._failed[0] > limit
+            self._given_up = self._given_up or now + pause - self._failed[0] > limit
+            return self._given_up
+
+    def _recent(self, now: float) -> bool:
+        return self._failed is not None and now - self._failed[1] <= _FORGOTTEN
 
 
 @functools.cache
