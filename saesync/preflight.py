@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Graph
+from saesync.apply.scheduler import os_trouble
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Origin, SaesyncError
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
-from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
+from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec, nothing
 
 LANES = 4
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
@@ -28,10 +30,10 @@ _SPARE = 1.05  # file systems need some room of their own
 
 @dataclass(frozen=True)
 class _Found:
-    """The answer of one check: complaints, and bytes that have to be written to the cache."""
+    """The answer of one check: complaints, and bytes that have to be written to the cache, by what they are of."""
 
     complaints: tuple[Diagnostic, ...] = ()
-    size: int = 0
+    sizes: Mapping[str, int] = field(default_factory=nothing)
 
 
 def check(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
@@ -43,24 +45,34 @@ def check(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
     if not graph.tasks:
         return ()
     checks = list(_Checks(graph, steps, crew).all())
-    with ThreadPoolExecutor(LANES, thread_name_prefix="preflight") as pool:
+    pool = ThreadPoolExecutor(LANES, thread_name_prefix="preflight")
+    try:
         answers = list(pool.map(lambda pair: _answer(*pair), checks))
+    except BaseException:  # Ctrl-C: nobody waits for a driver that hangs
+        crew.kill()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     crew.close()
     complaints = [diagnostic for answer in answers for diagnostic in answer.complaints]
-    needed = sum(answer.size for answer in answers)
-    return tuple(dict.fromkeys([*_packages(graph), *complaints, *_disk(context.cache.root, needed)]))
+    needed = {name: size for answer in answers for name, size in answer.sizes.items()}
+    return tuple(dict.fromkeys([*_packages(graph), *complaints, *_disk(context.cache.root, sum(needed.values()))]))
 
 
-Check = tuple[Callable[[], int], Origin | None]
+Sizes = Mapping[str, int]
+Check = tuple[Callable[[], Sizes], Origin | None]
 
 
 @dataclass(frozen=True)
 class _Checks:
-    """Each check returns the bytes it finds have to be written, or raises what is missing."""
+    """Each check returns the bytes it finds have to be written, or raises what is missing. ``readable`` are the
+    commits of which we know that we may read files: hundreds of SAEs may come from one; ``asked`` has a lock for each."""
 
     graph: Graph
     steps: Steps
     crew: Crew
+    asked: dict[tuple[str, str, str], threading.Lock] = field(default_factory=dict)
+    readable: set[tuple[str, str, str]] = field(default_factory=set)
 
     def all(self) -> Iterator[Check]:
         """Every check with the place in the manifest that makes it necessary."""
@@ -89,55 +101,65 @@ class _Checks:
     def hub(self) -> Hub:
         return self.steps.hub(StepKind.FETCH)
 
-    def write_access(self, target: str, spec: PublishSpec) -> int:
+    def write_access(self, target: str, spec: PublishSpec) -> Sizes:
         """May we publish there?"""
         self.steps.target(StepKind.PUBLISH, target).check_write(spec.location, spec.private)
-        return 0
+        return nothing()
 
-    def model(self, spec: ModelSpec) -> int:
+    def model(self, spec: ModelSpec) -> Sizes:
         """Is the model there, safe to load, and ours to read?"""
         return self._local(spec.path) if spec.path is not None else self._remote(fetch.model_parcel(spec, self.hub))
 
-    def text(self, spec: ValidateSpec) -> int:
+    def text(self, spec: ValidateSpec) -> Sizes:
         """Is the dataset there, readable as text, and ours to read?"""
         path = spec.dataset.path
         return self._local(path) if path is not None else self._remote(fetch.dataset_parcel(spec.dataset, spec.tokens, self.hub))
 
-    def source(self, work: Work) -> int:
+    def source(self, work: Work) -> Sizes:
         """Is the source there? Counts what is made of it, too."""
         spec = work.sae.source
         if spec is None:
-            return 0
+            return nothing()
         resolved = self.graph.context.resolver.source(spec)
         made = sum(file.digest.size for file in resolved.files.values())
-        return made + self._remote(fetch.source_parcel(spec, resolved))
+        return {f"build {work.inputs.build_key}": made, **self._remote(fetch.source_parcel(spec, resolved))}
 
-    def devices(self) -> int:
+    def devices(self) -> Sizes:
         """Are the devices there that were named?"""
         self.crew.check_devices()
-        return 0
+        return nothing()
 
-    def _remote(self, parcel: Parcel | None) -> int:
-        absent = parcel.missing(self.graph.context.cache) if parcel is not None else 0
+    def _remote(self, parcel: Parcel | None) -> Sizes:
+        absent = parcel.missing(self.graph.context.cache) if parcel is not None else nothing()
         if parcel is not None and absent:
-            fetch.may_read(parcel, self.hub)
+            self._may_read(parcel)
         return absent
 
-    def _local(self, path: str) -> int:
+    def _may_read(self, parcel: Parcel) -> None:
+        """Asked once per commit of a repo, however many files of it are needed."""
+        repo = parcel.repo, parcel.sha, parcel.kind
+        with self.asked.setdefault(repo, threading.Lock()):
+            if repo not in self.readable:
+                fetch.may_read(parcel, self.hub)
+                self.readable.add(repo)
+
+    def _local(self, path: str) -> Sizes:
         if not Path(path).exists():
             raise FileNotFoundError(2, "No such file or folder", path)
-        return 0
+        return nothing()
 
 
-def _answer(action: Callable[[], int], origin: Origin | None) -> _Found:
+def _answer(action: Callable[[], Sizes], origin: Origin | None) -> _Found:
     """A complaint is an answer, not an end."""
     try:
-        return _Found(size=action())
+        return _Found(sizes=action())
     except SaesyncError as error:
         return _Found(tuple(diagnostic.at(origin) for diagnostic in error.diagnostics))
     except FileNotFoundError as error:
         detail = f"There is no {error.filename}. Correct the path in the manifest."
         return _Found((Diagnostic("File is not here", detail, origin),))
+    except OSError as error:
+        return _Found(tuple(diagnostic.at(origin) for diagnostic in os_trouble(error).diagnostics))
 
 
 def _packages(graph: Graph) -> Iterator[Diagnostic]:

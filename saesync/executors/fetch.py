@@ -6,6 +6,7 @@ parcel out as a folder of hard links, whole or not at all. Local paths are used 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ Progress = Callable[[int, int], None]
 
 BLOBS, FOLDERS = "blob", "folder"  # kinds of cache entries
 BYTES_PER_TOKEN = 16  # of a dataset's files: text has about 4, and other columns and short documents cost some
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
 _README_LIMIT = 1 << 20
 _locks: dict[str, threading.Lock] = {}
@@ -56,12 +58,11 @@ class Parcel:
         """Bytes of all files."""
         return sum(file.digest.size for file in self.files.values())
 
-    def missing(self, cache: Cache) -> int:
-        """Bytes that would have to be downloaded."""
+    def missing(self, cache: Cache) -> Mapping[str, int]:
+        """Bytes that would have to be downloaded, by digest: parcels may share files."""
         if cache.has(FOLDERS, self.key):
-            return 0
-        absent = {_name_of(f.digest): f.digest.size for f in self.files.values() if not cache.has(BLOBS, _name_of(f.digest))}
-        return sum(absent.values())
+            return {}
+        return {_name_of(f.digest): f.digest.size for f in self.files.values() if not cache.has(BLOBS, _name_of(f.digest))}
 
 
 # ------------------------------------------------------------------------------------------------- what to fetch
@@ -79,31 +80,44 @@ def model_parcel(spec: ModelSpec, hub: Hub) -> Parcel | None:
 
     Raises:
         Refused: the commit is only in a pull request, or the repo holds no safetensors weights.
+        Missing: a shard is not in the repo.
         NotVisible, Unavailable: the Hub does not answer or does not let us see it.
     """
     if spec.name is None:
         return None
     sha = _pinned(hub, spec.name, spec.revision, "model")
     tree = hub.tree(spec.name, sha)
-    names = snapshot_names(tree)
-    weights = [name for name in names if name.endswith(".safetensors")]
-    if not weights:
-        found = sorted(name for name in tree if name.endswith(_PICKLED))
-        held = f"only weights that can run code when read ({found[0]})" if found else "no weights"
-        raise Refused(
-            "Model has no safetensors", f"{spec.name} at {sha[:8]} holds {held}. Pin a revision that has model.safetensors."
-        )
-    if any(name.startswith("model") for name in weights):
-        # Some repos hold the same weights a second time in their authors' own layout.
-        names = [name for name in names if name not in weights or name.startswith("model")]
+    weights = _weights(spec.name, sha, tree, hub)
+    # Some repos hold the same weights a second time, in their authors' own layout or in another precision.
+    names = [name for name in snapshot_names(tree) if name in weights or not name.endswith(".safetensors")]
     return Parcel(spec.name, sha, "model", {name: SourceFile(name, tree[name]) for name in names})
+
+
+def _weights(repo: str, sha: str, tree: Mapping[str, FileDigest], hub: Hub) -> frozenset[str]:
+    """The files transformers would read: model.safetensors, else the shards its index lists."""
+    if _WHOLE in tree:
+        return frozenset({_WHOLE})
+    if _INDEX not in tree:
+        found = sorted(name for name in tree if name.endswith(_PICKLED))
+        held = f"only weights that can run code when read ({found[0]})" if found else "no weights that transformers would read"
+        raise Refused("Model has no safetensors", f"{repo} at {sha[:8]} holds {held}. Pin a revision that has {_WHOLE}.")
+    try:
+        shards = frozenset(map(str, json.loads(hub.read(repo, sha, _INDEX, tree[_INDEX]))["weight_map"].values()))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Refused(
+            "Model index is unreadable", f"{_INDEX} of {repo} at {sha[:8]} does not list the model's shards."
+        ) from error
+    if absent := sorted(shards - tree.keys()):
+        raise Missing("Model is incomplete", f"{repo} at {sha[:8]} lacks {absent[0][:200]}, which {_INDEX} lists. Pin another.")
+    return shards
 
 
 def dataset_parcel(spec: DatasetSpec, tokens: int, hub: Hub) -> Parcel | None:
     """The first files of a dataset's split that hold enough text for ``tokens`` tokens; None when it is local.
 
     Raises:
-        Refused: the commit is only in a pull request, or no file of the split can be read as text.
+        Refused: the commit is only in a pull request, no file of the split can be read as text, or there are several configs
+            and none is named.
         NotVisible, Unavailable: the Hub does not answer or does not let us see it.
     """
     if spec.repo is None:
@@ -169,11 +183,25 @@ def _patterns(text: str, spec: DatasetSpec) -> list[str]:
         front = yaml.safe_load(match.group(1)) if match else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return []  # a broken card is no reason not to read the files it stands beside
-    configs = front.get("configs") if isinstance(front, dict) else None
-    for config in configs if isinstance(configs, list) else []:
-        if isinstance(config, dict) and config.get("config_name", "default") == (spec.config or "default"):
-            return _split_patterns(config.get("data_files"), spec.split)
-    return []
+    found = front.get("configs") if isinstance(front, dict) else None
+    configs = [config for config in found if isinstance(config, dict)] if isinstance(found, list) else []
+    chosen = _config(configs, spec)
+    return [] if chosen is None else _split_patterns(chosen.get("data_files"), spec.split)
+
+
+def _config(configs: Sequence[Mapping[str, Any]], spec: DatasetSpec) -> Mapping[str, Any] | None:
+    """The config asked for, else the default one, else the only one: configs may be languages, and are never mixed."""
+    names = [str(config.get("config_name", "default")) for config in configs]
+    if spec.config is None and len(configs) > 1:
+        marked = [
+            config for config, name in zip(configs, names, strict=True) if config.get("default") is True or name == "default"
+        ]
+        if not marked:
+            known = ", ".join(name[:60] for name in names[:10]) + (" ..." if len(names) > 10 else "")
+            raise Refused("Dataset has several configs", f"{spec.repo} has {known}. Name one as `config`.")
+        return marked[0]
+    wanted = names[0] if spec.config is None and names else spec.config
+    return next((config for config, name in zip(configs, names, strict=True) if name == wanted), None)
 
 
 def _split_patterns(data_files: Any, split: str) -> list[str]:
@@ -244,8 +272,9 @@ def may_read(parcel: Parcel, hub: Hub) -> None:
     Raises:
         NotVisible, Unavailable: as the Hub says.
     """
-    smallest = min(parcel.files.values(), key=lambda file: file.digest.size, default=None)
-    if smallest is not None and smallest.digest.size:
+    filled = (file for file in parcel.files.values() if file.digest.size)
+    smallest = min(filled, key=lambda file: file.digest.size, default=None)
+    if smallest is not None:
         hub.read_range(parcel.repo, parcel.sha, smallest.place, 0, 1, parcel.kind)
 
 

@@ -90,12 +90,17 @@ def tokenised(
         with cache.making("tokens", key) as folder:
             np.save(folder / "tokens.npy", made, allow_pickle=False)
     if len(made) < (rows if least is None else least):
-        raise Missing(
-            "Not enough text",
-            f"The dataset {spec.path} gives {len(made) * cutting.context:,} tokens in {len(made):,} sequences of "
-            f"{cutting.context:,}; {rows * cutting.context:,} are asked for. Ask for fewer tokens or use a larger dataset.",
-        )
+        raise _not_enough(spec, made, rows * cutting.context)
     return made
+
+
+def _not_enough(spec: TextSpec, made: Tokens, asked: int) -> Missing:
+    why = " Of a dataset on the Hub the first files of the split are fetched, enough if they are mostly text."
+    return Missing(
+        "Not enough text",
+        f"The dataset {spec.path} gives {made.size:,} tokens in {len(made):,} sequences of {made.shape[1]:,}; {asked:,} are asked"
+        f" for. Ask for fewer tokens or use a larger dataset.{why if spec.files else ''}",
+    )
 
 
 def pack(pieces: Iterable[tuple[Sequence[int], bool]], cutting: Cutting) -> Iterator[list[int]]:
