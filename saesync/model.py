@@ -178,7 +178,7 @@ class Inputs:
         return canonical(dict(self.weights))
 
     def _key(self, name: str | None = None, part: Mapping[str, Json] | None = None) -> str:
-        """``key_of`` a mapping of the weights' inputs and one part that sorts before them; those of the weights are spelled once."""
+        """``key_of`` the weights' inputs and one part that sorts before them; the weights' canonical form is made once."""
         before = b"" if name is None or part is None else b'"%s":%s,' % (name.encode(), canonical(dict(part)))
         return hashlib.sha256(b'{%s"weights":%s}' % (before, self._weights)).hexdigest()
 

@@ -6,6 +6,7 @@ Reads listings and local files' digests, never weights from the network. The res
 from __future__ import annotations
 
 import functools
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -126,10 +127,12 @@ class Resolver:
     hub: Hub | None = None
     _listings: dict[tuple[str, str], Listing | Reason] = field(default_factory=dict)
     _local: dict[str, str | None] = field(default_factory=dict)
+    _folders: dict[Path, list[str]] = field(default_factory=dict)
 
     def resolve(self, releases: Sequence[Release], observed: Mapping[Place, Observed]) -> Mapping[str, Wanted]:
-        """Keys of every SAE, by address."""
-        saes = [(release, sae) for release in releases for sae in release.saes]
+        """Keys of every SAE that is to be published, by address."""
+        publishing = [release for release in releases if release.publish is not None and not release.retire]
+        saes = [(release, sae) for release in publishing for sae in release.saes]
         self._list_repos(sae.source for _, sae in saes)
         return {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
 
@@ -143,12 +146,28 @@ class Resolver:
         """
         format_ = formats.get(spec.format)
         if spec.repo is None:
-            return _local_source(spec, format_, self.cache)
+            return self._local_source(spec, format_)
         listing = self._listing(spec.repo, spec.revision or "")
         if isinstance(listing, Reason):
             raise _Blocked(listing)
         chosen = format_.files(listing.near(spec.path), spec.path)
         return ResolvedSource({name: SourceFile(place, listing.files[place]) for name, place in chosen.items()})
+
+    def _local_source(self, spec: SourceSpec, format_: Any) -> ResolvedSource:
+        path = Path(spec.path)
+        if path.is_file():
+            names, inside, base = self._beside(path), path.name, path.parent
+        else:
+            names, inside, base = list(local_files(path)), "", path
+        chosen = {name: base / place for name, place in format_.files(names, inside).items()}
+        return ResolvedSource({name: SourceFile(str(file), self.cache.digest_of(file)) for name, file in chosen.items()})
+
+    def _beside(self, path: Path) -> list[str]:
+        """A file and its neighbours. A folder that thousands of SAEs share is listed once."""
+        if path.name not in self._folders.get(path.parent, ()):
+            with os.scandir(path.parent) as entries:
+                self._folders[path.parent] = sorted(entry.name for entry in entries if entry.is_file())
+        return self._folders[path.parent]
 
     def _wanted(self, release: Release, sae: Sae, observed: Mapping[Place, Observed]) -> Wanted:
         if sae.source is None:
@@ -161,6 +180,9 @@ class Resolver:
         except Refused as error:
             detail = error.diagnostics[0].detail
             return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, {"path": sae.source.path, "detail": detail}))
+        except OSError as error:  # one file that cannot be read never stops the plan of the others
+            about = {"path": str(error.filename), "detail": error.strerror or type(error).__name__}
+            return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, about))
         return Wanted(sae, inputs, not_here=recorded.named, evidence=self._evidence(release, sae, inputs, observed))
 
     def _source_digest(self, source: SourceSpec, recorded: _Recorded) -> str:
@@ -335,16 +357,6 @@ def local_digest(path: Path, cache: Cache, read: Callable[[Iterable[str]], list[
     files = local_files(path)
     chosen = files if path.is_file() else read(files) or files
     return key_of({printable(name): cache.digest_of(files[name]).sha256 for name in chosen})
-
-
-def _local_source(spec: SourceSpec, format_: Any, cache: Cache) -> ResolvedSource:
-    path = Path(spec.path)
-    if path.is_file():
-        names, inside, base = sorted(p.name for p in path.parent.iterdir() if p.is_file()), path.name, path.parent
-    else:
-        names, inside, base = list(local_files(path)), "", path
-    chosen = format_.files(names, inside)
-    return ResolvedSource({name: SourceFile(str(base / place), cache.digest_of(base / place)) for name, place in chosen.items()})
 
 
 def _entry(spec: PublishSpec | None, sae: Sae, observed: Mapping[Place, Observed]) -> SaeRecord | None:

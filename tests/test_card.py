@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -267,3 +268,11 @@ def test_how_something_was_measured_cannot_act() -> None:
     bad = "x | <b> --> `@everyone`"
     text = how_measured({"validate.dataset.repo": bad, "model.loader": bad}, {"device": bad, "torch": bad}, None)
     assert not any(mark in text for mark in ("<b>", "-->", "| ", "@everyone`"))
+
+
+def test_large_front_matter_takes_little_time() -> None:
+    front = "\n".join(f"k{number}: 1" for number in range(20_000))
+    began = time.process_time()
+    text = card_of(release(), f"---\n{front}\n---\nhello\n")
+    assert time.process_time() - began < 8
+    assert front in text

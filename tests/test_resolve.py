@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,3 +191,43 @@ def test_failing_evidence_counts_once_it_is_in_its_place(disk: Disk, tmp_path: P
     passing = evidence_of(inputs, files_of(inputs), 0.9)
     keep_evidence(disk.cache, passing)
     assert disk.wanted().evidence == passing
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+def test_a_file_that_may_not_be_read_holds_its_sae(disk: Disk) -> None:
+    (disk.folder / "source" / "ae.pth").chmod(0)
+    item = disk.item()
+    assert (item.status, item.held, item.reasons[0].code) == (Status.HELD, True, ReasonCode.SOURCE_MISSING)
+
+
+def test_a_link_that_leads_nowhere_holds_its_sae(disk: Disk) -> None:
+    (disk.folder / "source" / "ae.pth").unlink()
+    (disk.folder / "source" / "ae.pth").symlink_to(disk.folder / "source" / "ae.pth")
+    item = disk.item()
+    assert (item.status, item.held) == (Status.HELD, True)
+
+
+def test_what_is_not_published_from_here_is_not_looked_up(disk: Disk) -> None:
+    """A retired release may have lost its source; one without a place has no keys to compare."""
+    for change in ({"retire": True}, {"publish": None}):
+        away = replace(disk.release, **change)
+        assert Resolver(disk.cache).resolve([away], {disk.place: disk.observed}) == {}
+
+
+def test_thousands_of_sources_in_one_folder(disk: Disk) -> None:
+    saes = []
+    for number in range(300):
+        disk.put(f"source/{number}.pth", str(number))
+        source = SourceSpec(None, None, str(disk.folder / "source" / f"{number}.pth"), "goodfire")
+        saes.append(replace(disk.release.saes[0], id=f"layer_{number}", source=source))
+    disk.release = replace(disk.release, saes=tuple(saes))
+    listed = 0
+
+    def look(event: str, args: tuple[object, ...]) -> None:
+        nonlocal listed
+        listed += event == "os.scandir" and str(args[0]).endswith("source")
+
+    sys.addaudithook(look)
+    found = Resolver(disk.cache).resolve([disk.release], {disk.place: disk.observed})
+    assert len({wanted.inputs.weights_key for wanted in found.values() if wanted.inputs}) == 300
+    assert listed == 1

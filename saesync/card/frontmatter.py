@@ -103,19 +103,19 @@ def _keys(front: str) -> dict[str, _Key] | None:
         return {}
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
         return None
+    lines = front.split("\n")
     marks = [key for key, _ in root.value]
     found: dict[str, _Key] = {}
     for (key, value), following in zip(root.value, [*marks[1:], None], strict=True):
-        stop = following.start_mark.line if following is not None else front.count("\n") + 1
+        stop = following.start_mark.line if following is not None else len(lines)
         if not isinstance(key, yaml.ScalarNode) or key.start_mark.column != 0 or key.value in found:
             return None
-        found[key.value] = _Key(key.start_mark.line, _last(front, key.start_mark.line, stop), _texts(value))
+        found[key.value] = _Key(key.start_mark.line, _last(lines, key.start_mark.line, stop), _texts(value))
     return found
 
 
-def _last(front: str, start: int, stop: int) -> int:
+def _last(lines: Sequence[str], start: int, stop: int) -> int:
     """Where a key's lines end: comments and empty lines before the next key belong to what follows."""
-    lines = front.split("\n")
     while stop > start + 1 and (not lines[stop - 1].strip() or lines[stop - 1].startswith("#")):
         stop -= 1
     return stop

@@ -154,7 +154,7 @@ class Client:
             patience.wait(trouble)
 
     def trouble(self, error: BaseException, asked: Asked, token: str | None, began: float | None = None) -> Trouble | None:
-        """See ``trouble.diagnose``. ``began``: when the attempt did (monotonic seconds); a name server may take long to say no."""
+        """See ``trouble.diagnose``. ``began`` is when the attempt did (monotonic seconds): name servers may be slow to say no."""
         found = diagnose(error, asked, token, self.host)
         if found is not None and found.unreachable:
             self.reach.failed(found.cost if began is None else time.monotonic() - began)
