@@ -13,6 +13,7 @@ from saesync.render.reasons import reason_text, reasons_joined
 from saesync.render.style import Style, command, show_command
 
 _LABEL, _WHAT, _HEAD = 36, 27, 60
+_PLACES = {"huggingface": "repository", "local": "folder"}
 _FEW, _ALL = 3, 1000
 _PLAN_FILE = "plan.json"
 
@@ -67,6 +68,8 @@ def label_of(line: Line) -> str:
     if first["id"] is None:
         if line.verb == "card":
             return "README.md"
+        if line.verb == "create":
+            return _PLACES.get(str(first["basis"].get("asked.target")).partition(":")[0], plain(place_of(first)))
         return plain(first["section"] or place_of(first) or first["release"])
     ids = [plain(item["id"]) for item in line.items]
     if len(ids) < 3:
