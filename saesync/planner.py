@@ -101,7 +101,7 @@ def _unlisted(
     for target, location in sorted(places):
         seen = observed[target, location]
         for name, record in sorted(seen.records.items()):
-            if name not in known and record.saes:
+            if name not in known and (record.saes or record.pending):
                 publish = PublishSpec(target, location, private=seen.visibility == "private")
                 found.setdefault(name, Release(name, "", publish, (), retire=name in choices.prune))
     return list(found.values())
@@ -141,18 +141,19 @@ def _sae_items(
 
 
 def _stray(release: Release, place: Place) -> list[str]:
-    """Recorded SAEs that no manifest asks for any more: all of them when the release retires."""
+    """Recorded SAEs that no manifest asks for any more, all of them when the release retires; and what an interrupted run left of
+    such."""
     record = place.observed.records.get(release.name)
     asked = set() if release.retire else {sae.id for sae in release.saes}
-    return [] if record is None else sorted(set(record.saes) - asked)
+    return [] if record is None else sorted({*record.saes, *(name for name in record.pending if name in place.folders)} - asked)
 
 
 def _spares(release: Release, place: Place) -> dict[str, str]:
     """Undamaged orphans by build_key: what a renamed SAE is copied from."""
     found: dict[str, str] = {}
     for sae_id in _stray(release, place):
-        entry = place.observed.records[release.name].saes[sae_id]
-        if damage(entry, place.folders.get(sae_id, nothing())) is None:
+        entry = place.observed.records[release.name].saes.get(sae_id)
+        if entry is not None and damage(entry, place.folders.get(sae_id, nothing())) is None:
             found.setdefault(entry.build_key, sae_id)
     return found
 
@@ -161,7 +162,7 @@ def _orphans(release: Release, place: Place, choices: Choices) -> Iterator[Item]
     """Recorded SAEs that are asked for by nobody: listed, and deleted only on request and only when they are as recorded."""
     pruned = release.name in choices.prune
     for sae_id in _stray(release, place):
-        entry, files = place.observed.records[release.name].saes[sae_id], place.folders.get(sae_id, nothing())
+        record, files = place.observed.records[release.name], place.folders.get(sae_id, nothing())
         item = Item(
             release.name,
             sae_id,
@@ -173,7 +174,7 @@ def _orphans(release: Release, place: Place, choices: Choices) -> Iterator[Item]
         if pruned or release.retire:
             why = Reason(ReasonCode.PRUNE if pruned else ReasonCode.RETIRE)
             item = replace(item, status=Status.RETIRED, steps=(StepKind.DELETE,), reasons=(why,))
-            wrong = altered(entry, files)
+            wrong = altered(record, sae_id, files)
             others = place.others(release.name, sae_id)
             if wrong is not None or others:
                 reason = wrong or Reason(ReasonCode.TAKEN_BY, {"release": others[0]})
@@ -199,7 +200,7 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
     if not observed.exists and any(REWRITES & set(sae.steps) for sae in saes):
         reason = Reason(ReasonCode.REPO_MISSING, {"location": observed.location})
         return replace(item, status=Status.ABSENT, steps=(StepKind.CREATE,), reasons=(reason,))
-    if _card_stale(record, card) and not any(_rewrites_card(sae) for sae in saes):
+    if release.manifest and _card_stale(record, card) and not any(_rewrites_card(sae) for sae in saes):
         return replace(item, status=Status.OUTDATED, steps=(StepKind.CARD,), reasons=(Reason(ReasonCode.CARD_CHANGED),))
     return item
 

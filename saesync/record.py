@@ -26,8 +26,7 @@ _HEX40 = re.compile(r"[0-9a-f]{40}")
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-_MOST_DEEP, _MOST_VALUES, _MOST_TEXT = 8, 5_000, 20_000  # of one part; manifests ask for far less
-_MOST_TRIES = 8
+_MOST_DEEP, _MOST_VALUES, _MOST_TEXT, _MOST_TRIES = 8, 5_000, 20_000, 8  # of one part; manifests ask for far less
 
 
 class RecordNewer(SaesyncError):
@@ -183,16 +182,6 @@ class Pending:
     build_key: str
     files: Mapping[str, tuple[FileDigest, ...]]
 
-    def explains(self, found: Mapping[str, FileDigest], recorded: Mapping[str, FileDigest]) -> bool:
-        """Whether what stands in the folder is the work of interrupted runs alone: every file is one that was being put
-        in place, or the one recorded before, or missing. Names that saesync never wrote do not count."""
-        return all(self.holds(name, found[name], recorded) for name in found if name in self.files or name in recorded)
-
-    def holds(self, name: str, digest: FileDigest, recorded: Mapping[str, FileDigest]) -> bool:
-        """Whether one file is such."""
-        known = (*self.files.get(name, ()), *((recorded[name],) if name in recorded else ()))
-        return any(digest.same_bytes(one) for one in known)
-
     def after(self, earlier: Pending | None) -> Pending:
         """This one, begun before ``earlier`` was finished."""
         if earlier is None:
@@ -242,6 +231,18 @@ class Record:
             data["pending"] = {name: pending.to_json() for name, pending in sorted(self.pending.items())}
         data["saes"] = {name: sae.to_json() for name, sae in sorted(self.saes.items())}
         return (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+    def known(self, sae_id: str, name: str) -> tuple[FileDigest, ...]:
+        """Every digest under which a file of an SAE is ours: the recorded one, and those that were being put in place."""
+        entry, half = self.saes.get(sae_id), self.pending.get(sae_id)
+        recorded = () if entry is None or name not in entry.files else (entry.files[name],)
+        return (*recorded, *(half.files.get(name, ()) if half is not None else ()))
+
+    def half_placed(self, sae_id: str, found: Mapping[str, FileDigest]) -> bool:
+        """Whether interrupted runs were putting this SAE in place, and what stands in its folder is their work alone: every
+        file is missing or known. Names that saesync never wrote do not count."""
+        files = ((digest, self.known(sae_id, name)) for name, digest in found.items())
+        return sae_id in self.pending and all(any(digest.same_bytes(one) for one in known) for digest, known in files if known)
 
     def merged(self, changes: Mapping[str, SaeRecord], removed: frozenset[str] = frozenset()) -> Record:
         """This record with some SAEs replaced and some taken out; the others untouched."""
@@ -377,11 +378,7 @@ def _below(value: Any) -> list[Any]:
 
 
 def _json(data: bytes) -> Any:
-    """The JSON value of a record, in which nothing stands that could not be written again.
-
-    Raises:
-        RecordUnreadable: it is not JSON in UTF-8, or holds numbers without end or half characters.
-    """
+    """The JSON value of a record, if nothing stands in it that could not be written again."""
     try:
         value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
         if _HALF.search(data):  # an escape that means nothing by itself; two of them may be one character

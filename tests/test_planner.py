@@ -391,6 +391,28 @@ def test_what_somebody_else_wrote_after_a_crash_is_drift(name: str) -> None:
     assert (world.item(A).status, world.item(A).held) == (Status.FOREIGN, True)
 
 
+def test_what_an_interrupted_run_left_of_an_sae_nobody_asks_for() -> None:
+    world = published()
+    gone = inputs_of(sae(sae_id="layer_9"))
+    record = replace(world.at().records["res"], pending={"layer_9": pending_of(gone), "never": pending_of(gone)})
+    weights = {f"layer_9/{WEIGHTS_FILE}": files_of(gone)[WEIGHTS_FILE], "layer_9/notes.txt": digest_bytes(b"by hand")}
+    world.put(files={**world.at().files, **weights}, records={"res": record})
+    assert [item.address for item in world.plan().items if item.status is Status.ORPHANED] == ["res/layer_9"]
+    assert world.item("res/layer_9", prune=("res",)).steps == (StepKind.DELETE,)
+    world.put(files={**world.at().files, f"layer_9/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    item = world.item("res/layer_9", prune=("res",))
+    assert (item.held, item.reasons[0].code) == (True, ReasonCode.FILES_CHANGED)
+
+
+def test_a_release_in_no_manifest_keeps_its_card() -> None:
+    """Another project may publish to the same repo: its card is not written by us without what its manifest says."""
+    world = published(release("res"), release("other", ["layer_1"]))
+    world.releases = world.releases[:1]
+    assert world.item("other/layer_1").status is Status.ORPHANED
+    assert not world.plan().pending
+    assert [item.address for item in world.plan(prune=("other",)).pending] == ["other/layer_1"]
+
+
 @pytest.mark.parametrize("adopted", [True, False])
 def test_an_interrupted_relabel_goes_on_as_one(adopted: bool) -> None:
     """The weights stay: those of an adopted SAE are not the bytes that converting would give."""

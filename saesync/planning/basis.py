@@ -50,7 +50,7 @@ def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
 
 def of_orphan(release: Release, place: Place, sae_id: str, choice: str | None) -> Basis:
     """Basis of a recorded SAE that no manifest asks for."""
-    entry = place.observed.records[release.name].saes[sae_id]
+    entry = place.observed.records[release.name].saes.get(sae_id)
     observed = _observed(place, entry, place.folders.get(sae_id, nothing()))
     return {"at": _at(place.observed), "asked.target": _target(release), "asked.choice": choice, **observed}
 

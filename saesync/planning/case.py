@@ -54,7 +54,7 @@ def index(observed: Observed, asked: Iterable[str]) -> Place:
     owners: dict[str, set[str]] = {}
     inside: dict[str, set[str]] = {}
     for release, record in observed.records.items():
-        wanted.update(record.saes)
+        wanted.update(record.saes, record.pending)
         for sae_id in record.saes:
             folded = fold(sae_id)
             owners.setdefault(folded, set()).add(release)
@@ -123,8 +123,7 @@ class Case:
     @property
     def pending(self) -> bool:
         """Whether an interrupted run was putting this folder in place, and nobody else wrote there since."""
-        marked = self.record.pending.get(self.sae.id) if self.record is not None else None
-        return marked is not None and marked.explains(self.files, self.entry.files if self.entry is not None else {})
+        return self.record is not None and self.record.half_placed(self.sae.id, self.files)
 
     @property
     def weights_stand(self) -> bool:
@@ -178,12 +177,13 @@ def damage(entry: SaeRecord, files: Files) -> Reason | None:
     return None
 
 
-def altered(entry: SaeRecord, files: Files) -> Reason | None:
-    """The first recorded file that is there with other bytes; missing ones do not count (nothing of them can be lost)."""
-    present = {name: digest for name, digest in entry.files.items() if name in files}
-    return next(
-        (_changed(name, digest, files[name]) for name, digest in present.items() if not files[name].same_bytes(digest)), None
-    )
+def altered(record: Record, sae_id: str, files: Files) -> Reason | None:
+    """The first recorded (or half placed) file that is there with other bytes; missing ones do not count: nothing can be lost."""
+    for name, found in sorted(files.items()):
+        known = record.known(sae_id, name)
+        if known and not any(found.same_bytes(digest) for digest in known):
+            return _changed(name, known[0], found)
+    return None
 
 
 def _changed(name: str, recorded: FileDigest, found: FileDigest) -> Reason:

@@ -116,11 +116,10 @@ def _check_entry(sae_id: str, old: Record, before: Record, wanted: SaeRecord | N
 
 def _check_files(sae_id: str, upload: Upload, expect: Observed, now: Observed, old: Record) -> None:
     here, then, wanted = now.folder(sae_id), expect.folder(sae_id), upload.record.files
-    half, recorded = old.pending.get(sae_id), old.saes[sae_id].files if sae_id in old.saes else {}
     for name in sorted({*here, *then}):
         if _same(here.get(name), then.get(name)) or (name in here and _same(here[name], wanted.get(name))):
             continue
-        if half is not None and (name not in here or half.holds(name, here[name], recorded)):
+        if sae_id in old.pending and (name not in here or _ours(sae_id, name, here[name], old)):
             continue  # interrupted while it was put in place: any mixture of old, new and missing is our own
         detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
         raise Conflict("Target changed meanwhile", detail)
@@ -129,15 +128,13 @@ def _check_files(sae_id: str, upload: Upload, expect: Observed, now: Observed, o
 def _collect(sae_id: str, upload: Upload, batch: Batch, now: Observed, old: Record, found: _Changes) -> None:
     here = now.folder(sae_id)
     recorded = old.saes[sae_id].files if sae_id in old.saes else {}
-    half = old.pending.get(sae_id)
     if unknown := sorted(set(upload.files) - set(upload.record.files)):
         raise Refused("Batch and record differ", f"{sae_id}/{unknown[0]} is to be published but stands in no record.")
     for name, digest in sorted(upload.record.files.items()):
         path, there = f"{sae_id}/{name}", here.get(name)
         if _same(there, digest):
             continue
-        ours = sae_id in batch.replace or there is None or _same(there, recorded.get(name))
-        if there is not None and not ours and not (half is not None and half.holds(name, there, recorded)):
+        if there is not None and sae_id not in batch.replace and not _ours(sae_id, name, there, old):
             detail = f"{path} in {now.location} was not written by saesync; only --replace or --adopt may touch it."
             raise Conflict("File is not ours", detail)
         found.folders.add(sae_id)
@@ -160,10 +157,15 @@ def _remove(sae_id: str, expect: Observed, now: Observed, old: Record, found: _C
         if not _same(digest, then.get(name)):
             detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
             raise Conflict("Target changed meanwhile", detail)
-    for name, digest in old.saes[sae_id].files.items() if sae_id in old.saes else ():
-        if _same(here.get(name), digest):
+    for name, digest in here.items():
+        if _ours(sae_id, name, digest, old):
             found.folders.add(sae_id)
             found.deletes.add(f"{sae_id}/{name}")
+
+
+def _ours(sae_id: str, name: str, found: FileDigest, old: Record) -> bool:
+    """Whether a file is one that we wrote, or were about to."""
+    return any(found.same_bytes(digest) for digest in old.known(sae_id, name))
 
 
 def _same(one: FileDigest | None, other: FileDigest | None) -> bool:

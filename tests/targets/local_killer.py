@@ -90,9 +90,8 @@ def explained(seen: Observed, name: str) -> bool:
     record = seen.records.get("res", Record("res"))
     files = seen.folder(name)
     entry = record.saes.get(name)
-    half = record.pending.get(name)
-    if half is not None:
-        return half.explains(files, entry.files if entry is not None else {})
+    if name in record.pending:
+        return record.half_placed(name, files)
     if entry is None:
         return not files
     return set(files) == set(entry.files) and all(files[file].same_bytes(digest) for file, digest in entry.files.items())

@@ -93,6 +93,20 @@ def test_a_foreign_write_after_a_crash_is_not_taken_for_our_own(target: Local, t
     assert (root / "layer_0" / "sae_weights.safetensors").read_bytes() == b"theirs"
 
 
+def test_what_was_left_half_in_place_can_be_removed(target: Local, tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    one = upload(tmp_path / "one", 1)
+    half = Pending(one.record.build_key, {name: (digest,) for name, digest in one.record.files.items()})
+    (root / "saesync").mkdir(parents=True)
+    (root / record_path("res")).write_bytes(Record("res", pending={"layer_0": half}).to_bytes())
+    (root / "layer_0").mkdir()
+    shutil.copy(one.files["sae_weights.safetensors"], root / "layer_0")
+    (root / "layer_0" / "notes.txt").write_text("by hand")
+    after = target.publish(str(root), batch("res", {}, removed=frozenset({"layer_0"})), target.observe(str(root)))
+    assert after.records["res"].pending == {}
+    assert sorted(after.folder("layer_0")) == ["notes.txt"]
+
+
 def test_two_interrupted_runs_in_a_row(target: Local, tmp_path: Path) -> None:
     """The second wanted other files than the first: what the first had put in place is still our own."""
     root = tmp_path / "out"
@@ -104,7 +118,7 @@ def test_two_interrupted_runs_in_a_row(target: Local, tmp_path: Path) -> None:
     shutil.copy(one.files["sae_weights.safetensors"], root / "layer_0")
 
     seen = target.observe(str(root))
-    assert seen.records["res"].pending["layer_0"].explains(seen.folder("layer_0"), {})
+    assert seen.records["res"].half_placed("layer_0", seen.folder("layer_0"))
     again = Pending(two.record.build_key, {name: (digest,) for name, digest in two.record.files.items()}).after(half)
     (root / record_path("res")).write_bytes(Record("res", pending={"layer_0": again}).to_bytes())
     after = target.publish(str(root), batch("res", {"layer_0": three}), target.observe(str(root)))
