@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from saesync.digest import FileDigest, Hasher, digest_bytes
@@ -30,6 +31,8 @@ CFG_LAYOUT = "6.54.12"
 # Fields a manifest may set for a format whose files do not say them. The proof decides whether they are true.
 OVERRIDABLE = ("apply_b_dec_to_input", "normalize_activations", "reshape_activations")
 _PIECE = 4 << 20
+_OF_HOOK = ("hf_hook_name", "hf_hook_name_out", "hook_name_out")
+_LOCAL_PATH = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|file:")
 
 Progress = Callable[[int, int], None]
 
@@ -99,10 +102,26 @@ def _cfg_text(weights: Weights, dtype: str, cfg: Mapping[str, Any], metadata: Ma
 
 
 def _merged(source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The source's metadata under the manifest's; None removes a key, which SAELens reads as None anyway."""
-    known = {key: value for key, value in {**source, **metadata}.items() if value is not None}
+    """The source's metadata under the manifest's; None removes a key, which SAELens reads as None anyway.
+
+    What the source says of its hook is left out when the manifest names another one.
+    """
+    moved = metadata.get("hook_name", source.get("hook_name")) != source.get("hook_name")
+    kept = {key: _public(value) for key, value in source.items() if not (moved and key in _OF_HOOK)}
+    known = {key: value for key, value in {**kept, **metadata}.items() if value is not None}
     # Absent, SAELens fills in the version that happens to load the file.
     return {"sae_lens_training_version": None, **known, "sae_lens_version": CFG_LAYOUT}
+
+
+def _public(value: Any) -> Any:
+    """A source's metadata as it may be published: of a path on somebody's machine only the last name."""
+    if isinstance(value, Mapping):
+        return {key: _public(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_public(entry) for entry in value]
+    if isinstance(value, str) and _LOCAL_PATH.match(value):
+        return PureWindowsPath(value).name  # both kinds of slash
+    return value
 
 
 def _checked(cfg: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from saesync.convert.proof import Source, prove, prove_published
 from saesync.convert.writer import write_sae
 from saesync.errors import Missing, Refused
 from saesync.formats import get, make_options
-from saesync.formats.base import SourceFiles
+from saesync.formats.base import SourceFiles, Weights
 from saesync.jobs import AdoptJob, ConvertJob, ConvertResult, Json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
 
     out = Path(job.out)
     digests = write_sae(weights, out, job.dtype, job.cfg, job.metadata, written)
-    real = _activations(job.activations, weights.cfg["d_in"])
+    real = _activations(job.activations, weights)
     proof = prove(source, weights, out, job.dtype, job.metadata, real, proved)
     return ConvertResult(proof, {name: digest.to_json() for name, digest in digests.items()})
 
@@ -70,13 +70,17 @@ def _source(name: str, options: Mapping[str, Json], files: Mapping[str, str]) ->
     return Source(chosen, SourceFiles(paths), make_options(chosen, options))
 
 
-def _activations(path: str | None, d_in: int) -> torch.Tensor | None:
+def _activations(path: str | None, weights: Weights) -> torch.Tensor | None:
+    """What the SAE reads of the captured activations: all of them, or its attention head."""
+    d_in, head = weights.cfg["d_in"], weights.metadata.get("hook_head_index")
     if path is None:
         return None
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as stored:
         found: torch.Tensor = stored.get_tensor("x")
+    if type(head) is int and 0 <= head < found.shape[-1] // d_in:
+        found = found[:, head * d_in : (head + 1) * d_in]
     if found.dim() != 2 or found.shape[1] != d_in:
         raise Refused(
             "Hook does not fit", f"Activations at the hook are {found.shape[-1]} wide, the SAE reads {d_in}. Is the hook right?"

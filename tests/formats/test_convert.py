@@ -303,3 +303,76 @@ def test_memory_is_bounded_by_blocks_not_by_the_file(dtype: str, tmp_path: Path)
     assert int(done.stdout) < 48  # MiB, of a file of 128
     written = load_file(tmp_path / "out" / "sae_weights.safetensors")
     assert torch.equal(written["W_enc"], state["encoder_linear.weight"].T.to(getattr(torch, dtype)))
+
+
+# ------------------------------------------------------------------------------------------- what becomes public
+
+
+def test_no_path_of_somebodys_machine_is_published(tmp_path: Path) -> None:
+    """Training tools note where things lay; a name is enough for a reader."""
+    private = {
+        "dataset_path": "/home/alice/secret-project/pile",
+        "checkpoint_path": "C:\\Users\\alice\\runs\\7",
+        "training": {"cache": "~/alice/cache", "files": ["file:///mnt/alice/a.jsonl", "monology/pile"]},
+    }
+    source = saelens(
+        tmp_path / "source", architecture="topk", metadata={"hook_name": HOOK, "sae_lens_version": "6.0.0", **private}
+    )
+    convert("saelens", source, tmp_path / "out")
+    text = (tmp_path / "out" / "cfg.json").read_text()
+    assert "alice" not in text
+    metadata = json.loads(text)["metadata"]
+    assert metadata["dataset_path"] == "pile"
+    assert metadata["training"]["files"] == ["a.jsonl", "monology/pile"]
+
+
+def test_what_a_source_says_of_another_hook_is_left_out(tmp_path: Path) -> None:
+    said = {
+        "hook_name": "blocks.3.hook_resid_pre",
+        "hf_hook_name": "transformer.h.2",
+        "sae_lens_version": "6.0.0",
+        "context_size": 7,
+    }
+    source = saelens(tmp_path / "source", metadata=said)
+    convert("saelens", source, tmp_path / "other", metadata={"hook_name": HOOK})
+    metadata = json.loads((tmp_path / "other" / "cfg.json").read_text())["metadata"]
+    assert metadata["hook_name"] == HOOK
+    assert "hf_hook_name" not in metadata
+    assert metadata["context_size"] == 7
+    relabelled = json.loads(
+        rewrite_cfg((tmp_path / "other" / "cfg.json").read_bytes(), {}, {"hook_name": "x", "prepend_bos": True})
+    )
+    assert relabelled["metadata"]["hook_name"] == "x"
+    convert("saelens", source, tmp_path / "same", metadata={"hook_name": said["hook_name"]})
+    assert json.loads((tmp_path / "same" / "cfg.json").read_text())["metadata"]["hf_hook_name"] == "transformer.h.2"
+
+
+def test_one_head_is_proved_on_its_own_activations(tmp_path: Path) -> None:
+    """Captured are all heads, joined; an SAE of one head reads a part of them."""
+    x = torch.randn(30, 36, generator=torch.Generator().manual_seed(0))
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    said = {"hook_name": "blocks.0.attn.hook_z", "hook_head_index": 2, "sae_lens_version": "6.0.0"}
+    head = saelens(tmp_path / "head", architecture="topk", metadata=said)
+    metadata = {"hook_name": "blocks.0.attn.hook_z"}
+    proof = convert("saelens", head, tmp_path / "out", metadata=metadata, activations=str(tmp_path / "x.safetensors"))
+    assert proof["real_rows"] == 30
+    with pytest.raises(Refused, match="Hook does not fit"):
+        convert("saelens", saelens(tmp_path / "a"), tmp_path / "b", metadata={}, activations=str(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:\\nThis SAE has non-empty:UserWarning")  # advice of SAELens on loading models
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_a_round_trip_keeps_function_and_metadata(architecture: str, tmp_path: Path) -> None:
+    """Stock SAELens loads what was written, with everything that was said of it."""
+    from sae_lens import SAE
+
+    source = saelens(tmp_path / "source", architecture=architecture)
+    metadata = {**METADATA, "context_size": 128, "model_class_name": "HookedTransformer"}
+    convert("saelens", source, tmp_path / "out", metadata=metadata)
+    before, after = (SAE.load_from_disk(folder, dtype="float32") for folder in (source, tmp_path / "out"))
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(before.encode(x), after.encode(x))
+    assert torch.equal(before(x), after(x))
+    assert after.cfg.architecture() == architecture
+    for name, value in metadata.items():
+        assert after.cfg.metadata[name] == value
