@@ -5,6 +5,7 @@ Nothing heavy is imported until a job runs.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,15 +105,30 @@ def _silent(hook: str) -> Diagnostic:
     )
 
 
-def _model(job: MeasureJob | CaptureJob) -> LanguageModel:
-    import torch
+_kept: dict[str, LanguageModel] = {}  # the model of the job before, by everything that decides what is loaded
 
+
+def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
+    """The job's model. Loading one takes longer than measuring an SAE on it, so the last one is kept for the next job."""
     from saesync.measure.devices import device_for
     from saesync.measure.models import load_model
 
+    device, folder = device_for(job.device), Path(job.model)
+    stats = {path.name: path.stat() for path in folder.iterdir()} if folder.is_dir() else {}
+    files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
+    key = key_of([job.model, files, job.loader, job.dtype, dict(job.kwargs), str(device), job.model_name])
+    if key not in _kept:
+        _kept.clear()
+        gc.collect()  # its memory is needed now
+        _kept[key] = load_model(folder, job.loader, job.dtype, job.kwargs, device, job.model_name)
+    return _kept[key]
+
+
+def _model(job: MeasureJob | CaptureJob) -> LanguageModel:
+    import torch
+
     torch.set_float32_matmul_precision("highest")  # no TF32: it would blur what is measured
-    device = device_for(job.device)
-    model = load_model(Path(job.model), job.loader, job.dtype, job.kwargs, device, job.model_name)
+    model = _loaded(job)
     if job.context < 2 or (model.longest is not None and job.context > model.longest):
         most = "" if model.longest is None else f" and at most {model.longest:,}, which is what the model can read"
         raise Refused("Context does not fit the model", f"The context is {job.context:,} tokens; it must be at least 2{most}.")

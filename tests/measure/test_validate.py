@@ -20,7 +20,7 @@ from saesync.digest import digest_file
 from saesync.errors import Diagnostic, Missing, Refused
 from saesync.executors import validate
 from saesync.jobs import CaptureJob, MeasureResult, MeasureSae
-from saesync.measure import devices, engine
+from saesync.measure import devices, engine, models
 from saesync.measure.metrics import METRICS
 from saesync.workers import Worker, spawn
 
@@ -307,6 +307,25 @@ def test_capture_names_hooks_that_are_not_there_and_writes_the_others(world: Sim
         assert words in failures[hook][0]["detail"]
         assert not Path(out[hook]).exists()
     assert load_file(out["blocks.1.hook_resid_post"])["x"].shape == (50, D_MODEL)
+
+
+def test_a_model_is_loaded_once_for_many_jobs(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[object] = []
+    load = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda *given: (loads.append(given), load(*given))[1])
+    folder = tmp_path / "model"
+    shutil.copytree(world.model, folder)
+    job = replace(only(world.job, "topk"), model=str(folder))
+    first = validate.run(job)
+    validate.capture(capture_job(world, {"blocks.1.hook_resid_post": str(tmp_path / "x")}, model=str(folder)))
+    assert validate.run(job) == first
+    assert len(loads) == 1
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.0.mlp.c_proj.bias"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert validate.run(job) != first
+    assert validate.run(replace(job, dtype="bfloat16")) != first
+    assert len(loads) == 3
 
 
 def test_one_group_is_gone_before_the_next_is_loaded(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
