@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import random
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +443,49 @@ def test_endpoint_and_token_come_from_the_environment(
     done = subprocess.run([sys.executable, "-c", program], env=implicit, capture_output=True, text=True, check=False)
     assert done.stdout.split() == [source, "False"], done.stderr
     assert os.environ["HF_HOME"] in environment["HF_HOME"]
+
+
+class Answering(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the same body."""
+
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[",
+        b"[" * 100_000,
+        b"[1]",
+        b'[{"type": "file"}]',
+        b'[{"type": "file", "path": 7, "oid": "b"}]',
+        b'{"branches": [1]}',
+    ],
+)
+def test_answers_that_no_hub_gives(body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one clear error, or nothing at all is claimed: never a crash, never a file less."""
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    handler = type("Handler", (Answering,), {"body": body})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        hub = Hub(Cache(tmp_path), f"http://127.0.0.1:{server.server_port}", patience=0)
+        calls: list[Callable[[], object]] = [lambda: hub.head(REPO), lambda: hub.tree(REPO, "a" * 40)]
+        if not body.startswith(b"{"):
+            calls += [lambda: hub.reachable(REPO, "a" * 40), hub.whoami]
+        elif hub.reachable(REPO, "a" * 40):
+            pytest.fail("no tip was named")
+        for call in calls:
+            with pytest.raises((Unavailable, NotVisible), match="Unexpected answer"):
+                call()
+        server.shutdown()

@@ -106,8 +106,10 @@ class Hub:
         found: dict[str, FileDigest] = {}
         for page in self._client.pages(asked, path, {"recursive": "true", "expand": "false"}):
             for entry in page:
-                if isinstance(entry, dict) and entry.get("type") == "file":
-                    found[str(entry.get("path"))] = _digest_of(entry, self._client.host)
+                if not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
+                    raise self._garbled(asked)  # leaving it out would make a file look missing
+                if entry.get("type") == "file":
+                    found[entry["path"]] = _digest_of(entry, self._client.host)
         rows = [[name, digest.size, digest.sha256, digest.blob_id] for name, digest in found.items()]
         self._cache.write("tree", key, json.dumps(rows).encode())
         return found
@@ -124,10 +126,9 @@ class Hub:
         refs = self._client.json(asked, f"/api/{kind}s/{repo}/refs")
         if not isinstance(refs, dict):
             raise self._garbled(asked)
-        tips: dict[str, None] = {}
-        for group in ("branches", "tags", "converts"):
-            for ref in refs.get(group) or ():
-                tips[str(ref.get("targetCommit"))] = None
+        groups = [refs.get(group) for group in ("branches", "tags", "converts")]
+        listed = [ref for group in groups if isinstance(group, list) for ref in group if isinstance(ref, dict)]
+        tips = dict.fromkeys(tip for ref in listed if isinstance(tip := ref.get("targetCommit"), str) and _SHA.fullmatch(tip))
         seen = sha in tips or any(self._in_history(asked, tip, sha) for tip in tips)
         if seen:
             self._cache.write("reachable", key, b"")
@@ -226,12 +227,15 @@ class Hub:
     def _can_create(self, repo: str) -> bool:
         who = self.whoami() or {}
         namespace = repo.partition("/")[0] if "/" in repo else who.get("name")
-        token = (who.get("auth") or {}).get("accessToken") or {}
-        if token.get("role") == "read":
+        auth, orgs = who.get("auth"), who.get("orgs")
+        token = auth.get("accessToken") if isinstance(auth, dict) else None
+        if isinstance(token, dict) and token.get("role") == "read":
             return False
         if namespace == who.get("name"):
             return True
-        roles = {org.get("name"): org.get("roleInOrg") for org in who.get("orgs") or () if isinstance(org, dict)}
+        roles = {
+            org.get("name"): org.get("roleInOrg") for org in (orgs if isinstance(orgs, list) else ()) if isinstance(org, dict)
+        }
         return namespace in roles and roles[namespace] not in ("read", "no_access")
 
     def create_repo(self, repo: str, private: bool) -> None:

@@ -211,7 +211,7 @@ def parsed(response: httpx2.Response) -> Any:
     """
     try:
         return response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Garbled from error
 
 
