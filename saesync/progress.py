@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _SHOWN = (("explained_variance", "EV", "6.3f"), ("ce_loss_score", "CE", "6.3f"), ("l0", "L0", "6.1f"))
-_LONGEST = 40
+_LONGEST = 40  # columns of an SAE id that others are lined up with
+_BRIEF = 100  # characters of a reason that stands behind an SAE
 _SIGNS = {"published": ("✓", "good"), "deleted": ("✓", "good"), "failed": ("✗", "fail"), "failing": ("✗", "fail")}
 _WORDS = {
     "failed": "not published",
@@ -120,10 +121,11 @@ class Lines:
 
     def _on_step_failed(self, event: Event) -> None:
         self._on_step_finished(event)
-        details = [Diagnostic.from_json(value).detail for value in event["diagnostics"]]
-        self._failed[event["address"]] = details[0].rstrip(".")
+        first = Diagnostic.from_json(event["diagnostics"][0])
+        # What takes a line of its own is said in the summary.
+        self._failed[event["address"]] = (first.detail if len(first.detail) <= _BRIEF else first.summary).rstrip(".")
         if "/" not in event["address"]:  # shared by several SAEs, or a whole release: nobody else says it
-            self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(details[0], 1000)}")
+            self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(first.detail, 1000)}")
 
     def _on_sae_finished(self, event: Event) -> None:
         if event["outcome"] == "stopped":

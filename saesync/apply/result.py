@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -66,10 +66,18 @@ class Result:
         }
 
 
+def _in_own_trouble(plan: Plan) -> Iterator[Item]:
+    """All items but releases that are held for what their SAEs are held for, too: that is said and counted once."""
+    spoken = {(item.release, reason.code) for item in plan.items if item.id is not None and item.held for reason in item.reasons}
+    for item in plan.items:
+        if item.id is not None or not item.held or not {(item.release, reason.code) for reason in item.reasons} <= spoken:
+            yield item
+
+
 def planned_outcomes(plan: Plan) -> dict[str, Outcome]:
     """What the plan alone decides: held, unknown and failing items."""
     found: dict[str, Outcome] = {}
-    for item in plan.items:
+    for item in _in_own_trouble(plan):
         if item.held:
             found[_name(item, found)] = Outcome.UNKNOWN if item.status is Status.UNKNOWN else Outcome.HELD
         elif item.status is Status.FAILING:
@@ -81,7 +89,7 @@ def planned_failures(plan: Plan) -> list[Failure]:
     """The same as failures, so that the summary names them. What a release shares with its SAEs is said once."""
     bounds = {sae.address: sae.validate.require for release in plan.releases for sae in release.saes if sae.validate}
     found: list[Failure] = []
-    for item in plan.items:
+    for item in _in_own_trouble(plan):
         if item.status is Status.FAILING and not item.held:
             misses = gate_diagnostics(item.reasons, bounds.get(item.address, ()))
             found.append(Failure(item.address, StepKind.VALIDATE, misses))

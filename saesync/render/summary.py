@@ -44,26 +44,40 @@ def summary_text(
     failures = summary["failures"]
     if stopped:
         rows.append("Run the same command to continue: finished SAEs are skipped.")
-    left = max((width(plain(failure["address"])) for failure in failures), default=0)
-    for failure in failures:
-        rows += _failure(failure, left, style, asked or {})
+    groups = _folded(failures)
+    left = max((width(label) for label, _ in groups), default=0)
+    for label, failure in groups:
+        rows += _failure(label, failure, left, style, asked or {})
     if failures and command and not stopped:
         rows.append(f"After mending what failed:  {command_text(*command)}")
     return "\n".join(rows)
 
 
-def _failure(failure: Mapping[str, Any], left: int, style: Style, asked: Mapping[str, Sequence[str]]) -> list[str]:
+def _folded(failures: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Failures with what they are called: more than two that say the same are one, named by the first."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for failure in failures:
+        groups.setdefault((failure["step"], *(value["detail"] for value in failure["diagnostics"])), []).append(failure)
+    found = []
+    for members in groups.values():
+        if len(members) > 2:
+            found.append((f"{plain(members[0]['address'])} and {len(members) - 1:,} more", members[0]))
+        else:
+            found += [(plain(member["address"]), member) for member in members]
+    return found
+
+
+def _failure(label: str, failure: Mapping[str, Any], left: int, style: Style, asked: Mapping[str, Sequence[str]]) -> list[str]:
     """Every diagnostic of one failure, then where all the numbers are, if it is about numbers."""
-    address = plain(failure["address"])
-    label = style.paint(pad(address, left), "fail")
+    head = style.paint(pad(label, left), "fail")
     blank = " " * left
     rows: list[str] = []
     for value in failure["diagnostics"]:
         diagnostic = Diagnostic.from_json(value)
         place = f" ({plain(str(diagnostic.origin))})" if diagnostic.origin is not None else ""
-        rows.append(f"  {blank if rows else label}  {plain(diagnostic.detail.rstrip('.'), _LONG)}{place}")
+        rows.append(f"  {blank if rows else head}  {plain(diagnostic.detail.rstrip('.'), _LONG)}{place}")
     if failure["step"] == "validate":
-        rows.append(f"  {blank}  {show_command(address, asked)} for all numbers")
+        rows.append(f"  {blank}  {show_command(failure['address'], asked)} for all numbers")
     return rows
 
 

@@ -132,6 +132,26 @@ def test_the_hub_is_inspected_by_its_address(hub_place: Place, hub_server: HubSe
     assert "There is no model repository sae-org/nothing on the Hub." in missing.err
 
 
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_trouble_that_all_share_is_said_once(hub_place: Place, hub_server: HubServer) -> None:
+    hub_server.create_repo(TARGET, private=True)
+    blind = hub_place.run("apply", "-y", HF_TOKEN="hf_mistyped")
+    assert blind.code == 1
+    assert "5 unknown." in blind.err, "five SAEs, and not their two releases once more"
+    assert blind.err.count("The Hub does not accept the token") == 1
+    assert "hf_mistyped" not in blind.said
+    planned = hub_place.run("plan", "--check", HF_TOKEN="hf_mistyped")
+    assert planned.code == 1
+    assert "5 unknown." in planned.out
+    hub_server.fault(route="commit", status=503, times=-1)
+    hub_place.world.good.write_text(hub_place.world.good.read_text().replace("  license: mit", "  license: mit\n  private: true"))
+    broken = hub_place.run("apply", "-y", "manifests/good.yaml")
+    assert broken.code == 1
+    assert broken.err.count("answered with error 503") == 1
+    assert "tiny-res/layer_0/topk and 2 more" in broken.err
+    assert len([line for line in broken.err.splitlines() if line.startswith("  ✗ ") and len(line) < 160]) == 3
+
+
 # -------------------------------------------------------------------------------------------------------- secrets
 
 
