@@ -50,6 +50,7 @@ def check(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
         answers = list(pool.map(lambda pair: _answer(*pair), checks))
     except BaseException:  # Ctrl-C: nobody waits for a driver that hangs
         crew.kill()
+        crew.bury()
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -166,16 +166,16 @@ class Worker:
     """One process at a time, started when first needed and again after it died. Used by one thread at a time, which must
     outlive it: the kernel ends the process with the thread that started it."""
 
-    def __init__(self, home: Path, start: Launcher = spawn, preload: Sequence[str] = (), threads: int | None = None) -> None:
-        """``preload`` names modules that every process imports at once, before it is asked for anything; ``threads`` is how many
-        torch computes with, unless the environment says it."""
+    def __init__(self, home: Path, start: Launcher = spawn, preload: Sequence[str] = ()) -> None:
+        """``preload`` names modules that every process imports at once, before it is asked for anything."""
         self._home, self._start = home, start
-        self._preload = {"modules": list(preload), "threads": threads} if preload else None
+        self._preload: dict[str, Any] = {"modules": list(preload), "threads": None}
         self._asked = 0
         self._child: Child | None = None
         self._words: deque[str] = deque(maxlen=_LAST_WORDS)
         self._drain: threading.Thread | None = None
         self._killed = False
+        self._busy = False
 
     def warm(self) -> None:
         """Start the process if there is none.
@@ -192,8 +192,14 @@ class Worker:
             self._child = self._start(self._home)
             self._drain = threading.Thread(target=self._read_words, args=(self._child.stderr,), daemon=True, name="worker-stderr")
             self._drain.start()
-            if self._preload:
+            if any(self._preload.values()):
                 self._ask(worker_main.PRELOAD, self._preload)
+
+    def share(self, threads: int) -> None:
+        """How many threads torch computes with from the next job on, unless the environment says it."""
+        self._preload["threads"] = threads
+        if self._child is not None:
+            self._ask(worker_main.PRELOAD, self._preload)
 
     def run(self, job: str, data: Any, progress: Progress | None = None) -> Any:
         """Do one job and return its result as plain JSON.
@@ -203,6 +209,13 @@ class Worker:
             Interrupted: ``kill`` was called.
         """
         self.warm()
+        self._busy = True
+        try:
+            return self._result(job, data, progress)
+        finally:
+            self._busy = False
+
+    def _result(self, job: str, data: Any, progress: Progress | None) -> Any:
         for reply in self._replies(self._ask(job, data)):
             kind = reply["type"]
             if kind == "progress" and progress is not None:
@@ -236,6 +249,11 @@ class Worker:
         self._killed = True
         if (child := self._child) is not None:
             _kill(child.pid)
+
+    def bury(self) -> None:
+        """Clear away a killed process, unless a ``run`` waits for it, which does so itself."""
+        if self._killed and not self._busy:
+            self._reap()
 
     def _ask(self, job: str, data: Any) -> int:
         """Send a request; returns its number."""

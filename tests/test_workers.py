@@ -113,11 +113,15 @@ def test_the_environment_of_the_parent_is_hidden(tmp_path: Path) -> None:
 
 def test_threads_are_shared_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    worker = Worker(tmp_path / "home", probe, preload=("torch",), threads=3)
+    worker = Worker(tmp_path / "home", probe, preload=("torch",))
+    worker.share(3)
     assert worker.run("threads", {}) == 3
+    worker.share(2)
+    assert worker.run("threads", {}) == 2
     worker.close()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    worker = Worker(tmp_path / "home", probe, preload=("torch",), threads=3)
+    worker = Worker(tmp_path / "home", probe, preload=("torch",))
+    worker.share(3)
     assert worker.run("threads", {}) == 1, "what the user says counts"
     worker.close()
 

@@ -23,11 +23,18 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._asked = 0
+        self._hurry: Callable[[], None] | None = None
 
     def request(self) -> int:
         """Count one request; returns how many there were so far."""
         self._asked += 1
+        if self.now and self._hurry is not None:
+            self._hurry()
         return self._asked
+
+    def at_once(self, hurry: Callable[[], None]) -> None:
+        """What the second request does by itself: end what its caller may be waiting for."""
+        self._hurry = hurry
 
     @property
     def stopping(self) -> bool:

@@ -23,10 +23,8 @@ class Crew:
         self.devices = devices
         self.measurers: list[Worker] = []
         self._start = start
-        expected = devices if devices and devices != ("auto",) else (("cpu",) if _surely_no_gpu() else ("cuda",))
-        convert, self._threads = shares(_cores(), converters, expected)
         self._probe = self._measurer()
-        self.converters = [Worker(self._home, start, _CONVERT_NEEDS, convert) for _ in range(converters)]
+        self.converters = [Worker(self._home, start, _CONVERT_NEEDS) for _ in range(converters)]
 
     def find_devices(self) -> None:
         """Decide which devices to measure on, if nobody said: all GPUs, else the CPU. May start a worker to ask torch.
@@ -40,7 +38,7 @@ class Crew:
         self.measurers = [self._probe, *(self._measurer() for _ in range(rest))]
 
     def _measurer(self) -> Worker:
-        return Worker(self._home, self._start, _MEASURE_NEEDS, self._threads)
+        return Worker(self._home, self._start, _MEASURE_NEEDS)
 
     def check_devices(self) -> None:
         """Ask torch for the devices that were named.
@@ -57,23 +55,38 @@ class Crew:
             raise Missing("Device is not here", detail)
 
     def warm(self, convert: bool, measure: bool) -> None:
-        """Start the processes that will be needed, from this thread: they import what they need meanwhile.
+        """Start the processes that will be needed, from this thread, with their share of the cores: they import what they need
+        meanwhile.
 
         Raises:
             OSError: a process cannot be started.
         """
+        converting, measuring = shares(_cores(), len(self.converters), self.devices or ("cpu",))
+        for worker in self.converters:
+            worker.share(converting)
+        for worker in self.measurers:
+            worker.share(measuring)
         for worker in (*(self.converters if convert else ()), *(self.measurers if measure else ())):
             worker.warm()
 
     def close(self) -> None:
         """Let all processes end."""
-        for worker in {id(w): w for w in (*self.converters, self._probe, *self.measurers)}.values():
+        for worker in self._all:
             worker.close()
 
     def kill(self) -> None:
-        """End all processes now."""
-        for worker in (*self.converters, self._probe, *self.measurers):
+        """End all processes now. May be called from a signal handler."""
+        for worker in self._all:
             worker.kill()
+
+    def bury(self) -> None:
+        """Clear away what was killed."""
+        for worker in self._all:
+            worker.bury()
+
+    @property
+    def _all(self) -> tuple[Worker, ...]:
+        return tuple({id(worker): worker for worker in (*self.converters, self._probe, *self.measurers)}.values())
 
 
 def devices_here(worker: Worker) -> tuple[str, ...]:
@@ -82,13 +95,9 @@ def devices_here(worker: Worker) -> tuple[str, ...]:
     Raises:
         SaesyncError: the worker could not say.
     """
-    if _surely_no_gpu():
+    if sys.platform == "linux" and not any(found for pattern in _GPU_NODES for found in Path("/dev").glob(pattern)):
         return ("cpu",)
     return best(tuple(worker.run("devices", {})["devices"]))
-
-
-def _surely_no_gpu() -> bool:
-    return sys.platform == "linux" and not any(found for pattern in _GPU_NODES for found in Path("/dev").glob(pattern))
 
 
 def _cores() -> int:

@@ -27,12 +27,13 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
     """Carry out a plan: everything it asks for that can be done is done, whatever else fails.
 
     Raises:
-        SaesyncError: nothing could be started at all (no device).
+        SaesyncError: nothing could be started at all (no device, or interrupted before anything was).
     """
     began = context.clock()
     voice = _Voice(emit)
     voice({"type": "version", "saesync": __version__, "format": EVENT_FORMAT})
     crew = Crew(context.cache, context.start, context.converters, context.devices)
+    stop.at_once(crew.kill)
     graph = Graph(plan, context, Steps(context, crew, voice))
     account = _Account(plan, graph, voice, context)
     try:
@@ -50,6 +51,7 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
     finally:
         if stop.now:
             crew.kill()
+            crew.bury()
         else:
             crew.close()
     result = account.result(stop.stopping, context.clock() - began)
@@ -89,6 +91,7 @@ class _Account:
     context: Context
     failures: list[Failure] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    interrupted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.failures += planned_failures(self.plan)
@@ -98,7 +101,9 @@ class _Account:
         """Told by the scheduler."""
         duty = self.graph.duties[task.key]
         error = settled.error
-        if error is not None and not isinstance(error, Interrupted):
+        if isinstance(error, Interrupted):
+            self.interrupted.add(task.key)
+        elif error is not None:
             diagnostics = tuple(diagnostic.at(duty.origin) for diagnostic in error.diagnostics)
             self._fail(duty, diagnostics)
         if duty.final:
@@ -138,6 +143,8 @@ class _Account:
             return Outcome.STOPPED
         if settled.state is State.FAILED:
             return Outcome.FAILED
+        if settled.cause in self.interrupted:
+            return Outcome.STOPPED
         cause = self.graph.duties[settled.cause] if settled.cause is not None else duty
         return Outcome.FAILED if cause.address == duty.address else Outcome.SKIPPED
 
