@@ -27,13 +27,14 @@ from types import MappingProxyType
 from saesync.cache import Cache, settle
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable
-from saesync.model import CARD_FILE, CFG_FILE, Observed, Reason, ReasonCode
+from saesync.model import CARD_FILE, CFG_FILE, RECORD_FOLDER, Observed, Reason, ReasonCode
 from saesync.record import Pending, Record, SaeRecord
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file
 from saesync.targets.reading import read_card, read_records
 
 _STAGING = ".saesync-tmp-"
+_LAST = ".saesync-tmp-record"
 LOCK_SECONDS = 600.0
 
 
@@ -168,6 +169,7 @@ def _sweep(root: Path) -> None:
     """Remove what a killed process staged. Only called under the lock, so nobody is using it."""
     for entry in root.glob(f"{_STAGING}*"):
         shutil.rmtree(entry)
+    (root / RECORD_FOLDER / _LAST).unlink(missing_ok=True)
 
 
 def _refuse_links(root: Path, change: Merge) -> None:
@@ -197,7 +199,12 @@ def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge
     if change.card_bytes is not None:
         _place(_write(staging / "card", change.card_bytes), root / CARD_FILE)
     if change.record_bytes is not None:
-        _place(_write(staging / "record", change.record_bytes), root / record_file(change.record))
+        # The record is the last thing to change, and nothing is left to tidy after it: a kill then leaves no remnant.
+        final = root / record_file(change.record)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        record = _write(final.with_name(_LAST), change.record_bytes)
+        shutil.rmtree(staging)
+        _place(record, final)
 
 
 def _pending(wanted: SaeRecord, earlier: Pending | None) -> Pending:
