@@ -15,19 +15,20 @@ from saesync.apply import settings
 from saesync.apply.builds import BUILDS, keep_evidence, read_build, read_evidence, seal, usable
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
+from saesync.apply.numbers import evidence_of, numbers
 from saesync.apply.result import gate_diagnostics
 from saesync.apply.settings import Text
 from saesync.apply.work import USES, Work
 from saesync.convert.writer import rewrite_cfg
 from saesync.digest import digest_bytes, digest_file
-from saesync.errors import Conflict, Diagnostic, Missing, Refused, SaesyncError
+from saesync.errors import Diagnostic, Missing, Refused, SaesyncError
 from saesync.events import Emit
 from saesync.executors import fetch
 from saesync.executors.publish import publish_evidence
 from saesync.hub import Hub
 from saesync.jobs import AdoptJob, ConvertJob
 from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, PublishSpec, StepKind, ValidateSpec
-from saesync.record import Evidence, Metric
+from saesync.record import Evidence
 from saesync.resolve import metadata_for
 from saesync.targets.base import Target
 from saesync.workers import Worker
@@ -314,7 +315,7 @@ class Steps:
         for work in works:
             work.evidence = work.evidence or self.known_evidence(work)
             if work.evidence is not None:
-                self.cached(work, StepKind.VALIDATE, metrics=_numbers(work.evidence))
+                self.cached(work, StepKind.VALIDATE, metrics=numbers(work.evidence))
         if fresh := [work for work in works if work.evidence is None]:
             errors |= self._measure(lane, fresh)
         for work in works:
@@ -333,10 +334,10 @@ class Steps:
                 if (failed := found["failures"].get(work.address)) is not None:
                     errors[work.address] = SaesyncError.of(Diagnostic.from_json(value) for value in failed)
                     continue
-                evidence = _evidence(work, found)
+                evidence = evidence_of(work, found, self.context.cache)
                 keep_evidence(self.context.cache, evidence)
                 work.evidence = evidence
-                more[work.address] = {"metrics": _numbers(evidence)}
+                more[work.address] = {"metrics": numbers(evidence)}
         return errors
 
     def keep_evidence(self, records: PublishSpec, works: Sequence[Work]) -> None:
@@ -375,25 +376,3 @@ def _type_of(config: bytes, label: str) -> str | None:
     except (ValueError, AttributeError, RecursionError) as error:
         raise Refused("Model file is unreadable", f"config.json of {label} is not a JSON object.") from error
     return found if isinstance(found, str) else None
-
-
-def _evidence(work: Work, found: Mapping[str, Any]) -> Evidence:
-    """A worker's numbers as evidence; what is not finite is left out, so that it counts as not measured."""
-    measured, sha256 = found["metrics"][work.address], found["weights_sha256"][work.address]
-    if sha256 != work.weights_sha256:
-        raise Conflict("Weights changed while they were measured", f"{work.folder} is not what was converted. Run again.")
-    metrics = {
-        name: Metric(float(value["value"]), float(value["stderr"]) if _finite(value.get("stderr")) else None)
-        for name, value in measured.items()
-        if _finite(value.get("value"))
-    }
-    key = work.inputs.measure_key or ""
-    return Evidence(key, sha256, metrics, work.inputs.measure or {}, found["about"].get(work.address, {}))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < float("inf")
-
-
-def _numbers(evidence: Evidence) -> dict[str, float]:
-    return {name: metric.value for name, metric in sorted(evidence.metrics.items())}

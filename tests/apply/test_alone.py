@@ -14,7 +14,7 @@ import pytest
 from apply_world import Run
 from tiny import TinyWorld
 
-from saesync.apply import Outcome
+from saesync.apply import Outcome, StopFlag, apply
 from saesync.convert.rows import REAL_LIMIT
 from saesync.formats._saelens_reference import write_example
 from saesync.model import Failure, Release, StepKind
@@ -88,8 +88,6 @@ def test_a_worker_that_is_killed_while_it_measures(world: TinyWorld, look: Look)
             for child in started[:-1] or started:
                 os.kill(child.pid, signal.SIGKILL)
 
-    from saesync.apply import StopFlag, apply
-
     plan, context = run.look()
     result = apply(plan, context, kill, StopFlag())
     assert result.exit_code == 1
@@ -97,4 +95,21 @@ def test_a_worker_that_is_killed_while_it_measures(world: TinyWorld, look: Look)
     assert reasons == {"Worker process died"}, result.failures
     assert any("SIGKILL" in d.detail for failure in result.failures for d in failure.diagnostics)
     assert json.dumps(result.summary())
+    assert look(world.good).apply().exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["model", "dataset"])
+def test_a_model_or_dataset_that_changes_after_the_plan_gives_no_evidence(world: TinyWorld, look: Look, name: str) -> None:
+    """Its key would say what was there when the plan was made."""
+    run = look(world.good)
+    plan, context = run.look()
+    if name == "model":
+        (world.model / "generation_config.json").write_text("{}")
+    else:
+        world.held_out.write_text(world.held_out.read_text() + '{"text": "more"}\n')
+    result = apply(plan, context, run.events.append, StopFlag())
+    assert {d.summary for failure in result.failures for d in failure.diagnostics} == {f"{name.capitalize()} changed meanwhile"}
+    assert set(result.outcomes.values()) == {Outcome.FAILED}
+    assert not (run.cache.root / "evidence").exists()
+    assert not (world.published / "layer_0").exists()
     assert look(world.good).apply().exit_code == 0
