@@ -59,7 +59,7 @@ def loaded(place: Place, local: Place | None, ids: Sequence[str]) -> dict[str, d
     return found
 
 
-def test_published_once_and_loaded_by_stock_sae_lens(hub_place: Place, hub_server: HubServer, applied: Place) -> None:
+def test_what_is_published_is_not_sent_again(hub_place: Place, hub_server: HubServer) -> None:
     first = hub_place.run("apply", "-y")
     assert first.code == 1, first.said
     assert "4 published, 1 failing" in first.err
@@ -78,6 +78,10 @@ def test_published_once_and_loaded_by_stock_sae_lens(hub_place: Place, hub_serve
     assert seconds < 2
     assert hub_place.run("plan", "--check", "manifests/good.yaml").code == 0
 
+
+@pytest.mark.parametrize("hub_process", ["lfs", pytest.param("xet", marks=pytest.mark.slow)], indirect=True)
+def test_stock_sae_lens_loads_it_whole(hub_place: Place, applied: Place) -> None:
+    assert hub_place.run("apply", "-y", "manifests/good.yaml").code == 0
     for sae_id, found in loaded(hub_place, applied, IDS).items():
         layer = sae_id[6]
         assert found["equal"], found

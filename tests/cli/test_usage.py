@@ -181,12 +181,10 @@ def written_by_others(weights: Path) -> None:
     weights.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
 
 
-def test_permissions_that_are_needed(own: Place) -> None:
-    """Adopt, replace and prune through the program, each with the note gone."""
+def test_replace_restores_what_was_changed(own: Place) -> None:
     assert own.run("apply", "-y", "manifests/good.yaml").code == 0
     weights = own.world.published / "layer_0/standard/sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    record = own.world.published / "saesync" / "tiny-res.json"
     held = own.run("plan", "--check", "manifests/good.yaml")
     assert held.code == 1
     assert "sae_weights.safetensors was changed outside saesync" in held.out
@@ -195,6 +193,12 @@ def test_permissions_that_are_needed(own: Place) -> None:
     restored = own.run("apply", "-y", "--replace", "tiny-res/layer_0/standard", "manifests/good.yaml")
     assert restored.code == 0, restored.said
     assert "Note" not in restored.err
+
+
+@pytest.mark.slow
+def test_adopt_takes_over_what_others_wrote(own: Place) -> None:
+    assert own.run("apply", "-y", "manifests/good.yaml").code == 0
+    record = own.world.published / "saesync" / "tiny-res.json"
     record.unlink()
     written_by_others(own.world.published / "layer_0/topk/sae_weights.safetensors")
     foreign = own.run("plan", "--check", "--only", "tiny-res/layer_0/topk", "manifests/good.yaml")
