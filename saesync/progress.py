@@ -54,7 +54,7 @@ class Look:
 
 
 @contextlib.contextmanager
-def reporter(kind: str, stream: TextIO, look: Look) -> Iterator[Emit]:
+def reporter(kind: str, stream: TextIO | None, look: Look) -> Iterator[Emit]:
     """An ``Emit`` that draws on ``stream``: ``kind`` is "terminal", "lines" or "json".
 
     Raises:
@@ -71,7 +71,7 @@ def reporter(kind: str, stream: TextIO, look: Look) -> Iterator[Emit]:
         raise ValueError(f"no reporter {kind!r}")
 
 
-def _json_lines(stream: TextIO) -> Emit:
+def _json_lines(stream: TextIO | None) -> Emit:
     def emit(event: Event) -> None:
         write_line(stream, json.dumps(event, ensure_ascii=False))
 
@@ -228,7 +228,7 @@ class Bars:
 
 
 @contextlib.contextmanager
-def _bars(stream: TextIO, color: bool) -> Iterator[tuple[Bars, Callable[[str], None]]]:
+def _bars(stream: TextIO | None, color: bool) -> Iterator[tuple[Bars, Callable[[str], None]]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text

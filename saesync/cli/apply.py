@@ -16,7 +16,7 @@ from saesync import planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.cli.common import Asked, World, asked_options, look
-from saesync.cli.output import colored, put, say
+from saesync.cli.output import colored, is_terminal, put, say
 from saesync.errors import Missing
 from saesync.planner import keep
 from saesync.targets import open_target
@@ -69,18 +69,18 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
     missing = preflight.check(world.plan, context)
     if missing:
         raise Missing.of(missing)
-    kind = "json" if format_ == "json" else "terminal" if sys.stderr.isatty() else "lines"
+    kind = "json" if format_ == "json" else "terminal" if is_terminal(sys.stderr) else "lines"
     stop = StopFlag()
     stream = sys.stdout if format_ == "json" else sys.stderr
     # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
     again = ("saesync", "apply", *asked.words(), *(["-y"] if yes else [])) if asked.plan_file is None else ()
-    look = progress.Look(
+    appearance = progress.Look(
         color=colored(ctx, sys.stderr),
         command=again,
         asked=world.asked.to_json(),
         addresses=tuple(item.address for item in world.plan.pending if item.id is not None),
     )
-    with progress.reporter(kind, stream, look) as emit, _interruptible(stop):
+    with progress.reporter(kind, stream, appearance) as emit, _interruptible(stop):
         result = run(world.plan, context, emit, stop)
     ctx.exit(result.exit_code)
 
@@ -103,7 +103,7 @@ def _approved_here(ctx: click.Context, asked: Asked, yes: bool, format_: str) ->
     Raises:
         click.UsageError: there is nobody to ask.
     """
-    if not yes and (format_ == "json" or not sys.stdin.isatty()):
+    if not yes and (format_ == "json" or not is_terminal(sys.stdin)):
         nobody = "--format json cannot ask" if format_ == "json" else "There is no terminal to ask on"
         raise click.UsageError(f"{nobody}: give a plan file, or -y.", ctx)
     world = look(asked)

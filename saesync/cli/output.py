@@ -15,9 +15,14 @@ from saesync.errors import Missing
 from saesync.streams import write_line
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody sits there. A stream is None when it was closed before the program began."""
+    return stream is not None and stream.isatty()
+
+
 def may_color(stream: TextIO | None, no_color: bool) -> bool:
     """Colors only on a terminal, and never against NO_COLOR or ``--no-color``."""
-    return stream is not None and not no_color and not os.environ.get("NO_COLOR") and stream.isatty()
+    return is_terminal(stream) and not no_color and not os.environ.get("NO_COLOR")
 
 
 def colored(ctx: click.Context, stream: TextIO | None) -> bool:

@@ -61,6 +61,18 @@ def test_a_reader_that_goes_away_does_not_stop_an_apply(own: Place) -> None:
     assert own.published() == GOOD
 
 
+def test_streams_that_are_closed_are_no_error(own: Place) -> None:
+    environment, shell = dict(own.environment), ["bash", "-c"]
+    for redirections, code in (
+        ("<&-", 2),
+        ("-y manifests/good.yaml 2>&- >&-", 0),
+        ("-y manifests/good.yaml --format json >&-", 0),
+    ):
+        done = subprocess.run([*shell, f"{PROGRAM} apply {redirections}"], cwd=own.folder, env=environment, check=False)
+        assert done.returncode == code
+    assert own.published() == GOOD
+
+
 def test_the_second_apply_does_nothing_quickly(applied: Place) -> None:
     """No step, no worker, no model: also for the SAE that fails, which is not measured again."""
     place = applied
