@@ -18,12 +18,11 @@ _BLOCKS = {
     ),
 }
 # In these families the module's output is what TransformerLens calls mlp_out and attn_out: no norm follows it.
+_LLAMA_LIKE = ("llama", "mistral", "gemma", "qwen2", "qwen3", "phi3", "olmo")
 _PLAIN_OUTPUTS = {
     "gpt2": {"hook_mlp_out": "mlp", "hook_attn_out": "attn"},
     "gpt_neox": {"hook_mlp_out": "mlp", "hook_attn_out": "attention"},
-    **dict.fromkeys(
-        ("llama", "mistral", "gemma", "qwen2", "qwen3", "phi3", "olmo"), {"hook_mlp_out": "mlp", "hook_attn_out": "self_attn"}
-    ),
+    **{family: {"hook_mlp_out": "mlp", "hook_attn_out": "self_attn"} for family in _LLAMA_LIKE},
 }
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 

@@ -276,3 +276,11 @@ def test_large_front_matter_takes_little_time() -> None:
     text = card_of(release(), f"---\n{front}\n---\nhello\n")
     assert time.process_time() - began < 8
     assert front in text
+
+
+def test_a_folder_may_be_moved_without_its_card_being_stale() -> None:
+    here = replace(release(), publish=PublishSpec("local", "/here", "mit"))
+    there = replace(here, publish=PublishSpec("local", "/there", "mit"))
+    assert card_digest(here, Record("res")) == card_digest(there, Record("res"))
+    hub, other = (replace(here, publish=PublishSpec("huggingface", name, "mit")) for name in ("acme/a", "acme/b"))
+    assert card_digest(hub, Record("res")) != card_digest(other, Record("res"))

@@ -35,13 +35,19 @@ def card_digest(release: Release, record: Record) -> str:
     """
     asked = {sae.id: sae for sae in release.saes}
     saes = [[sae_id, *_asked_of(asked.get(sae_id)), *_held_of(record.saes[sae_id])] for sae_id in sorted(record.saes)]
-    head = [CARD_VERSION, release.name, release.publish and [release.publish.target, release.publish.location]]
+    head = [CARD_VERSION, release.name, _home(release)]
     parts = [*head, release.publish and release.publish.license, _front(release, record), saes]
     try:
         text = json.dumps(parts, sort_keys=True)
     except (ValueError, RecursionError):  # a record may hold numbers and depths that JSON's writer refuses
         text = repr([part for part in parts if isinstance(part, str)]) + ",".join(sorted(record.saes))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _home(release: Release) -> str | None:
+    """The Hub id that the load snippet names; a folder may be moved without its card being stale."""
+    spec = release.publish
+    return spec.location if spec is not None and spec.target == "huggingface" else None
 
 
 def make_card(release: Release, record: Record, existing_readme: str | None) -> tuple[str, str]:
