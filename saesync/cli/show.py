@@ -9,17 +9,26 @@ from pathlib import Path
 
 import click
 
-from saesync import planfile, render
+from saesync import manifest, planfile, render
 from saesync.cli.common import Asked, look, manifests_only, root_option
 from saesync.cli.output import colored, put
-from saesync.errors import ManifestError
+from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
 
 _LISTED = 10
 
 
+def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Addresses for the shell's completion, from the manifests alone; nothing when they cannot be read."""
+    try:
+        releases = manifest.load(manifest.find(ctx.params.get("paths") or ()), roots=ctx.params.get("roots") or ())
+    except SaesyncError:
+        return []
+    return [sae.address for release in releases for sae in release.saes if sae.address.startswith(incomplete)]
+
+
 @click.command()
-@click.argument("address")
+@click.argument("address", shell_complete=_complete)
 @click.option(
     "--manifests", "paths", multiple=True, type=click.Path(path_type=Path), help="Where to look; manifests/ unless given."
 )
