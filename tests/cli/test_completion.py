@@ -9,7 +9,7 @@ def offered(place: Place, *words: str) -> list[str]:
     line, at = " ".join(("saesync", *words)), str(len(words))
     done = place.run(COMP_WORDS=line, COMP_CWORD=at, _SAESYNC_COMPLETE="bash_complete")
     assert done.err == ""
-    return [line.partition(",")[2] for line in done.out.splitlines()]
+    return [line.partition(",")[2] for line in done.out.splitlines() if line]
 
 
 def test_commands_formats_and_addresses_are_completed(cold: Place) -> None:
