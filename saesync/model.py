@@ -311,6 +311,7 @@ class ReasonCode(StrEnum):
     PRUNE = "prune"
     ADOPT = "adopt"
     REPLACE = "replace"
+    NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
 

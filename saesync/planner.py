@@ -58,7 +58,9 @@ def plan(
             continue
         place = places[_location(release.publish)]
         elsewhere = observed.get(_location(release.records)) if release.records is not None else None
-        saes = [*_sae_items(release, place, wanted, elsewhere, choices), *_orphans(release, place, choices)]
+        asked = list(_sae_items(release, place, wanted, elsewhere, choices))
+        needed = {item.move_from: item.id for item in asked if item.move_from is not None and not item.steps}
+        saes = [*asked, *_orphans(release, place, choices, needed)]
         items += [*saes, _release_item(release, place, saes), *_sections(release)]
     return Plan(tuple(items), _digest(items), tuple(chosen))
 
@@ -158,8 +160,11 @@ def _spares(release: Release, place: Place) -> dict[str, str]:
     return found
 
 
-def _orphans(release: Release, place: Place, choices: Choices) -> Iterator[Item]:
-    """Recorded SAEs that are asked for by nobody: listed, and deleted only on request and only when they are as recorded."""
+def _orphans(release: Release, place: Place, choices: Choices, needed: Mapping[str, str | None]) -> Iterator[Item]:
+    """Recorded SAEs that are asked for by nobody: listed, and deleted only on request and only when they are as recorded.
+
+    ``needed`` are those that another SAE would be copied from, did it not miss its gate: they are the only copy of it.
+    """
     pruned = release.name in choices.prune
     for sae_id in _stray(release, place):
         record, files = place.observed.records[release.name], place.folders.get(sae_id, nothing())
@@ -174,10 +179,12 @@ def _orphans(release: Release, place: Place, choices: Choices) -> Iterator[Item]
         if pruned or release.retire:
             why = Reason(ReasonCode.PRUNE if pruned else ReasonCode.RETIRE)
             item = replace(item, status=Status.RETIRED, steps=(StepKind.DELETE,), reasons=(why,))
-            wrong = altered(record, sae_id, files)
-            others = place.others(release.name, sae_id)
-            if wrong is not None or others:
-                reason = wrong or Reason(ReasonCode.TAKEN_BY, {"release": others[0]})
+            reason = altered(record, sae_id, files)
+            if others := place.others(release.name, sae_id):
+                reason = reason or Reason(ReasonCode.TAKEN_BY, {"release": others[0]})
+            if sae_id in needed:
+                reason = reason or Reason(ReasonCode.NEEDED_BY, {"id": needed[sae_id]})
+            if reason is not None:
                 item = replace(item, steps=(), held=True, reasons=(reason, why))
         yield item
 

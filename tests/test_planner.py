@@ -290,6 +290,12 @@ def test_moved_without_the_numbers_is_measured_and_moved_with_bad_ones_fails() -
     world.wanted = {A: wanted_of(strict, inputs=old)}
     world.releases = [release(saes=(strict,))]
     assert (world.item(A).status, world.item(A).steps) == (Status.FAILING, ())
+    # What it would be copied from is the only copy: pruning waits until it is moved, or no longer asked for.
+    orphan = world.item("res/layer_3", prune=("res",))
+    assert (orphan.status, orphan.steps, orphan.held) == (Status.RETIRED, (), True)
+    assert orphan.reasons[0] == Reason(ReasonCode.NEEDED_BY, {"id": "layer_0"})
+    world.wanted, world.releases = {}, [release(saes=())]
+    assert world.item("res/layer_3", prune=("res",)).steps == (StepKind.DELETE,)
 
 
 def test_unproven_names_what_is_measured_otherwise() -> None:

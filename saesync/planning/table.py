@@ -70,7 +70,8 @@ def unseen_evidence(case: Case) -> Decision | None:
 def failed_before(case: Case) -> Decision | None:
     """Weights would have to be made, but these very keys were measured already and miss a requirement."""
     reasons = case.misses if case.builds else ()
-    return Decision(Status.FAILING, reasons=reasons) if reasons else None
+    source = case.spares.get(case.build_key or "")
+    return Decision(Status.FAILING, reasons=reasons, move_from=source) if reasons else None
 
 
 def moved(case: Case) -> Decision | None:
@@ -84,7 +85,7 @@ def moved(case: Case) -> Decision | None:
     evidence = case.record.saes[source].evidence_for(case.measure_key, _weights_of(case.record, source))
     require = case.sae.validate.require if case.sae.validate else ()
     if evidence is not None and (misses := judge(evidence, require)):
-        return Decision(Status.FAILING, reasons=misses)
+        return Decision(Status.FAILING, reasons=misses, move_from=source)
     reasons = (Reason(ReasonCode.MOVED_FROM, {"id": source}), *unproven_because(case, source))
     return Decision(Status.MOVED, _steps(case, StepKind.MOVE, source), reasons, move_from=source)
 

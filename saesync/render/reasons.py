@@ -144,6 +144,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.PRUNE: _fixed("--prune"),
         ReasonCode.ADOPT: _fixed("--adopt: keeps these files if they are the same function"),
         ReasonCode.REPLACE: _fixed("--replace"),
+        ReasonCode.NEEDED_BY: lambda data: ("kept: ", Quoted(data.get("id")), " would be copied from it, but misses its gate"),
         ReasonCode.RESUMED: _fixed("an interrupted run is completed"),
         ReasonCode.NOT_IN_THIS_VERSION: lambda data: ("this version of saesync cannot carry out ", Quoted(data.get("section"))),
     }

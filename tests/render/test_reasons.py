@@ -45,6 +45,7 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.PRUNE, {}),
     (ReasonCode.ADOPT, {}),
     (ReasonCode.REPLACE, {}),
+    (ReasonCode.NEEDED_BY, {"id": "layer_3"}),
     (ReasonCode.RESUMED, {}),
     (ReasonCode.NOT_IN_THIS_VERSION, {"section": "register"}),
 ]
