@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from servers.loopback import running_hub
 
 TITLE = "The demo, everything published"
 SAESYNC = [sys.executable, "-m", "saesync"]
+BUILT = Path(__file__).parent.parent / "demo"
 IMPORTS = [sys.executable, "-c", "import huggingface_hub, yaml, jsonschema, click"]
 PUBLISH = re.compile(r"^(\s+)local:.*$", re.MULTILINE)
 
@@ -25,6 +27,8 @@ def rows() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         world = Path(name) / "demo"
         env = {**os.environ, "SAESYNC_CACHE": str(Path(name) / "cache"), "HF_HOME": str(Path(name) / "home")}
+        if BUILT.is_dir():  # `make demo` was here: training again would measure nothing
+            shutil.copytree(BUILT, world, ignore=shutil.ignore_patterns("published"))
         must([*SAESYNC, "demo", str(world)], env)
         good = str(world / "manifests" / "good.yaml")
         must([*SAESYNC, "apply", "-y", good], env)
@@ -50,9 +54,10 @@ def hub_rows(world: Path, env: dict[str, str], folder: Path) -> list[Row]:
     manifest.write_text(PUBLISH.sub(r"\1huggingface: alice/demo", text, count=1), encoding="utf-8")
     with running_hub(folder / "hub") as server:
         env = env | server.environment()
-        must([*SAESYNC, "apply", "-y", str(manifest)], env)
+        words = [*SAESYNC, "apply", "-y", str(manifest), "--root", str(world)]
+        must(words, env)
         commits, uploaded = server.commits_landed(), server.uploaded_bytes()
-        again = run([*SAESYNC, "apply", "-y", str(manifest)], env)
+        again = run(words, env)
         assert again.code == 0, again.output
         return [
             Row("second apply, Hub target", again.wall, "s", "", "<= 1"),
