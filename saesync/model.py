@@ -115,12 +115,33 @@ class PublishSpec:
     location: str
     license: str | None = None
     private: bool = False
+    pull_request: bool = False  # commit to one pull request of ours on the Hub instead of the main branch
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterSpec:
+    """In which list of pretrained SAEs a release is entered, and what the entry says beyond the manifest and the evidence.
+
+    ``registry`` is ``owner/name`` on GitHub, a git URL, or an absolute path: of a git repository, or of a registry file.
+    ``conversion_func`` names the SAELens loader of foreign files (None: the source's format says it). ``model`` is the entry's
+    word for the model where it is not ``model.name``.
+    """
+
+    registry: str
+    partial: bool = False
+    conversion_func: str | None = None
+    model: str | None = None
+    links: Mapping[str, str] = field(default_factory=nothing)
+    config_overrides: Mapping[str, Json] = field(default_factory=nothing)
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sae:
     """One SAE as a manifest asks for it, after expansion. ``id`` is also its folder in the target.
 
+    ``hook`` is empty where nothing needs it (a release that only registers). ``entry`` holds what the manifest says of this
+    SAE's registry entry (``l0``, ``variance_explained``, ``neuronpedia``, ``norm_scaling_factor``): somebody else's numbers.
     ``origins`` maps dotted manifest keys ("hook", "source.revision", "validate.tokens") to their places.
     """
 
@@ -135,6 +156,7 @@ class Sae:
     neuronpedia_id: str | None = None
     train: Mapping[str, Json] | None = None
     cfg: Mapping[str, Json] = field(default_factory=nothing)
+    entry: Mapping[str, Json] = field(default_factory=nothing)
     origins: Mapping[str, Origin] = field(default_factory=nothing, compare=False)
 
     @property
@@ -155,6 +177,7 @@ class Release:
     records: PublishSpec | None = None
     later: tuple[tuple[str, Origin], ...] = ()
     origin: Origin | None = None
+    register: RegisterSpec | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- keys
@@ -265,6 +288,7 @@ class Status(StrEnum):
     HELD = "held"  # asked for something this version, or this machine, cannot do
     ORPHANED = "orphaned"  # in the record, in no manifest
     RETIRED = "retired"  # to be deleted on request
+    WAITING = "waiting"  # our part is done: somebody else has to review or merge
 
 
 class StepKind(StrEnum):
@@ -280,6 +304,8 @@ class StepKind(StrEnum):
     PUBLISH = "publish"
     CARD = "card"  # README.md only, per release
     DELETE = "delete"
+    TAG = "tag"  # name the commit that completed a release, on the Hub
+    REGISTER = "register"  # the release's entry in SAELens's list, by pull request
 
 
 class ReasonCode(StrEnum):

@@ -16,6 +16,7 @@ from saesync.model import (
     DatasetSpec,
     ModelSpec,
     PublishSpec,
+    RegisterSpec,
     Release,
     Requirement,
     Sae,
@@ -25,7 +26,6 @@ from saesync.model import (
 from saesync.record import safe_folder
 
 _LATER = (
-    ("register",),
     ("dashboards",),
     ("neuronpedia", "postgres"),
     ("neuronpedia", "export"),
@@ -59,10 +59,13 @@ class _Maker:
         name, publish, records = self.fixed["release"], self._place("publish"), self._place("records")
         saes = tuple(self._sae(name, model, validate, section, set_) for _, section, set_ in self.manifest.saes)
         self._other_paths()
+        register = self._register()
         if self.wrong:
             raise ManifestError.of(self.wrong.values())
         retire = self.fixed.get("retire", False)
-        return Release(name, self.file, publish, saes, retire, records, self._later(), self.origins["release"])
+        return Release(
+            name, self.file, publish, saes, retire, records, self._later(), self.origins["release"], register
+        )
 
     def _sae(self, release: str, model: ModelSpec, validate: ValidateSpec | None, section: Mapping[str, Any], set_: Any) -> Sae:
         train = section.get("train")
@@ -145,6 +148,15 @@ class _Maker:
         location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
         return PublishSpec(target, location, section.get("license"), section.get("private", False))
 
+    def _register(self) -> RegisterSpec | None:
+        section = self.fixed.get("register")
+        if section is None:
+            return None
+        registry = section["saelens"]
+        if registry.startswith((".", "/")):
+            registry = self._local(registry, "register.saelens")
+        return RegisterSpec(registry, section.get("partial", False), origin=self.origins["register"])
+
     def _neuronpedia(self, hook: str, set_: Any) -> str | None:
         if set_ is None:
             return None
@@ -158,14 +170,13 @@ class _Maker:
 
     def _other_paths(self) -> None:
         """Local paths of sections that are only carried along keep the same bounds."""
-        for dotted in ("train.dataset.path", "dashboards.dataset.path", "neuronpedia.export", "register.saelens"):
+        for dotted in ("train.dataset.path", "dashboards.dataset.path", "neuronpedia.export"):
             path = ("saes", *dotted.split(".")) if dotted.startswith("train.") else tuple(dotted.split("."))
             node = self.root.get(*path)
             text = node.value if node is not None else None
             if not isinstance(text, str) or (dotted == "neuronpedia.export" and text.startswith("s3://")):
                 continue
-            if dotted != "register.saelens" or text.startswith((".", "/")):
-                self._local(text, dotted)
+            self._local(text, dotted)
 
     def _later(self) -> tuple[tuple[str, Origin], ...]:
         """Sections that this version accepts and cannot carry out."""

@@ -234,7 +234,7 @@ def records(places: Places) -> Schema:
 def register() -> Schema:
     """SAELens's registry."""
     return section(
-        "Registration in SAELens's list of pretrained SAEs, by pull request." + LATER,
+        "Registration in SAELens's list of pretrained SAEs, by pull request.",
         {
             "saelens": {
                 **text("The registry's GitHub repository (`owner/name`), or any git repository by URL or path.", 500),
