@@ -63,9 +63,7 @@ class _Maker:
         if self.wrong:
             raise ManifestError.of(self.wrong.values())
         retire = self.fixed.get("retire", False)
-        return Release(
-            name, self.file, publish, saes, retire, records, self._later(), self.origins["release"], register
-        )
+        return Release(name, self.file, publish, saes, retire, records, self._later(), self.origins["release"], register)
 
     def _sae(self, release: str, model: ModelSpec, validate: ValidateSpec | None, section: Mapping[str, Any], set_: Any) -> Sae:
         train = section.get("train")
