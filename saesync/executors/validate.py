@@ -121,6 +121,12 @@ def _silent(hook: str) -> Diagnostic:
 _kept: dict[str, LanguageModel] = {}  # the model of the job before, by everything that decides what is loaded
 
 
+def forget() -> None:
+    """Let go of the model that is kept."""
+    _kept.clear()
+    gc.collect()
+
+
 def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
     """The job's model. Loading one takes longer than measuring an SAE on it, so the last one is kept for the next job."""
     from saesync.measure.devices import device_for
@@ -131,8 +137,7 @@ def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
     files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
     key = key_of([job.model, files, job.loader, job.dtype, dict(job.kwargs), str(device), job.model_name])
     if key not in _kept:
-        _kept.clear()
-        gc.collect()  # its memory is needed now
+        forget()  # its memory is needed now
         _kept[key] = load_model(folder, job.loader, job.dtype, job.kwargs, device, job.model_name)
     return _kept[key]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from measure_world import CONTEXT, D_MODEL, THIRD_PARTY, only
 from pretend_device import GIB, Machine, pretend
 from safetensors.torch import load_file
 
+from benchmarks import bench_device
 from saesync.errors import Missing, Refused
 from saesync.executors import validate
 from saesync.jobs import CaptureJob, MeasureJob, MeasureResult
@@ -34,10 +34,9 @@ LOADERS = ("TransformerBridge", "HookedTransformer", "AutoModelForCausalLM")
 @pytest.fixture(autouse=True)
 def no_model_stays() -> Iterator[None]:
     """The executor keeps the last model; one on a pretended device must not outlive it, nor one of the CPU be taken for it."""
-    validate._kept.clear()
+    validate.forget()
     yield
-    validate._kept.clear()
-    gc.collect()
+    validate.forget()
 
 
 def machine(device: str, **more: Any) -> Any:
@@ -158,7 +157,7 @@ def test_a_full_device_says_so_and_forgets_what_nobody_holds() -> None:
 def test_the_numbers_are_those_of_the_cpu(world: SimpleNamespace, on_cpu: Any, loader: str, device: str) -> None:
     """Loading, all metrics of all SAEs, standard errors: on CUDA to the last bit, on MPS but for sums over one token."""
     expected = on_cpu(loader)
-    validate._kept.clear()
+    validate.forget()
     with machine(device) as made:
         found = validate.run(replace(job_for(world, loader), device=device))
         assert set(made.used) == {torch.device(device if ":" in device else f"{device}:0")}
@@ -251,11 +250,11 @@ def test_where_memory_runs_out_batches_get_smaller(world: SimpleNamespace, on_cp
     where = torch.device(device if ":" in device else f"{device}:0")
     job = replace(only(world.job, "topk", "standard-last"), device=device)
     expected = replace(on_cpu("TransformerBridge"), metrics=some(on_cpu("TransformerBridge"), job))
-    validate._kept.clear()
+    validate.forget()
     with machine(device) as ample:
         validate.run(job)
         model = sum(value.nbytes for value in load_file(world.model / "model.safetensors").values())
-    validate._kept.clear()
+    validate.forget()
     assert ample.most[where] > 3 * model
     with machine(device, memory=int(0.6 * ample.most[where])) as tight:
         found = validate.run(job)
@@ -277,7 +276,7 @@ def test_too_little_memory_is_said(world: SimpleNamespace, tmp_path: Path, devic
         with pytest.raises(Missing, match=r"not even 1 sequences"):
             validate.capture(replace(capture_job(world, "TransformerBridge", {hook: str(tmp_path / "x")}), device=device))
         assert not (tmp_path / "x").exists()
-    validate._kept.clear()
+    validate.forget()
     with machine(device, memory=loaded // 2), pytest.raises(Missing, match=r"The model in .* does not fit on .* in float32"):
         validate.run(job)
 
@@ -304,7 +303,7 @@ def test_an_error_that_is_no_lack_of_memory_is_not_hidden(world: SimpleNamespace
         Engine(world.loaded, rows, ()).fitting(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
-# -------------------------------------------------------------------------------------------------------------- settings
+# -------------------------------------------------------------------------------------------- settings, and the benchmark
 
 
 def test_no_tensor_float_32(world: SimpleNamespace) -> None:
@@ -332,3 +331,17 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, "__version__", "2.8.0")
         with pytest.raises(Refused, match=r"2\.8\.0 gives wrong numbers on mps"):
             device_for("mps")
+
+
+def test_the_benchmark_that_compares_devices() -> None:
+    """As it would run beside two GPUs; and without one it says so instead of passing."""
+    shape = bench_device.Shape(64, 256, vocab=200, compared=2, timed=3)
+    (nothing,) = bench_device.rows((shape,))
+    assert (nothing.value, nothing.target) == (0, "")
+    assert "nothing to compare" in nothing.against
+    with pretend("cuda", count=2):
+        rows = bench_device.rows((shape,))
+    assert [row.verdict for row in rows] == ["yes", "", "yes", ""]
+    assert [row.value for row in rows[::2]] == [0, 0]
+    assert all(row.value > 0 for row in rows[1::2])
+    assert "Pretended GPU 1 (cuda:1), d_in 64, d_sae 256" in rows[2].what
