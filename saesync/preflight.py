@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,23 +13,22 @@ from pathlib import Path
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Graph
-from saesync.apply.scheduler import os_trouble
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
-from saesync.errors import Diagnostic, Origin, SaesyncError
+from saesync.errors import Diagnostic, Origin, SaesyncError, os_trouble
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
 from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec, nothing
+from saesync.room import Room
 
 LANES = 4
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
-_SPARE = 1.05  # file systems need some room of their own
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The answer of one check: complaints, and bytes that have to be written to the cache, by what they are of."""
+    """The answer of one check: complaints, and bytes that have to be downloaded, by content."""
 
     complaints: tuple[Diagnostic, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=nothing)
@@ -56,8 +54,10 @@ def check(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
         pool.shutdown(wait=False, cancel_futures=True)
     crew.close()
     complaints = [diagnostic for answer in answers for diagnostic in answer.complaints]
-    needed = {name: size for answer in answers for name, size in answer.sizes.items()}
-    return tuple(dict.fromkeys([*_packages(graph), *complaints, *_disk(context.cache.root, sum(needed.values()))]))
+    downloads = {name: size for answer in answers for name, size in answer.sizes.items()}
+    works = {duty.work.address: duty.work for duty in graph.duties.values() if duty.work is not None}
+    room = Room(context, tuple(works.values()), lambda: steps.hub(StepKind.FETCH))
+    return tuple(dict.fromkeys([*_packages(graph), *complaints, *room.complaints(downloads)]))
 
 
 Sizes = Mapping[str, int]
@@ -66,7 +66,7 @@ Check = tuple[Callable[[], Sizes], Origin | None]
 
 @dataclass(frozen=True)
 class _Checks:
-    """Each check returns the bytes it finds have to be written, or raises what is missing. ``readable`` are the
+    """Each check returns the bytes it finds have to be downloaded, or raises what is missing. ``readable`` are the
     commits of which we know that we may read files: hundreds of SAEs may come from one; ``asked`` has a lock for each."""
 
     graph: Graph
@@ -117,13 +117,12 @@ class _Checks:
         return self._local(path) if path is not None else self._remote(fetch.dataset_parcel(spec.dataset, spec.tokens, self.hub))
 
     def source(self, work: Work) -> Sizes:
-        """Is the source there? Counts what is made of it, too."""
+        """Is the source there?"""
         spec = work.sae.source
         if spec is None:
             return nothing()
         resolved = self.graph.context.resolver.source(spec)
-        made = sum(file.digest.size for file in resolved.files.values())
-        return {f"build {work.inputs.build_key}": made, **self._remote(fetch.source_parcel(spec, resolved))}
+        return self._remote(fetch.source_parcel(spec, resolved))
 
     def devices(self) -> Sizes:
         """Are the devices there that were named?"""
@@ -169,16 +168,3 @@ def _packages(graph: Graph) -> Iterator[Diagnostic]:
         if importlib.util.find_spec(name) is None:
             package = name.replace("_", "-")
             yield Diagnostic("Package is missing", f"This plan needs the package {package}. Install it: pip install {package}.")
-
-
-def _disk(root: Path, needed: int) -> Iterator[Diagnostic]:
-    place = root
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed * _SPARE > free:
-        yield Diagnostic(
-            "Not enough disk space",
-            f"The cache {root} needs {needed / 1e9:.1f} GB for this plan; {free / 1e9:.1f} GB are free. "
-            "Free some, or set SAESYNC_CACHE to a larger disk.",
-        )

@@ -14,6 +14,7 @@ The process has no secret in its environment, no network, and ends when its pare
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, BinaryIO, NoReturn
 
-from saesync.errors import SaesyncError
+from saesync.errors import SaesyncError, disk_is_full, os_trouble
 from saesync.isolation import NetworkGuard, isolate
 from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, MeasureJob, MeasureSae
 
@@ -116,11 +117,25 @@ def serve(requests: BinaryIO, replies: BinaryIO, guard: NetworkGuard, jobs: Mapp
         try:
             reply({"type": "result", "data": _answer(jobs[request["job"]], request["data"], reply)})
         except SaesyncError as error:
-            found = [diagnostic.to_json() for diagnostic in error.diagnostics]
-            reply({"type": "error", "kind": type(error).__name__, "diagnostics": found})
+            reply(_told(error))
         except BaseException as error:
+            if (known := _known(error, guard)) is not None:
+                reply(_told(known))
+                continue
             reply({"type": "crash", "error": f"{type(error).__name__}: {error}", "network": guard.blamed(error)})
             raise
+
+
+def _told(error: SaesyncError) -> Mapping[str, Any]:
+    found = [diagnostic.to_json() for diagnostic in error.diagnostics]
+    return {"type": "error", "kind": type(error).__name__, "diagnostics": found}
+
+
+def _known(error: BaseException, guard: NetworkGuard) -> SaesyncError | None:
+    """What the operating system refused is no mistake of ours: a full disk, a file that cannot be read."""
+    if guard.blamed(error) is None and (disk_is_full(error) or (isinstance(error, OSError) and error.errno is not None)):
+        return os_trouble(error if isinstance(error, OSError) else OSError(errno.ENOSPC, str(error)))
+    return None
 
 
 def _listen(requests: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> NoReturn:

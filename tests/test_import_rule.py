@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
     ("saesync.observe", "saesync.resolve"),
     ("saesync.executors", "saesync.workers", "saesync.worker_main"),
-    ("saesync.preflight", "saesync.apply", "saesync.progress", "saesync.demo"),
+    ("saesync.preflight", "saesync.room", "saesync.apply", "saesync.progress", "saesync.demo"),
     ("saesync.cli",),
     ("saesync.__main__",),
 )

@@ -164,6 +164,18 @@ def test_every_end_is_a_diagnostic_and_the_next_job_gets_a_new_process(
     assert worker.run("look", {"again": 1})["given"] == {"again": 1}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("how", ["write", "numpy", "safetensors"])
+def test_a_full_disk_is_called_by_its_name(worker: Worker, how: str) -> None:
+    first = worker.run("look", {})["pid"]
+    with pytest.raises(SaesyncError) as caught:
+        worker.run("fill", {"how": how})
+    assert caught.value.diagnostics[0].summary == "Disk is full"
+    with pytest.raises(SaesyncError, match="File trouble: No such file or directory"):
+        worker.run("unreadable", {"path": "/nowhere/at/all"})
+    assert worker.run("look", {})["pid"] == first, "the process goes on"
+
+
 def test_killed_on_request(worker: Worker) -> None:
     timer = threading.Timer(0.2, worker.kill)
     with pytest.raises(Interrupted):

@@ -21,7 +21,7 @@ def look(data: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
     progress(1, 2)
     progress(2, 2)
     tokens = [str(p) for p in Path(os.environ["HF_HOME"]).rglob("*")]
-    return {"environment": dict(os.environ), "tokens": tokens, "given": data, "cwd": str(Path.cwd())}
+    return {"environment": dict(os.environ), "tokens": tokens, "given": data, "cwd": str(Path.cwd()), "pid": os.getpid()}
 
 
 def dial(data: Mapping[str, Any], progress: Progress) -> str:
@@ -76,6 +76,22 @@ def fail(data: Mapping[str, Any], progress: Progress) -> None:
     raise ValueError("third-party trouble")
 
 
+def fill(data: Mapping[str, Any], progress: Progress) -> None:
+    """Write to a full disk, as a library would."""
+    with Path("/dev/full").open("wb", buffering=0) as stream:
+        if data["how"] == "numpy":
+            import numpy as np
+
+            np.zeros(100_000).tofile(stream)
+        elif data["how"] == "safetensors":
+            raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+        stream.write(b"x")
+
+
+def unreadable(data: Mapping[str, Any], progress: Progress) -> None:
+    Path(data["path"]).read_bytes()
+
+
 def die(data: Mapping[str, Any], progress: Progress) -> None:
     print("about to run out of memory", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -94,7 +110,7 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
     return data["module"] in sys.modules
 
 
-FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, die, segfault, wait)
+FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, fill, unreadable, die, segfault, wait)
 
 if __name__ == "__main__":
     main({**JOBS, **{function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS}})

@@ -8,7 +8,6 @@ dropped, except those marked ``finishing``; on a second, ``run`` returns at once
 
 from __future__ import annotations
 
-import errno
 import threading
 from bisect import insort
 from collections import Counter
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from saesync.errors import SaesyncError
+from saesync.errors import SaesyncError, os_trouble
 
 
 class State(StrEnum):
@@ -291,13 +290,3 @@ class Scheduler:
         self.outcomes[task.key] = outcome
         self._open -= 1
         self._settled(task, outcome)
-
-
-def os_trouble(error: OSError) -> SaesyncError:
-    """What the operating system refused, in words."""
-    where = f" ({error.filename})" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SaesyncError("Disk is full", f"There is no space left{where}. Free some, or set SAESYNC_CACHE to a larger disk.")
-    return SaesyncError(
-        "File trouble", f"{error.strerror or type(error).__name__}{where}. Correct it and run the same command again."
-    )

@@ -15,7 +15,7 @@ import click
 
 from saesync import __version__, carets
 from saesync.cli.output import may_color, say
-from saesync.errors import Interrupted, ManifestError, SaesyncError
+from saesync.errors import Interrupted, ManifestError, SaesyncError, os_trouble
 
 _COMMANDS = {
     "init": "inspect",
@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> None:
     except OSError as error:
         if debug:
             traceback.print_exc()
-        _tell(_trouble(error), words)
+        _tell(os_trouble(error), words)
         code = 1
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
@@ -133,10 +133,3 @@ def _tell(error: SaesyncError, words: Sequence[str]) -> None:
         errors, manifests = (f"{number} {word}{'s' * (number != 1)}" for number, word in many)
         said += f"\n\n{errors} in {manifests}.{_LEFT_UNDONE.get(command, '')}"
     say(said)
-
-
-def _trouble(error: OSError) -> SaesyncError:
-    """What the operating system refused, in words."""
-    from saesync.apply.scheduler import os_trouble
-
-    return os_trouble(error)

@@ -12,7 +12,7 @@ from apply_world import Run
 from hub_world import SOURCES, HubWorld
 from servers.loopback import HubServer
 
-from saesync import preflight
+from saesync import preflight, room
 from saesync.cache import Cache
 from saesync.errors import Missing, Refused
 from saesync.executors import fetch
@@ -118,10 +118,11 @@ def test_preflight_asks_once_per_repo_and_counts_a_file_once(
     plan, context = run.look()
     hub_world.server.restart_counters()
     counted: list[int] = []
-    disk = preflight._disk
-    monkeypatch.setattr(preflight, "_disk", lambda root, needed: (counted.append(needed), disk(root, needed))[1])
+    short = room._short
+    monkeypatch.setattr(room, "_short", lambda claims: short([counted.append(c.size) or c for c in claims]))
     assert preflight.check(plan, context) == ()
     reads = [entry for entry in hub_world.server.log() if "/resolve/" in entry["path"] and SOURCES in entry["path"]]
     assert len(reads) <= 2, [entry["path"] for entry in reads]  # one file, and where it is redirected to
     source = (hub_world.folder / "sources" / "goodfire" / "layer_0.pth").stat().st_size
-    assert counted[0] < 100 * source, "of a file that all of them need, one download and one conversion"
+    assert counted[0] < 100 * source, "of a file that all of them need, one download"
+    assert counted[1] < 100 * source, "and one conversion"
