@@ -28,6 +28,11 @@ from saesync.isolation import hide_memory, isolate
 
 Progress = Callable[[int, int], None]
 
+
+class WorkerLost(SaesyncError):
+    """The process ended over a job without an answer: killed, crashed, or by an error nobody foresaw."""
+
+
 _KEPT = ("PATH", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "PYTORCH_", "TORCH_", "ROCR_", "HIP_")
 _NEVER = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "_KEY", "DSN")
@@ -205,7 +210,8 @@ class Worker:
         """Do one job and return its result as plain JSON.
 
         Raises:
-            SaesyncError: what the job raised on purpose, or what became of the process.
+            SaesyncError: what the job raised on purpose.
+            WorkerLost: the process ended without an answer.
             Interrupted: ``kill`` was called.
         """
         self.warm()
@@ -291,12 +297,12 @@ class Worker:
 
     def _crashed(self, job: str, reply: Mapping[str, Any]) -> SaesyncError:
         if reply.get("network"):
-            return SaesyncError(
+            return WorkerLost(
                 "Worker reached for the network",
                 f"While it did {job!r}, a library tried to open a connection ({reply['network']}), which worker processes may"
                 " not do. A file it needs is probably missing from what was fetched.",
             )
-        return SaesyncError(
+        return WorkerLost(
             "Worker failed unexpectedly",
             f"While it did {job!r}: {reply['error']}. Run again with --debug to see where."
             " If it says that memory ran out, use a machine with more of it.",
@@ -307,7 +313,7 @@ class Worker:
             return Interrupted("Interrupted", f"{job} was stopped before it finished.")
         words = " / ".join(list(self._words)[-_SHOWN_WORDS:])
         said = f" Its last words: {words}." if words else ""
-        return SaesyncError("Worker process died", f"While it did {job!r}, the process {_how(status)}.{said}")
+        return WorkerLost("Worker process died", f"While it did {job!r}, the process {_how(status)}.{said}")
 
 
 def _raised(reply: Mapping[str, Any]) -> SaesyncError:

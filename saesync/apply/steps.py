@@ -16,6 +16,7 @@ from saesync.apply.builds import BUILDS, keep_evidence, read_build, read_evidenc
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
 from saesync.apply.numbers import evidence_of, numbers
+from saesync.apply.regroup import in_groups
 from saesync.apply.result import gate_diagnostics
 from saesync.apply.settings import Text
 from saesync.apply.work import USES, Work
@@ -31,7 +32,7 @@ from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, PublishSpec, StepKind,
 from saesync.record import Evidence
 from saesync.resolve import metadata_for
 from saesync.targets.base import Target
-from saesync.workers import Worker
+from saesync.workers import Worker, WorkerLost
 
 Progress = Callable[[int, int], None]
 ACTIVATIONS = "activations"
@@ -328,16 +329,22 @@ class Steps:
         addresses = [work.address for work in works]
         errors: dict[str, SaesyncError] = {}
         with self.timed(works, StepKind.VALIDATE), self.step(addresses, StepKind.VALIDATE, "tokens") as (progress, more):
-            job = settings.measure_job(works, model, text, self.crew.devices[lane], self.context.cache.root)
-            found = self._work(self.crew.measurers[lane], "measure", job, progress)
-            for work in works:
-                if (failed := found["failures"].get(work.address)) is not None:
-                    errors[work.address] = SaesyncError.of(Diagnostic.from_json(value) for value in failed)
-                    continue
-                evidence = evidence_of(work, found, self.context.cache)
-                keep_evidence(self.context.cache, evidence)
-                work.evidence = evidence
-                more[work.address] = {"metrics": numbers(evidence)}
+
+            def measure(group: Sequence[Work]) -> Mapping[str, Any]:
+                job = settings.measure_job(group, model, text, self.crew.devices[lane], self.context.cache.root)
+                found: Mapping[str, Any] = self._work(self.crew.measurers[lane], "measure", job, progress)
+                return found
+
+            for group, found in in_groups(works, measure, lambda said: self.emit({"type": "note", "text": said})):
+                for work in group:
+                    if isinstance(found, WorkerLost):
+                        errors[work.address] = found
+                    elif (failed := found["failures"].get(work.address)) is not None:
+                        errors[work.address] = SaesyncError.of(Diagnostic.from_json(value) for value in failed)
+                    else:
+                        work.evidence = evidence_of(work, found, self.context.cache)
+                        keep_evidence(self.context.cache, work.evidence)
+                        more[work.address] = {"metrics": numbers(work.evidence)}
         return errors
 
     def keep_evidence(self, records: PublishSpec, works: Sequence[Work]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -69,7 +68,7 @@ def test_the_proof_takes_all_rows_that_were_captured(world: TinyWorld, look: Loo
 
 
 def test_a_worker_that_is_killed_while_it_measures(world: TinyWorld, look: Look) -> None:
-    """Its SAEs fail with the reason; a new process does the rest, and the next run what is missing."""
+    """Killed from outside, once: a new process does the work, and nothing is lost."""
     started: list[Child] = []
 
     def start(home: Path) -> Child:
@@ -84,18 +83,14 @@ def test_a_worker_that_is_killed_while_it_measures(world: TinyWorld, look: Look)
     def kill(event: Mapping[str, Any]) -> None:
         emit(event)
         if event["type"] == "step_started" and event["step"] == "validate" and not killed:
-            killed.extend(child.pid for child in started)
-            for child in started[:-1] or started:
-                os.kill(child.pid, signal.SIGKILL)
+            killed.append(started[-1].pid)  # workers that measure are started last
+            os.kill(killed[0], signal.SIGKILL)
 
     plan, context = run.look()
     result = apply(plan, context, kill, StopFlag())
-    assert result.exit_code == 1
-    reasons = {d.summary for failure in result.failures for d in failure.diagnostics}
-    assert reasons == {"Worker process died"}, result.failures
-    assert any("SIGKILL" in d.detail for failure in result.failures for d in failure.diagnostics)
-    assert json.dumps(result.summary())
-    assert look(world.good).apply().exit_code == 0
+    assert result.exit_code == 0, result.failures
+    assert any("died. Trying" in event["text"] for event in run.told("note"))
+    assert look(world.good).plan().pending == ()
 
 
 @pytest.mark.parametrize("name", ["model", "dataset"])
