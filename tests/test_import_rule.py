@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.carets",
         "saesync.inert",
         "saesync.streams",
+        "saesync.garbage",
     ),
     ("saesync.record",),
     ("saesync.model",),
