@@ -347,6 +347,7 @@ class ReasonCode(StrEnum):
     WAITS_FOR_REVIEW = "waits_for_review"  # number, url, checks: names of those that fail or wait
     WAITS_FOR_MERGE = "waits_for_merge"  # branch
     DECLINED = "declined"  # number, url: closed without merging
+    RECORD_BY = "record_by"  # account: not one whose records count as evidence
     ENTRY_REFUSED = "entry_refused"  # detail
     NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.cache import Cache
 from saesync.card.request import digest_in
 from saesync.digest import short
-from saesync.errors import SaesyncError
+from saesync.errors import Refused, SaesyncError
 from saesync.model import Reason, ReasonCode, Release
 from saesync.planning.registration import Pull, Seen
 from saesync.registry.document import Document, parse
@@ -46,7 +46,9 @@ def _seen(state: RegistryState, releases: Collection[str], cache: Cache) -> dict
     if state.unknown is not None:
         return {name: Seen(state.registry, state.kind, at, unknown=state.unknown) for name in releases}
     try:
-        base = _Listing.of(state.data or b"", state.path, cache)
+        if state.data is None:
+            raise Refused("No registry file", f"It holds no {state.path}. Is it a fork of SAELens?")
+        base = _Listing.of(state.data, state.path, cache)
         return {name: _of_release(state, name, base, at, cache) for name in releases}
     except SaesyncError as error:
         reason = _unreadable(state.registry, error)
@@ -59,7 +61,16 @@ def _of_release(state: RegistryState, name: str, base: _Listing, at: str, cache:
     if branch is not None and branch.data is not None:
         proposed = _Listing.of(branch.data, branch.name, cache).entry(name)
     found = _pull(state.registry, pull) if pull is not None else None
-    return Seen(state.registry, state.kind, at, base.entry(name), proposed, found, base.taken_by_others(name))
+    return Seen(
+        state.registry,
+        state.kind,
+        at,
+        base.entry(name),
+        proposed,
+        found,
+        base.taken_by_others(name),
+        pulls_unknown=state.pulls_unknown,
+    )
 
 
 def _pull(registry: str, pull: PullRequest) -> Pull:

@@ -156,6 +156,20 @@ def test_an_invisible_registry_is_unknown_never_absent():
     assert (item.status, item.held, item.steps) == (Status.UNKNOWN, True, ())
 
 
+def test_pull_requests_that_cannot_be_seen_are_never_doubled():
+    reason = Reason(ReasonCode.NOT_VISIBLE, {"location": LIST, "detail": "rate limit"})
+    world = published(asking())
+    assert item_of(planned(world, seen(pulls_unknown=reason))).status is Status.UNKNOWN
+    assert item_of(planned(world, seen(pulls_unknown=reason, entry=desired(world)))).status is Status.CURRENT
+
+
+def test_a_record_by_a_stranger_is_no_evidence():
+    world = published(asking())
+    item = item_of(made := planned(world, seen(writer="mallory", trusted=False)))
+    assert (item.status, item.held, item.steps) == (Status.UNPROVEN, True, ())
+    assert "last written by mallory" in line_of(made)
+
+
 def test_a_neuronpedia_id_of_another_release_is_held():
     saes = (sae("res", "layer_0", neuronpedia_id="gemma-2-2b/0-res-acme"),)
     world = published(replace(asking(("layer_0",)), saes=saes))

@@ -44,6 +44,9 @@ class Seen:
     pull: Pull | None = None
     taken: Mapping[str, str] = field(default_factory=nothing)
     unknown: Reason | None = None
+    pulls_unknown: Reason | None = None  # the list could be read, its pull requests could not
+    writer: str | None = None  # who wrote the release's record last, where a policy asks
+    trusted: bool = True  # whether that account's records count as evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,19 @@ def _current(case: _Case) -> _Said | None:
     return (Status.CURRENT, (), False, ()) if _same(case.desired, case.seen.entry) else None
 
 
+def _pulls_unknown(case: _Case) -> _Said | None:
+    """Something has to be done, and it may be proposed already: a second pull request is never risked."""
+    reason = case.seen.pulls_unknown
+    return None if reason is None else _hold(Status.UNKNOWN, reason)
+
+
+def _untrusted(case: _Case) -> _Said | None:
+    """Anybody with write access may have written the record: what is registered rests on accounts the policy names."""
+    if case.seen.trusted:
+        return None
+    return _hold(Status.UNPROVEN, Reason(ReasonCode.RECORD_BY, {"account": case.seen.writer}))
+
+
 def _proposed(case: _Case) -> _Said | None:
     """Our branch says it: what is missing is somebody else's review, or only the pull request."""
     seen, pull = case.seen, case.seen.pull
@@ -223,7 +239,9 @@ ROWS: tuple[_Row, ...] = (
     _unfit,
     _refused,
     _current,
+    _pulls_unknown,
     _proposed,
+    _untrusted,
     _declined,
     _behind,
 )

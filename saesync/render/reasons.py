@@ -172,6 +172,11 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.WAITS_FOR_REVIEW: _review,
         ReasonCode.WAITS_FOR_MERGE: lambda data: ("pushed to ", Quoted(data.get("branch")), ", waiting for it to be merged"),
         ReasonCode.DECLINED: lambda data: (f"#{_whole(data)} was closed without merging: reopen it, or change the manifest",),
+        ReasonCode.RECORD_BY: lambda data: (
+            "the record was last written by ",
+            Quoted(data.get("account") or "somebody unknown"),
+            ", whom the policy's publishers do not name",
+        ),
         ReasonCode.ENTRY_REFUSED: lambda data: (Quoted(data.get("detail")),),
         ReasonCode.NEURONPEDIA_TAKEN: lambda data: (
             "Neuronpedia id ",

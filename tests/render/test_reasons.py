@@ -57,6 +57,8 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.WAITS_FOR_REVIEW, {"number": 12, "url": "https://example.org/12", "checks": "cla/google"}),
     (ReasonCode.WAITS_FOR_MERGE, {"branch": "saesync/res"}),
     (ReasonCode.DECLINED, {"number": 12, "url": "https://example.org/12"}),
+    (ReasonCode.RECORD_BY, {"account": "mallory"}),
+    (ReasonCode.RECORD_BY, {"account": None}),
     (ReasonCode.ENTRY_REFUSED, {"detail": "An entry has one repo_id."}),
     (ReasonCode.NEURONPEDIA_TAKEN, {"id": "gemma-2-2b/0-res-acme", "release": "gemma-scope"}),
 ]
