@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.card", "saesync.verdict", "saesync.cache"),
     ("saesync.planning",),
     ("saesync.planner",),
-    ("saesync.render", "saesync.planfile", "saesync.hub"),
+    ("saesync.render", "saesync.planfile", "saesync.hub", "saesync.forge"),
     ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
