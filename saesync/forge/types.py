@@ -49,10 +49,10 @@ class Branch:
 class RegistryState:
     """A registry as observed. ``kind`` is "github", "git" or "file".
 
-    ``head`` and ``data`` are the default branch's newest commit and the registry file on it; ``data`` None with a ``head`` means that
-    the repository holds no registry file, ``head`` None that it is empty. ``branches`` and ``pulls`` go by release name and hold
-    what is there. ``unknown``: nothing could be seen, and everything else means nothing. ``pulls_unknown``: the repository could be
-    seen, its pull requests could not; ``pulls`` (and ``branches`` on forks) say nothing then.
+    ``head`` and ``data`` are the default branch's newest commit and the registry file on it; ``data`` None with a ``head`` means
+    that the repository holds no registry file, ``head`` None that it is empty. ``branches`` and ``pulls`` go by release name and
+    hold what is there. ``unknown``: nothing could be seen, and everything else means nothing. ``pulls_unknown``: the repository
+    could be seen, its pull requests could not; ``pulls`` (and ``branches`` on forks) say nothing then.
     """
 
     registry: str
