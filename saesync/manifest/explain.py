@@ -25,6 +25,7 @@ _KINDS = {
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
+    "null": "nothing",
 }
 
 
@@ -72,7 +73,7 @@ class _Explainer:
         """``anyOf`` and ``oneOf``: of keys, of a value or a placeholder, or of values told apart by their type."""
         branches = error.validator_value
         if all(set(branch) == {"required"} for branch in branches):
-            self._exclusive(error, path, [branch["required"][0] for branch in branches])
+            self._exclusive(error, path, [" with ".join(branch["required"]) for branch in branches])
             return
         chosen = 0 if branches[-1] == PLACEHOLDER else _branch_of_type(branches, error.instance)
         if chosen is None:

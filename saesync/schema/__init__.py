@@ -47,9 +47,9 @@ def build() -> Schema:
             "retire": sections.retire(),
         },
         "required": ["apiVersion", "release", "model", "saes"],
-        "anyOf": [{"required": [name]} for name in ("publish", "register", "dashboards", "neuronpedia")],
+        "anyOf": [{"required": names} for names in sections.PURPOSES],
         "additionalProperties": False,
-        "allOf": [sections.pinned_unless_only_registered()],
+        "allOf": sections.whole_manifest(),
         "$defs": parts.definitions(),
     }
 
