@@ -24,7 +24,7 @@ from saesync.model import (
     Wanted,
     nothing,
 )
-from saesync.planning import basis
+from saesync.planning import basis, evidence_only
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
@@ -54,6 +54,8 @@ def plan(
     items: list[Item] = []
     for release in chosen:
         if release.publish is None:
+            if release.home is not None:
+                items += evidence_only.items(release, observed[_location(release.home)], wanted, choices)
             items += _sections(release)
             continue
         place = places[_location(release.publish)]
@@ -225,7 +227,8 @@ def _rewrites_card(item: Item) -> bool:
 
 def _sections(release: Release) -> list[Item]:
     """Sections of a manifest that this version cannot carry out: held, never ignored."""
-    later = release.later or (() if release.publish else (("publish", release.origin),))
+    served = release.publish is not None or release.register is not None or release.evidence_only
+    later = release.later or (() if served else (("publish", release.origin),))
     return [
         Item(
             release.name,

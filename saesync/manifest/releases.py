@@ -93,9 +93,7 @@ class _Maker:
         options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
         if repo is None:
             path = self._local(path, "source.path")
-        return SourceSpec(
-            repo, section.get("revision"), path.strip("/") if repo else path, format_, MappingProxyType(options)
-        )
+        return SourceSpec(repo, section.get("revision"), path.strip("/") if repo else path, format_, MappingProxyType(options))
 
     def _model(self) -> ModelSpec:
         section = self.fixed["model"]

@@ -203,7 +203,11 @@ def _cfg() -> Schema:
 
 def _entry() -> Schema:
     return {
-        "l0": {"description": "Mean number of features that are active per token, as its authors say.", "type": "number", "minimum": 0},
+        "l0": {
+            "description": "Mean number of features that are active per token, as its authors say.",
+            "type": "number",
+            "minimum": 0,
+        },
         "variance_explained": {"description": "Explained variance, as its authors say.", "type": "number", "maximum": 1},
         "neuronpedia": {
             **text("Neuronpedia's id, `model/source`; in a release that only registers, where `neuronpedia:` does not make it."),
