@@ -156,8 +156,8 @@ class _Maker:
         conversion_func = section.get("conversion_func")
         if conversion_func is not None and "publish" in self.fixed:
             detail = (
-                "What this release publishes is in SAELens's own layout, which it loads without a conversion_func. Remove the key; "
-                "to register somebody else's repository as it is, remove `publish`."
+                "What this release publishes is in SAELens's own layout, which it loads without a conversion_func. Remove "
+                "the key; to register somebody else's repository as it is, remove `publish`."
             )
             self._say("Loader does not fit", detail, self.origins["register.conversion_func"])
         return RegisterSpec(

@@ -277,8 +277,8 @@ def register() -> Schema:
         {
             "saelens": {
                 **text(
-                    "The registry's GitHub repository (`owner/name`), any git repository by URL or path, or the path of a registry "
-                    "file.",
+                    "The registry's GitHub repository (`owner/name`), any git repository by URL or path, or the path of a "
+                    "registry file.",
                     500,
                 ),
                 **rule(
