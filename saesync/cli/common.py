@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +13,7 @@ import click
 
 from saesync import manifest
 from saesync.cache import Cache
+from saesync.garbage import no_garbage_collection
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
 from saesync.planner import plan as make_plan
@@ -130,18 +129,6 @@ class World:
     notes: tuple[str, ...] = ()
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Planning makes many small values and no cycles; looking for cycles among 14,000 SAEs is a quarter of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def look(asked: Asked, *, again: bool = False) -> World:
     """Load the manifests, look at every place they name, and plan.
 
@@ -153,7 +140,7 @@ def look(asked: Asked, *, again: bool = False) -> World:
         ManifestError: with everything that is wrong in all of them.
         click.UsageError: --only, --adopt, --replace or --prune names nothing that is here.
     """
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _look(asked, again)
 
 
