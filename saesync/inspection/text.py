@@ -16,6 +16,7 @@ from saesync.inspection import Found, Inspection
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
+_BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # JSON allows them raw, YAML does not
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 _RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN_TENSORS = 12
@@ -143,7 +144,7 @@ def yaml(value: Any) -> str:
     """A YAML scalar: plain where that is safe, JSON (which is YAML) elsewhere."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return _BREAKING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _block(found: Found) -> list[str]:
