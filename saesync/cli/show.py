@@ -15,7 +15,7 @@ from saesync.cli.common import Asked, look, manifests_only, root_option
 from saesync.cli.output import colored, put
 from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
-from saesync.model import Item, Release, Sae, Status, Wanted
+from saesync.model import Item, Plan, Release, Sae, Status, Wanted
 
 _LISTED = 10
 
@@ -46,7 +46,7 @@ def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple
     world = look(Asked(paths, roots))
     items = {item.address: item for item in world.plan.items if item.id is not None}
     wanted = {**_registered(world.releases), **world.wanted}
-    items = {**{name: _idle(asked.sae) for name, asked in wanted.items() if name not in items}, **items}
+    items = {**{name: _item(asked.sae, world.plan) for name, asked in wanted.items() if name not in items}, **items}
     if address not in items:
         raise ManifestError("Unknown address", f"No manifest here names {plain(address)}. {_advice(address, list(items))}")
     release = next(r for r in world.releases if r.name == items[address].release)
@@ -64,9 +64,13 @@ def _registered(releases: Iterable[Release]) -> dict[str, Wanted]:
     return {sae.address: Wanted(sae, None) for release in alone for sae in release.saes}
 
 
-def _idle(sae: Sae) -> Item:
-    """What is said of an SAE for which nothing is done by itself."""
-    return Item(sae.release, sae.id, Status.CURRENT, origin=sae.origin)
+def _item(sae: Sae, plan: Plan) -> Item:
+    """What is said of an SAE for which nothing is done by itself: what is said of its release."""
+    told = (item for item in plan.items if item.release == sae.release and item.id is None)
+    found = next((item for item in told if item.status is not Status.CURRENT), None)
+    if found is None:
+        return Item(sae.release, sae.id, Status.CURRENT, origin=sae.origin)
+    return Item(sae.release, sae.id, found.status, held=found.held, reasons=found.reasons, origin=sae.origin)
 
 
 def _advice(address: str, known: list[str]) -> str:

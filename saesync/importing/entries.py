@@ -25,9 +25,8 @@ def names_of(document: Document, asked: str) -> list[str]:
     Raises:
         Missing: there is none.
     """
-    known = list(document.value)
     if not asked:
-        return [str(name) for name in known]
+        return [str(name) for name in document.value]
     if asked in document.releases:
         return [asked]
     found = [name for name in document.releases if fnmatchcase(name, asked)] if _GLOB & set(asked) else []
@@ -44,8 +43,9 @@ def manifest_of(document: Document, name: str, register: str) -> Imported:
     Raises:
         Refused: it is no entry that SAELens could read, or holds what a manifest cannot say.
     """
-    mapping = document.value[name]
+    mapping = document.value.get(name)
     entry = from_yaml(name, mapping)
+    assert isinstance(mapping, Mapping)
     text = manifest_text(
         Contents(
             entry.release,
@@ -93,7 +93,9 @@ def _lost(mapping: Mapping[str, Any], entry: Entry) -> Iterator[str]:
             yield f"{plain(entry.release)}/{plain(sae.id)}: SAELens ignores {_listed(ignored)} here; left out."
     bare = [sae.id for raw, sae in zip(mapping["saes"], entry.saes, strict=True) if not isinstance(raw["path"], str)]
     if bare:
-        count = f"paths of {len(bare):,} SAEs are bare numbers" if len(bare) > 1 else f"the path of {plain(bare[0])} is a bare number"
+        count = (
+            f"paths of {len(bare):,} SAEs are bare numbers" if len(bare) > 1 else f"the path of {plain(bare[0])} is a bare number"
+        )
         yield f"{plain(entry.release)}: {count}, which SAELens reads as text; written as text."
 
 

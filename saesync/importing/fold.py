@@ -1,7 +1,7 @@
 """From a list of SAEs to one template: the reverse of ``manifest.expand``. Pure.
 
-What is the same everywhere stands in the template. If everything else is made of one whole number (consecutive layers), that is an
-axis of ``for_each``; otherwise each SAE has a row with what differs.
+What is the same everywhere stands in the template. If everything else is made of one whole number (consecutive layers), that
+is an axis of ``for_each``; otherwise each SAE has a row with what differs.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _number(rows: Sequence[Row], varying: Sequence[str]) -> _Number | None:
 
 
 def _split(values: Sequence[Value]) -> tuple[list[str], dict[int, list[str]]] | None:
-    """Parts of the first text, and for each position of a number that differs, its digits in all; None if more than digits differ."""
+    """Parts of the first text, and for each position of a number that differs, its digits in all; None if more differs."""
     texts = [value for value in values if isinstance(value, str)]
     if len(texts) < len(values):
         return None

@@ -31,8 +31,8 @@ class Imported:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a manifest holds. ``rows`` has a column per key that is said of every SAE: ``id``, ``path``, perhaps ``hook``, and those
-    of ENTRY. ``register`` is written as it is. ``head`` and ``tail`` are comments, without their ``#``."""
+    """What a manifest holds. ``rows`` has a column per key that is said of every SAE: ``id``, ``path``, perhaps ``hook``, and
+    those of ENTRY. ``register`` is written as it is. ``head`` and ``tail`` are comments, without their ``#``."""
 
     release: str
     model: str | None
