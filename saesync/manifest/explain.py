@@ -93,7 +93,8 @@ class _Explainer:
             detail = f"{_name(path)} takes only one of {_listed(names)}; found {' and '.join(found)}. Remove one."
             self._add(Diagnostic("Keys exclude each other", detail, origin))
         else:
-            detail = f"{_name(path)} needs {'one' if error.validator == 'oneOf' else 'at least one'} of {_listed(names)}."
+            count, why = "one" if error.validator == "oneOf" else "at least one", error.schema.get("$comment")
+            detail = f"{_name(path)} needs {count} of {_listed(names)}{f', {why}' if why else ''}."
             self.missing.append((path, tuple(names), Diagnostic("Missing key", detail, self._origin(path))))
 
     def _unknown_key(self, error: Any, path: Path) -> None:

@@ -4,7 +4,8 @@ The schema is the validation: ``saesync.manifest`` knows keys and values only fr
 the reference in the docs is made of its descriptions. ``manifest.json`` beside this module is ``build()``, committed.
 
 Keywords of our own, which validators ignore: ``patternErrorMessage`` (editors show it) says in words what a pattern asks
-for, and ``x-pin`` names the key of a repo whose commit hash `saesync pin` fills in.
+for, and ``x-pin`` names the key of a repo whose commit hash `saesync pin` fills in. A ``$comment`` beside a choice of keys says
+what they are needed for.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 Check = Callable[[Any], bool]
 Schema = Mapping[str, Any]
 
-ANNOTATIONS = frozenset({"$schema", "$defs", "title", "description", "default", "patternErrorMessage", "x-pin"})
+ANNOTATIONS = frozenset({"$schema", "$defs", "$comment", "title", "description", "default", "patternErrorMessage", "x-pin"})
 
 
 def compile_schema(schema: Schema) -> Check:

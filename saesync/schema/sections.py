@@ -369,7 +369,7 @@ def whole_manifest() -> list[Schema]:
     formatted = {"properties": {"saes": {"properties": {"source": {"required": ["format"]}}}}}
     own = {"properties": dict.fromkeys(("repo", "revision", "path", "format"), True), "additionalProperties": False}
     without_options = {"properties": {"saes": {"properties": {"source": {"if": {"required": ["format"]}, "else": own}}}}}
-    kept = {"anyOf": [{"required": [name]} for name in ("publish", "records")]}
+    kept = {"anyOf": [{"required": [name]} for name in ("publish", "records")], "$comment": "for what `validate` finds"}
     return [
         {"if": uses_weights, "then": pinned},
         {"if": loaded, "then": without_options, "else": formatted},
