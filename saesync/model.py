@@ -179,6 +179,16 @@ class Release:
     origin: Origin | None = None
     register: RegisterSpec | None = None
 
+    @property
+    def evidence_only(self) -> bool:
+        """Whether only evidence is ours to publish: somebody else's SAEs are measured, and stay where they are."""
+        return self.publish is None and self.records is not None and any(sae.validate is not None for sae in self.saes)
+
+    @property
+    def home(self) -> PublishSpec | None:
+        """Where the record of this release stands; None when there is none to keep."""
+        return self.records if self.evidence_only else self.publish
+
 
 # ------------------------------------------------------------------------------------------------------- keys
 

@@ -25,7 +25,7 @@ from saesync.model import (
     Wanted,
     nothing,
 )
-from saesync.planning import basis
+from saesync.planning import basis, evidence_only
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.registration import Seen, registration_item
 from saesync.planning.table import decide, visibility_differs
@@ -57,7 +57,10 @@ def plan(
     items: list[Item] = []
     for release in chosen:
         if release.publish is None:
-            items += [*_registration(release, observed, registries, ()), *_sections(release)]
+            evidence: list[Item] = []
+            if release.home is not None:
+                evidence = list(evidence_only.items(release, observed[_location(release.home)], wanted, choices))
+            items += [*evidence, *_registration(release, observed, registries, evidence), *_sections(release)]
             continue
         place = places[_location(release.publish)]
         elsewhere = observed.get(_location(release.records)) if release.records is not None else None
@@ -256,7 +259,8 @@ def _registration(
 
 def _sections(release: Release) -> list[Item]:
     """Sections of a manifest that this version cannot carry out: held, never ignored."""
-    later = release.later or (() if release.publish or release.register else (("publish", release.origin),))
+    served = release.publish is not None or release.register is not None or release.evidence_only
+    later = release.later or (() if served else (("publish", release.origin),))
     return [
         Item(
             release.name,

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
-    ("saesync.observe", "saesync.registering", "saesync.resolve"),
+    ("saesync.observe", "saesync.registering", "saesync.resolve", "saesync.importing"),
     ("saesync.executors", "saesync.workers", "saesync.worker_main"),
     ("saesync.preflight", "saesync.apply", "saesync.progress", "saesync.demo"),
     ("saesync.cli",),

@@ -95,9 +95,9 @@ class Graph:
         if item.id is None or StepKind.PUBLISH not in item.steps:
             return None
         sae, wanted = saes[item.address], self.context.wanted[item.address]
-        if wanted.inputs is None or release.publish is None:
-            raise ValueError(f"{item.address} is planned without keys or without a place")
-        observed = self.context.observed[release.publish.target, release.publish.location]
+        if wanted.inputs is None:
+            raise ValueError(f"{item.address} is planned without keys")
+        observed = self.context.observed[_place(release.home)]
         record = observed.records.get(release.name)
         entry = record.saes.get(item.move_from or sae.id) if record is not None else None
         work = Work(item, release, sae, wanted.inputs, observed, entry)
@@ -218,7 +218,7 @@ class Graph:
         self._add(f"register {item.address}", resource, lambda _lane, _tasks: registration.run(), duty, needs, after=after)
 
     def _lane(self, release: Release) -> str:
-        place = _place(release.publish)
+        place = _place(release.home)
         name = f"commit {place[0]} {place[1]}"
         if name not in self.lanes:
             self.lanes[name] = CommitLane(self.context.observed[place], self.steps, self._waiting)

@@ -10,7 +10,7 @@ from saesync.errors import Refused
 from saesync.executors.register import check_paths, desired_entry, register
 from saesync.model import WEIGHTS_FILE, Item, Observed, Release, Sae, StepKind, Wanted
 from saesync.planning.registration import Seen
-from saesync.record import Record, SaeRecord
+from saesync.record import Evidence, Record, SaeRecord
 from saesync.registry.entry import Entry
 from saesync.verdict import judge, unmeasured
 
@@ -88,7 +88,14 @@ def _stands(sae: Sae, wanted: Mapping[str, Wanted], entry: SaeRecord | None) -> 
         return False
     if sae.validate is None:
         return True
-    weights = entry.files.get(WEIGHTS_FILE)
-    evidence = entry.evidence_for(asked.inputs.measure_key, weights.sha256 if weights is not None else None)
+    evidence = _evidence(entry, asked.inputs.measure_key)
     bounds = sae.validate.require
     return evidence is not None and not judge(evidence, bounds) and not unmeasured(evidence, bounds)
+
+
+def _evidence(entry: SaeRecord, measure_key: str | None) -> Evidence | None:
+    """Evidence under this key: of the recorded bytes, or of somebody else's, of which the record lists none."""
+    weights = entry.files.get(WEIGHTS_FILE)
+    if weights is not None:
+        return entry.evidence_for(measure_key, weights.sha256)
+    return next((found for found in entry.evidence if found.measure_key == measure_key), None)

@@ -83,17 +83,18 @@ def _totals(plan: Plan) -> dict[str, int]:
             counts[verb_of(item)] += 1
     counts["create"] = len(created)
     gone = counts["orphaned"] + counts["delete"]
-    saes = sum(item.id is not None for item in plan.items) - gone
+    registered = sum(len(release.saes) for release in plan.releases if release.home is None)  # they have no items of their own
+    saes = sum(item.id is not None for item in plan.items) - gone + registered
     return {"saes": saes, **dict(sorted((+counts).items()))}
 
 
 def _release(release: Release) -> dict[str, Any]:
-    publish = release.publish
+    home = release.home
     return {
         "name": release.name,
         "manifest": release.manifest,
-        "target": publish.target if publish else None,
-        "location": publish.location if publish else None,
+        "target": home.target if home else None,
+        "location": home.location if home else None,
         "registry": release.register.registry if release.register else None,
         "saes": len(release.saes),
         "validate": any(sae.validate is not None for sae in release.saes),

@@ -124,9 +124,11 @@ def _detail(item: Mapping[str, Any]) -> str:
 def _end(data: Mapping[str, Any]) -> list[str]:
     current = data["totals"].get("current", 0)
     said = [f"{counted(current, 'SAE')} up to date.\n"] if current else []
-    unmeasured = [code(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
-    if unmeasured:
-        more = f" and {len(unmeasured) - 10} more" if len(unmeasured) > 10 else ""
-        said.append(f"Not measured (no `validate` section): {', '.join(unmeasured[:10])}{more}.\n")
+    unmeasured = [release["name"] for release in data["releases"] if release["manifest"] and not release["validate"]]
+    loose = [release["name"] for release in data["releases"] if not release["pinned"]]
+    for names, what in ((unmeasured, "Not measured (no `validate` section)"), (loose, "Source not pinned to a commit")):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            said.append(f"{what}: {', '.join(map(code, names[:10]))}{more}.\n")
     digest = code(short(str(data["digest"])))
     return [*said, f"<sub>Digest {digest}. Apply refuses if manifests or targets change before it runs.</sub>"]

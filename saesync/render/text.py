@@ -15,6 +15,7 @@ from saesync.render.style import Style, command, show_command
 _LABEL, _WHAT, _HEAD = 36, 27, 60
 _PLACES = {"huggingface": "repository", "local": "folder"}
 _FEW, _ALL = 3, 1000
+_NAMED = 10
 _PLAN_FILE = "plan.json"
 
 
@@ -114,7 +115,7 @@ def _end(data: Mapping[str, Any], style: Style) -> list[str]:
     said = totals_said(totals)
     pending = any(item["steps"] for item in data["items"])
     if not said:
-        first = "Nothing to do: no SAE is asked for."
+        first = f"Nothing to do{'' if totals['saes'] else ': no SAE is asked for'}."
     elif pending:
         first = f"Plan: {', '.join(said)}."
     elif set(totals) <= {"saes", "current"}:
@@ -122,10 +123,16 @@ def _end(data: Mapping[str, Any], style: Style) -> list[str]:
     else:
         first = f"Nothing to do: {', '.join(said)}."
     unmeasured = [plain(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
-    notes = [f"Not measured (no validate section): {', '.join(unmeasured)}."] if unmeasured and pending else []
+    notes = [f"Not measured (no validate section): {_several(unmeasured)}."] if unmeasured and pending else []
     loose = [plain(release["name"]) for release in data["releases"] if not release["pinned"]]
-    notes += [f"Source not pinned to a commit: {', '.join(loose)}."] if loose else []
+    notes += [f"Source not pinned to a commit: {_several(loose)}."] if loose else []
     return [style.paint(first, "bold"), *notes, f"Digest: {short(data['digest'])}"]
+
+
+def _several(names: Sequence[str]) -> str:
+    """Names, the first of very many."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | str | None) -> list[str]:
