@@ -18,6 +18,8 @@ from saesync.model import Choices, Plan, Release
 from saesync.observe import observe
 from saesync.pin import pin
 from saesync.planner import plan
+from saesync.planning.registration import Seen
+from saesync.registry.entry import entry_of
 from saesync.resolve import Resolver
 from saesync.schema.sections import LOADERS_OF_SAELENS
 
@@ -60,7 +62,8 @@ def planned(tmp_path: Path, *releases: Release) -> Plan:
     """A plan as the command line makes it; HF_ENDPOINT leads nowhere, so that a look at the Hub would show."""
     cache = Cache(tmp_path / "cache")
     observed = observe(releases, cache)
-    return plan(releases, Resolver(cache).resolve(releases, observed), observed, Choices())
+    registries = {one.name: Seen("list", "file", "list", entry_of(one, None)) for one in releases if one.register is not None}
+    return plan(releases, Resolver(cache).resolve(releases, observed), observed, Choices(), registries=registries)
 
 
 # ------------------------------------------------------------------------------------------------- what is read
