@@ -24,7 +24,7 @@ from saesync.model import (
     Wanted,
     nothing,
 )
-from saesync.planning import basis
+from saesync.planning import basis, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
@@ -61,8 +61,19 @@ def plan(
         asked = list(_sae_items(release, place, wanted, elsewhere, choices))
         needed = {item.move_from: item.id for item in asked if item.move_from is not None and not item.steps}
         saes = [*asked, *_orphans(release, place, choices, needed)]
-        items += [*saes, _release_item(release, place, saes), *_sections(release)]
+        items += [*_whole_release(release, place, saes, choices), *_sections(release)]
     return Plan(tuple(items), _digest(items), tuple(chosen))
+
+
+def _whole_release(release: Release, place: Place, saes: Sequence[Item], choices: Choices) -> list[Item]:
+    """The SAEs' items, the release's own and its tag's, after what a pull request cannot bring."""
+    observed = place.observed
+    tag = tagging.tag_item(release, observed, saes, choices)
+    *saes, whole = proposing.limit(release, observed, [*saes, _release_item(release, place, saes)])
+    reason = proposing.waiting(release, observed, [*saes, whole])
+    if reason is not None and not whole.held:
+        whole = replace(whole, status=Status.WAITING, reasons=(reason,))
+    return [*saes, whole, *([tag] if tag is not None else [])]
 
 
 def select(plan: Plan, only: Sequence[str]) -> Plan:
@@ -72,10 +83,12 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
     kept = [item for item in plan.items if item.id is not None and matches(only, item.address)]
     names = {item.release for item in kept}
     publishing = {item.release for item in kept if REWRITES & set(item.steps)}
+    left_out = {item.release for item in plan.pending if item.id is not None and not matches(only, item.address)}
     items = []
     for item in plan.items:
         if item.id is None and item.release in names:
             idle = StepKind.CREATE in item.steps and item.release not in publishing
+            item = tagging.without_others(item) if item.release in left_out else item
             items.append(replace(item, status=Status.CURRENT, steps=(), reasons=()) if idle else item)
         elif item.id is not None and matches(only, item.address):
             items.append(item)
@@ -98,13 +111,13 @@ def _unlisted(
 ) -> list[Release]:
     """Releases that stand in the record of a place but in no manifest: listed, and deleted when typed after --prune."""
     known = {*named, *(release.name for release in releases)}
-    places = dict.fromkeys(_location(release.publish) for release in releases if release.publish)
+    places = {_location(release.publish): release.publish.pull_request for release in releases if release.publish}
     found: dict[str, Release] = {}
-    for target, location in sorted(places):
+    for (target, location), proposed in sorted(places.items()):
         seen = observed[target, location]
         for name, record in sorted(seen.records.items()):
             if name not in known and (record.saes or record.pending):
-                publish = PublishSpec(target, location, private=seen.visibility == "private")
+                publish = PublishSpec(target, location, private=seen.visibility == "private", pull_request=proposed)
                 found.setdefault(name, Release(name, "", publish, (), retire=name in choices.prune))
     return list(found.values())
 
@@ -193,7 +206,7 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
     """The release as a whole: its repo and its card. Always there, so that a plan file can name what changed."""
     observed = place.observed
     record = observed.records.get(release.name)
-    card = card_digest(release, record) if record is not None else None
+    card = card_digest(release, record, tagging.card_tag(release, observed, saes)) if record is not None else None
     item = Item(
         release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, record, card)
     )

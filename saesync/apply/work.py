@@ -41,6 +41,7 @@ USES: Mapping[StepKind, frozenset[str]] = {
     StepKind.PUBLISH: frozenset({"network", "hf-token"}),
     StepKind.CARD: frozenset({"network", "hf-token"}),
     StepKind.DELETE: frozenset({"network", "hf-token"}),
+    StepKind.TAG: frozenset({"network", "hf-token"}),
 }
 _OVERWRITES = (Status.ABSENT, Status.FOREIGN, Status.DRIFTED)
 

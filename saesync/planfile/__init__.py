@@ -41,7 +41,7 @@ def verb_of(item: Item) -> str:
         return "unknown" if item.status is Status.UNKNOWN else "held"
     if not item.steps:
         return str(item.status)
-    for step, verb in ((StepKind.CREATE, "create"), (StepKind.CARD, "card"), (StepKind.ADOPT, "adopt")):
+    for step, verb in ((StepKind.CREATE, "create"), (StepKind.CARD, "card"), (StepKind.ADOPT, "adopt"), (StepKind.TAG, "tag")):
         if step in item.steps:
             return verb
     return _VERBS[item.status]
@@ -72,7 +72,7 @@ def _totals(plan: Plan) -> dict[str, int]:
         own_trouble = item.held and (item.release, item.reasons[0].code) not in spoken
         if StepKind.CREATE in item.steps:
             created.add(item.basis.get("asked.target"))
-        elif item.id is not None or item.steps or own_trouble:
+        elif item.id is not None or item.steps or own_trouble or item.status is Status.WAITING:
             counts[verb_of(item)] += 1
     counts["create"] = len(created)
     gone = counts["orphaned"] + counts["delete"]

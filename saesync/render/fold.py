@@ -15,6 +15,8 @@ SYMBOLS: Mapping[str, str] = {
     "publish": "+",
     "adopt": "+",
     "create": "+",
+    "tag": "+",
+    "waiting": "…",
     "restore": "~",
     "rebuild": "~",
     "relabel": "~",
@@ -30,7 +32,14 @@ SYMBOLS: Mapping[str, str] = {
 }
 _UNSAID = ("fetch", "publish")
 _WHOLE = ("publish", "restore", "rebuild", "adopt")
-_STATUS = {"held": "held", "unknown": "unknown", "failing": "failing", "orphaned": "not asked for", "current": "up to date"}
+_STATUS = {
+    "held": "held",
+    "unknown": "unknown",
+    "failing": "failing",
+    "orphaned": "not asked for",
+    "current": "up to date",
+    "waiting": "pull request",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ def lines_of(items: list[Item], unfold: bool) -> list[Line]:
 
 def what_of(verb: str, steps: tuple[str, ...]) -> str:
     """What is done, in the words of ``StepKind``; fetching is not worth saying, publishing again neither."""
-    if verb == "create":
+    if verb in ("create", "tag"):
         return "create"
     if verb == "card":
         return "write the card again"
@@ -115,12 +124,14 @@ _TOTALS = (
     ("delete", "to delete"),
     ("create", "to create"),
     ("card", "to write again"),
+    ("tag", "to create"),
+    ("waiting", "waiting for others"),
     ("failing", "failing"),
     ("held", "held"),
     ("unknown", "unknown"),
     ("orphaned", "in no manifest"),
 )
-_NOUNS = {"create": "place", "card": "card"}
+_NOUNS = {"create": "place", "card": "card", "tag": "tag"}
 
 
 def totals_said(totals: Mapping[str, int], current: bool = True) -> list[str]:

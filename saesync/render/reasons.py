@@ -106,6 +106,29 @@ def _visibility(data: Data) -> Parts:
     return ("the repo is ", Quoted(data.get("found")), ", the manifest asks for ", Quoted(data.get("asked")))
 
 
+def _moved_tag(data: Data) -> Parts:
+    found = Quoted(short(str(data.get("found"))))
+    return (Quoted(data.get("tag")), " was moved to ", found, ": --replace ", Quoted(data.get("release")), " puts it back")
+
+
+def _not_tagged(data: Data) -> Parts:
+    tag = data.get("tag")
+    return ("once all of it is published",) if tag is None else ("the completed release is to be named ", Quoted(tag))
+
+
+def _waiting(data: Data) -> Parts:
+    draft = ", a draft" if data.get("status") == "draft" else ""
+    return (f"waiting for merge of #{number(_float(data.get('num')))}{draft} (", Quoted(data.get("url")), ")")
+
+
+def _closed(data: Data) -> Parts:
+    return (f"#{number(_float(data.get('num')))} was closed without merging: reopen it, or remove pull_request",)
+
+
+def _no_repo(data: Data) -> Parts:
+    return (Quoted(data.get("location")), " does not exist, and a pull request needs a repo: create it, or remove pull_request")
+
+
 _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
     {
         ReasonCode.NOT_PUBLISHED: lambda data: ("not in ", Quoted(data.get("location")), " yet"),
@@ -146,6 +169,11 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.REPLACE: _fixed("--replace"),
         ReasonCode.NEEDED_BY: lambda data: ("kept: ", Quoted(data.get("id")), " would be copied from it, but misses its gate"),
         ReasonCode.RESUMED: _fixed("an interrupted run is completed"),
+        ReasonCode.NOT_TAGGED: _not_tagged,
+        ReasonCode.TAG_MOVED: _moved_tag,
+        ReasonCode.WAITING_FOR_MERGE: _waiting,
+        ReasonCode.PULL_CLOSED: _closed,
+        ReasonCode.PULL_NEEDS_REPO: _no_repo,
         ReasonCode.NOT_IN_THIS_VERSION: lambda data: ("this version of saesync cannot carry out ", Quoted(data.get("section"))),
     }
 )
