@@ -243,10 +243,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class HubPull:
-    """Our pull request on a Hub repo. ``status`` is "draft", "open", "closed" or "merged"; ``head`` its last commit, as far as known.
+    """Our pull request on a Hub repo. ``status`` is "draft", "open", "closed" or "merged"; ``head`` its last commit, if known.
 
-    While it is open, ``ahead`` names the releases that do not stand on the main branch as they stand in it. Of one that was closed
-    unmerged, ``records`` are what it would have brought.
+    While it is open, ``ahead`` names the releases that do not stand on the main branch as they stand in it. Of one that was
+    closed unmerged, ``records`` are what it would have brought.
     """
 
     num: int

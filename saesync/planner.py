@@ -88,8 +88,8 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
     for item in plan.items:
         if item.id is None and item.release in names:
             idle = StepKind.CREATE in item.steps and item.release not in publishing
-            item = tagging.without_others(item) if item.release in left_out else item
-            items.append(replace(item, status=Status.CURRENT, steps=(), reasons=()) if idle else item)
+            kept_item = tagging.without_others(item) if item.release in left_out else item
+            items.append(replace(item, status=Status.CURRENT, steps=(), reasons=()) if idle else kept_item)
         elif item.id is not None and matches(only, item.address):
             items.append(item)
     return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in names))

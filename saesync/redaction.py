@@ -6,19 +6,18 @@ import threading
 
 _HIDDEN = "***"
 _lock = threading.Lock()
-_secrets: tuple[str, ...] = ()
+_secrets: list[str] = []
 
 
 def hide(secret: str) -> None:
     """Take ``secret`` out of everything that is printed from now on."""
-    global _secrets
     with _lock:
         if secret and secret not in _secrets:
-            _secrets = tuple(sorted((*_secrets, secret), key=len, reverse=True))
+            _secrets[:] = sorted((*_secrets, secret), key=len, reverse=True)  # one may be part of another
 
 
 def redacted(text: str) -> str:
     """``text`` without any of the secrets."""
-    for secret in _secrets:
+    for secret in tuple(_secrets):
         text = text.replace(secret, _HIDDEN)
     return text

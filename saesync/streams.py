@@ -14,7 +14,8 @@ from saesync.redaction import redacted
 
 
 def write_line(stream: TextIO | None, text: str) -> None:
-    """``text`` without this process's secrets, and a newline, at once. ``stream`` is None when it was closed before the program began.
+    """``text`` without this process's secrets, and a newline, at once. ``stream`` is None when it was closed before the program
+    began.
 
     Raises:
         OSError: the line cannot be written for another reason than that nobody reads (a full disk).

@@ -11,8 +11,8 @@ from saesync.apply.batching import Batching
 from saesync.apply.context import Context
 from saesync.apply.scheduler import Pick, Task
 from saesync.apply.steps import Steps
-from saesync.apply.work import Work
 from saesync.apply.tagging import ReleaseTag
+from saesync.apply.work import Work
 from saesync.errors import Refused, SaesyncError
 from saesync.executors.publish import Change, TagOf, no_tag, publish
 from saesync.model import Observed, Release, StepKind, nothing

@@ -95,7 +95,7 @@ def propose(client: Client, repo: str, title: str, description: str) -> int:
     client.session()
     api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
     try:
-        return api.create_pull_request(repo, title, description=description).discussion_num
+        return int(api.create_pull_request(repo, title, description=description).num)
     except failures() as error:
         trouble = client.trouble(error, asked, token)
         if trouble is None:

@@ -1,8 +1,8 @@
 """Tokens without a stored secret: a CI job's identity is exchanged for a short-lived token that may write to one repo.
 
-Asked for with ``SAESYNC_HF_OIDC=1``. The Hub client's own ``HF_OIDC_RESOURCE`` does the same for one fixed repo, but silently takes
-the place of ``HF_TOKEN`` in every call, reads of sources included; it is refused. Its exchange is not part of the client's public
-interface and has no time limits, so the two requests are made here.
+Asked for with ``SAESYNC_HF_OIDC=1``. The Hub client's own ``HF_OIDC_RESOURCE`` does the same for one fixed repo, but silently
+takes the place of ``HF_TOKEN`` in every call, reads of sources included; it is refused. The client's exchange is not part of its
+public interface and has no time limits, so the two requests are made here.
 """
 
 from __future__ import annotations
@@ -79,12 +79,10 @@ def _exchange(client: Client, repo: str) -> tuple[str, float]:
     response = client.session().post(
         f"{client.endpoint}/oauth/token", json=body, headers=client.headers(None), timeout=_SECONDS, follow_redirects=False
     )
-    found = _answer(
-        response,
-        "Hub does not trust this job",
-        f"The Hub gives this job no token for {repo}. Name repository and workflow as a trusted publisher in the settings of {repo}, "
-        "which has to exist already.",
+    refused = (
+        f"The Hub gives this job no token for {repo}. In the settings of {repo}, which has to exist already, name repository "
     )
+    found = _answer(response, "Hub does not trust this job", f"{refused}and workflow as a trusted publisher.")
     token, lasts = found.get("access_token"), found.get("expires_in", _LASTS)
     if not isinstance(token, str) or not token or not isinstance(lasts, int | float):
         raise Garbled

@@ -85,10 +85,8 @@ def _ways(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnost
         if first.publish is not None and first.publish.pull_request != spec.pull_request:
             origins = release.saes[0].origins if release.saes else {}
             place = origins.get("publish.pull_request", origins.get("publish", release.origin))
-            detail = (
-                f"{first.name} ({first.origin}) is published to {spec.location}, too, and {'not ' * spec.pull_request}by pull request. "
-                "Give pull_request the same value in both."
-            )
+            way = f"{'not ' * spec.pull_request}by pull request"
+            detail = f"{first.name} ({first.origin}) is published to {spec.location}, too, and {way}. Say the same in both."
             yield first.origin, Diagnostic("Repository is published to in two ways", detail, place)
 
 

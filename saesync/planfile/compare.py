@@ -241,7 +241,7 @@ def _words(before: Basis, after: Basis, differing: Iterable[str]) -> str:
 def _steps(old: Saved, item: Item) -> list[Difference]:
     """More would be done now than was planned, for the same reasons: say, numbers of a failed measurement are not here."""
     more = [step for step in item.steps if step not in old["steps"]]
-    if not more or (item.id is None and StepKind.CARD in item.steps):
+    if not more or (item.id is None and {StepKind.CARD, StepKind.TAG} & set(item.steps)):
         return []
     return [Difference(item.address, f"would now also {', '.join(more)}", str(item.origin) if item.origin else None)]
 

@@ -10,7 +10,7 @@ from saesync.record import Record
 
 
 def limit(release: Release, observed: Observed, items: Sequence[Item]) -> list[Item]:
-    """The items of a release, held where a pull request cannot bring them: there is no repo, or the last one was closed with it."""
+    """The items of a release, held where a pull request cannot bring them: there is no repo, or they were refused before."""
     reason = _stopped(release, observed, items)
     if reason is None:
         return list(items)

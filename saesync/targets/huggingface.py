@@ -52,7 +52,7 @@ class HuggingFace:
             return Observed(self.name, location, unknown=_unseen(location, error))
 
     def observe_proposed(self, location: str) -> Observed:
-        """See ``Proposing.observe_proposed``. Warm, these are two requests (who we are is asked once), three with a pull request."""
+        """See ``Proposing.observe_proposed``. Warm: head, our pull requests, and the head of ours; who we are is asked once."""
         try:
             main = self._main(location)
             pull = self._pulls.current(location) if main.exists else None

@@ -12,8 +12,8 @@ TITLE = "Add sparse autoencoders (saesync)"
 """Pull requests of this title by our own account are ours: anybody can open one of the same title."""
 
 _TEXT = (
-    "Sparse autoencoders with their records and model card, published by saesync from a manifest. Later changes of the manifest are "
-    "added to this pull request until it is merged. If it is shown as a draft, publish it to merge it.\n"
+    "Sparse autoencoders with their records and model card, published by saesync from a manifest. Later changes of the manifest "
+    "are added to this pull request until it is merged. If it is shown as a draft, publish it to merge it.\n"
 )
 
 

@@ -47,6 +47,13 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.REPLACE, {}),
     (ReasonCode.NEEDED_BY, {"id": "layer_3"}),
     (ReasonCode.RESUMED, {}),
+    (ReasonCode.NOT_TAGGED, {"tag": "saesync-res-4be14be1"}),
+    (ReasonCode.NOT_TAGGED, {"tag": None}),
+    (ReasonCode.TAG_MOVED, {"tag": "saesync-res-4be14be1", "found": "9c07" * 10, "release": "res"}),
+    (ReasonCode.WAITING_FOR_MERGE, {"num": 12, "url": "https://hub/acme/saes/discussions/12", "status": "open"}),
+    (ReasonCode.WAITING_FOR_MERGE, {"num": 12, "url": "https://hub/acme/saes/discussions/12", "status": "draft"}),
+    (ReasonCode.PULL_CLOSED, {"num": 12, "url": "https://hub/acme/saes/discussions/12"}),
+    (ReasonCode.PULL_NEEDS_REPO, {"location": "acme/saes"}),
     (ReasonCode.NOT_IN_THIS_VERSION, {"section": "register"}),
 ]
 EVIL = "`|<!-- x -->\u202e\x1b[31m@everyone\n![i](http://b)"
