@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from saesync.card import card_digest
-from saesync.digest import key_of
 from saesync.model import (
     Choices,
     Item,
@@ -241,6 +240,5 @@ def _sections(release: Release) -> list[Item]:
 
 
 def _digest(items: Sequence[Item]) -> str:
-    """Of every item's steps and basis, in an order that does not depend on the manifests'."""
-    parts = [[*basis.key_of_item(item), list(item.steps), basis.compared(item.basis)] for item in items]
-    return key_of(sorted(parts, key=lambda part: (part[0], part[1], part[2])))
+    """Of every item's steps and basis."""
+    return basis.digest_of((basis.key_of_item(item), item.steps, item.basis) for item in items)

@@ -14,10 +14,24 @@ from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
+from saesync.planfile.digests import plan_digest, release_digests
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 
-__all__ = ["VERSION", "Difference", "approved", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
+__all__ = [
+    "VERSION",
+    "Difference",
+    "approved",
+    "check",
+    "compare",
+    "plan_digest",
+    "plan_json",
+    "read",
+    "release_digests",
+    "show_json",
+    "verb_of",
+    "write",
+]
 
 TYPE = "saesync-plan"
 VERSION = 1
