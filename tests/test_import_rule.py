@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
-    ("saesync.observe", "saesync.resolve"),
+    ("saesync.observe", "saesync.resolve", "saesync.ci"),
     ("saesync.executors", "saesync.workers", "saesync.worker_main"),
     ("saesync.preflight", "saesync.apply", "saesync.progress", "saesync.demo"),
     ("saesync.cli",),

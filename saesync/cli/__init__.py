@@ -29,6 +29,8 @@ _COMMANDS = {
     "targets": "catalog",
     "schema": "catalog",
     "demo": "demo",
+    "doctor": "doctor",
+    "ci": "ci",
 }
 
 
@@ -55,6 +57,13 @@ _COMMON = (
 )  # fmt: skip
 
 
+def _add_common(command: click.Command) -> None:
+    """Give a command, and every command of a group, the options of the whole program."""
+    command.params += [option for option in _COMMON if option not in command.params]
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _add_common(below)
+
+
 class _Commands(click.Group):
     """Commands by name, imported on use, listed in the order in which a newcomer meets them."""
 
@@ -66,7 +75,7 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
-        command.params += [option for option in _COMMON if option not in command.params]
+        _add_common(command)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

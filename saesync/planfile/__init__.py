@@ -19,6 +19,7 @@ from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 
 __all__ = [
+    "TYPE",
     "VERSION",
     "Difference",
     "approved",
