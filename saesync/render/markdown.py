@@ -7,8 +7,9 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import code, plain
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, changed_said, counted, lines_of, place_of, totals_said
 from saesync.render.reasons import reason_markdown, reasons_joined
+from saesync.render.review import review_markdown
 
 MARKER = "<!-- saesync:plan -->"
 """First line: by it the comment is found again and updated in place."""
@@ -17,6 +18,7 @@ MAX_CHARACTERS = 60_000
 _END = 2_000
 _DETAILS = 0.9
 _REASONS = 5
+_WHOLE = "the plan's JSON (plan.json in the run's artefact) holds all."
 
 
 class _Budget:
@@ -43,13 +45,32 @@ def markdown(data: Mapping[str, Any]) -> str:
     budget = _Budget(MAX_CHARACTERS - _END)
     for row in (MARKER, f"### saesync plan · {', '.join(totals_said(data['totals'], current=False)) or 'nothing to do'}", ""):
         budget.add(row)
+    _review(budget, data.get("review") or ())
     _table(budget, lines)
     folded = [line for line in lines if len(line.items) > 2]
     for line in folded:
         if not _details(budget, line):
-            budget.lines.append(f"\n… details of {counted(len(folded) - folded.index(line), 'more group')} are left out.")
+            left = counted(len(folded) - folded.index(line), "more group")
+            budget.lines.append(f"\n… details of {left} are left out; {_WHOLE}")
             break
     return "\n".join([*budget.lines, "", *_end(data)]) + "\n"
+
+
+def _review(budget: _Budget, items: Sequence[Mapping[str, Any]]) -> None:
+    """What somebody has to look at comes first, and is neither folded nor cut for anything that follows.
+
+    Should it alone be longer than a comment can be, that is said as loudly: such a change cannot be reviewed here.
+    """
+    if not items:
+        return
+    budget.add(f"**Needs review** ({len(items):,})\n")
+    for number, item in enumerate(items):
+        if not budget.add(f"- {review_markdown(item)}"):
+            budget.lines.append(
+                f"\n**{len(items) - number:,} more of these do not fit here. Do not approve from this text alone:** {_WHOLE}"
+            )
+            break
+    budget.add("")
 
 
 def _table(budget: _Budget, lines: Sequence[Line]) -> None:
@@ -63,7 +84,8 @@ def _table(budget: _Budget, lines: Sequence[Line]) -> None:
         row = [f"**{line.symbol}**" if loud else _sign(line), _label(line), f"**{line.what}**" if loud else line.what, why]
         if not budget.add(f"| {' | '.join(row)} |"):
             left = lines[number:]
-            budget.lines.append(f"\n… and {counted(len(left), 'more line')} ({sum(len(one.items) for one in left):,} entries).")
+            entries = sum(len(one.items) for one in left)
+            budget.lines.append(f"\n… and {counted(len(left), 'more line')} ({entries:,} entries) are left out; {_WHOLE}")
             return
 
 
@@ -99,7 +121,7 @@ def _details(budget: _Budget, line: Line) -> bool:
     for row in [*head, *rows[:shown]]:
         budget.add(row)
     if shown < len(rows):
-        budget.add(f"\n… and {len(rows) - shown:,} more.")
+        budget.add(f"\n… and {len(rows) - shown:,} more. The plan's JSON holds all.")
     budget.add(tail)
     return True
 
@@ -124,6 +146,10 @@ def _detail(item: Mapping[str, Any]) -> str:
 def _end(data: Mapping[str, Any]) -> list[str]:
     current = data["totals"].get("current", 0)
     said = [f"{counted(current, 'SAE')} up to date.\n"] if current else []
+    if data.get("changed"):
+        said.append(f"{changed_said(data['changed'])}\n")
+    if data.get("untrusted") and not data.get("complete", True):
+        said.append("Not everything could be seen from here without a token: what is unknown is not vouched for.\n")
     unmeasured = [code(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
     if unmeasured:
         more = f" and {len(unmeasured) - 10} more" if len(unmeasured) > 10 else ""
