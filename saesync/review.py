@@ -78,9 +78,9 @@ def _places(release: Release, old: Release | None) -> Iterator[ReviewItem]:
     for section, spec in _named(release):
         if spec.location == getattr(known.get(section), "location", None):
             continue
-        value, earlier = f"{spec.target}:{spec.location}", known.get(section)
-        was = f"{earlier.target}:{earlier.location}" if earlier is not None else None
-        data = {"section": section, "value": value, "before": was}
+        earlier = known.get(section)
+        was = None if earlier is None else f"{earlier.target}:{earlier.location}"
+        data = {"section": section, "value": f"{spec.target}:{spec.location}", "before": was}
         yield ReviewItem(ReviewKind.NEW_TARGET, release.name, data, spec.origin or release.origin)
     if _public(release.publish) and not (old is not None and _public(old.publish)):
         value = release.publish.location if release.publish is not None else None
@@ -89,7 +89,8 @@ def _places(release: Release, old: Release | None) -> Iterator[ReviewItem]:
 
 def _named(release: Release) -> Iterator[tuple[str, PublishSpec]]:
     """Every place that a release writes to, the registry among them."""
-    for section, spec in (("publish", release.publish), ("records", release.records)):
+    named: tuple[tuple[str, PublishSpec | None], ...] = (("publish", release.publish), ("records", release.records))
+    for section, spec in named:
         if spec is not None:
             yield section, spec
     if release.register is not None:

@@ -47,12 +47,15 @@ class Bounds:
         Raises:
             ManifestError: the manifest itself is reached through a link.
         """
-        root, path = checkout.resolve(), Path(os.path.abspath(manifest))
+        root, path = lexical(checkout), lexical(manifest)
+        if not path.is_relative_to(root):
+            raise ManifestError("Path is refused", f"{manifest} is not inside {checkout}. Name a manifest of this checkout.")
         link = links_between(root, path)
         if link is not None:
             detail = f"{manifest} is reached through the link {link}; links are not followed in an untrusted checkout."
             raise ManifestError("Link is refused", detail)
-        return cls(path.parent, (root,), confined=True)
+        real = root.resolve()
+        return cls(real / path.parent.relative_to(root), (real,), confined=True)
 
     def resolve(self, text: str, origin: Origin) -> str:
         """The absolute path that ``text`` names, whether or not something is there.
@@ -101,11 +104,15 @@ class Bounds:
         return found.resolve() if found.is_symlink() else found
 
 
+def lexical(path: Path) -> Path:
+    """``path`` as an absolute one, by its words alone: no link is looked at."""
+    return Path(os.path.normpath(path.absolute()))
+
+
 def links_between(root: Path, path: Path) -> Path | None:
-    """The first link among ``path`` and its parents below ``root``; ``root`` itself is taken as it is."""
-    below = path.relative_to(root).parts if path.is_relative_to(root) else path.parts[1:]
-    at = root if path.is_relative_to(root) else Path(path.anchor)
-    for part in below:
+    """The first link among ``path`` and its parents below ``root``, which it is in; ``root`` itself is taken as it is."""
+    at = root
+    for part in path.relative_to(root).parts:
         at = at / part
         if at.is_symlink():
             return at
