@@ -116,6 +116,7 @@ class PublishSpec:
     license: str | None = None
     private: bool = False
     pull_request: bool = False  # commit to one pull request of ours on the Hub instead of the main branch
+    origin: Origin | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +341,7 @@ class ReasonCode(StrEnum):
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
+    NOT_ALLOWED = "not_allowed"  # key, value, file: the policy that does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +350,16 @@ class Reason:
 
     code: ReasonCode
     data: Mapping[str, Json] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A place that a release names in ``section`` (publish, records or register), and why it is not used."""
+
+    release: str
+    section: str
+    reason: Reason
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from saesync.model import (
     PublishSpec,
     Reason,
     ReasonCode,
+    Refusal,
     Release,
     Status,
     StepKind,
@@ -29,6 +30,7 @@ from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
 
 Location = tuple[str, str]
+REGISTER = "register"
 REWRITES = frozenset({StepKind.PUBLISH, StepKind.DELETE})
 
 
@@ -86,6 +88,41 @@ def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
     items = tuple(item for item in plan.items if basis.key_of_item(item) in keys)
     names = {item.release for item in items}
     return Plan(items, _digest(items), tuple(release for release in plan.releases if release.name in names))
+
+
+def hold(plan: Plan, refusals: Sequence[Refusal]) -> Plan:
+    """The plan without what is not allowed: nothing of a release that would write to a refused place, and no entry in a refused
+    registry. Held by name, whatever the table says; the other releases are as they were."""
+    if not refusals:
+        return plan
+    whole, entries = (
+        {each.release: each for each in reversed(refusals) if (each.section == REGISTER) is registering}
+        for registering in (False, True)
+    )
+    items: list[Item] = []
+    named = set(whole)
+    for item in plan.items:
+        refusal = whole.get(item.release) or (entries.get(item.release) if _enters(item) else None)
+        items.append(item if refusal is None else _held(item, refusal))
+        named |= {item.release} if refusal is not None else set()
+    items += [_entry_held(refusal) for name, refusal in entries.items() if name not in named]
+    return Plan(tuple(items), _digest(items), plan.releases)
+
+
+def _enters(item: Item) -> bool:
+    section = str(item.basis.get(basis.SECTION, ""))
+    return StepKind.REGISTER in item.steps or section.partition(".")[0] == REGISTER
+
+
+def _held(item: Item, refusal: Refusal) -> Item:
+    origin = refusal.origin or item.origin
+    return replace(item, status=Status.HELD, steps=(), held=True, reasons=(refusal.reason,), origin=origin, move_from=None)
+
+
+def _entry_held(refusal: Refusal) -> Item:
+    """Of a release whose entry is in no item."""
+    named = {basis.SECTION: REGISTER}
+    return Item(refusal.release, None, Status.HELD, (), True, (refusal.reason,), refusal.origin, named)
 
 
 def _location(publish: PublishSpec) -> Location:

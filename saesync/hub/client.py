@@ -25,6 +25,7 @@ from saesync.hub.trouble import (
     diagnose,
     unreachable,
 )
+from saesync.restraint import restrained
 
 if TYPE_CHECKING:
     import httpx2
@@ -83,7 +84,7 @@ class Client:
         from huggingface_hub import constants, get_token
         from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
-        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or restrained():
             return None
         try:
             token = get_token()

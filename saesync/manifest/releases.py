@@ -144,7 +144,8 @@ class _Maker:
             return None
         target = next(key for key in section if key not in _NOT_A_TARGET)
         location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
-        return PublishSpec(target, location, section.get("license"), section.get("private", False))
+        origin = self.origins[f"{name}.{target}"]
+        return PublishSpec(target, location, section.get("license"), section.get("private", False), origin=origin)
 
     def _register(self) -> RegisterSpec | None:
         section = self.fixed.get("register")

@@ -9,9 +9,9 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import code, plain
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, changed_said, counted, lines_of, place_of, totals_said
 from saesync.render.reasons import reason_markdown, reasons_joined
-from saesync.render.review import review_rows
+from saesync.render.review import review_markdown
 
 MARKER = "<!-- saesync:plan -->"
 """First line: by it the comment is found again and updated in place."""
@@ -69,21 +69,20 @@ def markdown(data: Mapping[str, Any], about: About | None = None) -> str:
     lines.sort(key=lambda line: line.verb in LAST)
     end = "\n".join(_end(data, about))
     budget = _start(data, end)
-    review = review_rows(data.get("review") or ())
-    if review:
-        _review(budget, review)
+    _review(budget, _review_lines(data))
     if not budget.cut:
         _table(budget, lines)
         _all_details(budget, [line for line in lines if len(line.items) > 2])
     if budget.cut:
-        budget.lines.append(f"\nNot all of it fits here. The whole plan is in {about.whole('the files of the run')}.")
+        budget.lines.append(f"\nNot all of it fits here: {about.whole('plan.json of the run')} holds everything.")
     return "\n".join([*budget.lines, "", end]) + "\n"
 
 
 def review_fits(data: Mapping[str, Any], about: About | None = None) -> bool:
     """Whether everything that needs review fits into the Markdown, so that somebody who reads it has seen all of it."""
-    rows = review_rows(data.get("review") or ())
-    return sum(len(row) + 1 for row in rows) < _start(data, "\n".join(_end(data, about or About()))).left
+    budget = _start(data, "\n".join(_end(data, about or About())))
+    _review(budget, _review_lines(data))
+    return not budget.cut
 
 
 def _start(data: Mapping[str, Any], end: str) -> _Budget:
@@ -94,10 +93,21 @@ def _start(data: Mapping[str, Any], end: str) -> _Budget:
     return budget
 
 
-def _review(budget: _Budget, rows: Sequence[str]) -> None:
-    for number, row in enumerate(rows):
-        if not budget.add(row):
-            budget.leave_out(f"\n**Left out for want of room: {counted(len(rows) - number, 'more entry')} to review.**")
+def _review_lines(data: Mapping[str, Any]) -> list[str]:
+    return [f"- {review_markdown(item)}" for item in data.get("review") or ()]
+
+
+def _review(budget: _Budget, lines: Sequence[str]) -> None:
+    """What somebody has to look at comes first, and is neither folded nor cut for anything that follows.
+
+    Should it alone be longer than a comment can be, that is said as loudly: such a change cannot be reviewed here.
+    """
+    if not lines:
+        return
+    budget.add(f"**Needs review** ({len(lines):,})\n")
+    for number, line in enumerate(lines):
+        if not budget.add(line):
+            budget.leave_out(f"\n**{len(lines) - number:,} more of these do not fit here. Do not approve from this text alone.**")
             return
     budget.add("")
 
@@ -181,6 +191,10 @@ def _detail(item: Mapping[str, Any]) -> str:
 def _end(data: Mapping[str, Any], about: About) -> list[str]:
     current = data["totals"].get("current", 0)
     said = [f"{counted(current, 'SAE')} up to date.\n"] if current else []
+    if data.get("changed"):
+        said.append(f"{changed_said(data['changed'])}\n")
+    if data.get("untrusted") and not data.get("complete", True):
+        said.append("Not everything could be seen from here without a token: what is unknown is not vouched for.\n")
     unmeasured = [code(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
     if unmeasured:
         more = f" and {len(unmeasured) - 10} more" if len(unmeasured) > 10 else ""

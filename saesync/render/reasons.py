@@ -106,6 +106,13 @@ def _visibility(data: Data) -> Parts:
     return ("the repo is ", Quoted(data.get("found")), ", the manifest asks for ", Quoted(data.get("asked")))
 
 
+def _not_allowed(data: Data) -> Parts:
+    """The place in the manifest stands in the words: the plan's line shows none."""
+    at = data.get("at")
+    where = (" (", Quoted(at), ")") if at else ()
+    return (Quoted(data.get("file")), " does not allow ", Quoted(data.get("key")), " ", Quoted(data.get("value")), *where)
+
+
 _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
     {
         ReasonCode.NOT_PUBLISHED: lambda data: ("not in ", Quoted(data.get("location")), " yet"),
@@ -147,6 +154,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.NEEDED_BY: lambda data: ("kept: ", Quoted(data.get("id")), " would be copied from it, but misses its gate"),
         ReasonCode.RESUMED: _fixed("an interrupted run is completed"),
         ReasonCode.NOT_IN_THIS_VERSION: lambda data: ("this version of saesync cannot carry out ", Quoted(data.get("section"))),
+        ReasonCode.NOT_ALLOWED: _not_allowed,
     }
 )
 

@@ -48,6 +48,11 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.NEEDED_BY, {"id": "layer_3"}),
     (ReasonCode.RESUMED, {}),
     (ReasonCode.NOT_IN_THIS_VERSION, {"section": "register"}),
+    (
+        ReasonCode.NOT_ALLOWED,
+        {"key": "publish.huggingface", "value": "evil/x", "file": "saesync-policy.yaml", "at": "manifests/x.yaml:9:16"},
+    ),
+    (ReasonCode.NOT_ALLOWED, {"key": "publish.huggingface", "value": "evil/x", "file": "saesync-policy.yaml"}),
 ]
 EVIL = "`|<!-- x -->\u202e\x1b[31m@everyone\n![i](http://b)"
 
