@@ -30,8 +30,9 @@ def wrong(value: Any) -> str | None:
     for name, check in _PLAN.items():
         if name not in value or not check(value[name]):
             return f'its "{name}" is not of the form that saesync writes'
-    if not _reviews(value.get("review", [])):
-        return 'its "review" is not of the form that saesync writes'
+    for name, check in _SCOPE.items():
+        if name in value and not check(value[name]):
+            return f'its "{name}" is not of the form that saesync writes'
     if plan_digest(value) != value["digest"]:
         return "its digest is not that of its items"
     return None
@@ -134,10 +135,18 @@ _RELEASE = _object(
     },
     {},
 )
-_reviews = _list(_object({"kind": _text, "release": _text, "detail": _text}, {"id": _maybe(_text)}))
 _PLAN: Mapping[str, Check] = {
     "digest": lambda value: isinstance(value, str) and _DIGEST.fullmatch(value) is not None,
     "releases": _list(_RELEASE),
     "items": _list(_ITEM),
     "totals": _totals,
+}
+_REVIEW = _object({"kind": _text, "release": _text, "data": _flat}, {"origin": _maybe(_origin)})
+_PATHS = _list(_text)
+_CHANGED = _object({"added": _PATHS, "modified": _PATHS, "renamed": _list(_PATHS), "deleted": _PATHS, "unchanged": _count}, {})
+_SCOPE: Mapping[str, Check] = {
+    "review": _list(_REVIEW),
+    "complete": _bool,
+    "untrusted": _bool,
+    "changed": _maybe(_CHANGED),
 }

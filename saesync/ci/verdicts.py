@@ -65,7 +65,7 @@ def _conclusion(run: Run, data: Mapping[str, Any], about: render.About) -> Concl
         return Conclusion.ACTION_REQUIRED
     if run.conclusion == "failure":
         return Conclusion.FAILURE
-    undone = any(item["held"] or item["verb"] in _NOT_DONE for item in data["items"])
+    undone = not data.get("complete", True) or any(item["held"] or item["verb"] in _NOT_DONE for item in data["items"])
     return Conclusion.NEUTRAL if undone or run.conclusion != "success" else Conclusion.SUCCESS
 
 
