@@ -41,9 +41,10 @@ def _bytes(path: Path) -> bytes:
         raise Refused("Plan is not available", "The run left no plan.") from error
     except OSError as error:
         raise _refused("it is a link, or cannot be read") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise _refused("it is not a regular file")
     with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise _refused("it is not a regular file")
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise _refused(f"it has more than {MAX_BYTES:,} bytes")

@@ -37,7 +37,7 @@ def unowned(rules: Iterable[Rule], paths: Iterable[str]) -> list[str]:
 def _pattern(text: str) -> re.Pattern[str]:
     """A pattern as gitignore has them, without negation and ranges.
 
-    A name also stands for all that is below it, unless it ends in ``*`` after a slash: ``docs/*`` is what lies in ``docs`` itself.
+    A name also stands for all that is below it, unless it ends in ``*`` after a slash: ``docs/*`` is what is in ``docs`` itself.
     """
     anchored = "/" in text.rstrip("/")
     body, below = text.strip("/"), text.endswith("/")
