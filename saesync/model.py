@@ -116,6 +116,7 @@ class PublishSpec:
     license: str | None = None
     private: bool = False
     pull_request: bool = False  # commit to one pull request of ours on the Hub instead of the main branch
+    origin: Origin | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +399,7 @@ class ReasonCode(StrEnum):
     WAITING_FOR_MERGE = "waiting_for_merge"  # num, url, status
     PULL_CLOSED = "pull_closed"  # num, url
     PULL_NEEDS_REPO = "pull_needs_repo"  # location
+    NOT_ALLOWED = "not_allowed"  # key, value, file: the policy that does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,6 +408,16 @@ class Reason:
 
     code: ReasonCode
     data: Mapping[str, Json] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A place that a release names in ``section`` (publish, records or register), and why it is not used."""
+
+    release: str
+    section: str
+    reason: Reason
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

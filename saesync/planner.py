@@ -10,7 +10,6 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from saesync.card import card_digest
-from saesync.digest import key_of
 from saesync.model import (
     Choices,
     Item,
@@ -19,6 +18,7 @@ from saesync.model import (
     PublishSpec,
     Reason,
     ReasonCode,
+    Refusal,
     Release,
     Status,
     StepKind,
@@ -32,6 +32,7 @@ from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
 
 Location = tuple[str, str]
+REGISTER = "register"
 REWRITES = frozenset({StepKind.PUBLISH, StepKind.DELETE})
 
 
@@ -122,6 +123,41 @@ def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
     items = tuple(item for item in plan.items if basis.key_of_item(item) in keys)
     names = {item.release for item in items}
     return Plan(items, _digest(items), tuple(release for release in plan.releases if release.name in names))
+
+
+def hold(plan: Plan, refusals: Sequence[Refusal]) -> Plan:
+    """The plan without what is not allowed: nothing of a release that would write to a refused place, and no entry in a refused
+    registry. Held by name, whatever the table says; the other releases are as they were."""
+    if not refusals:
+        return plan
+    whole, entries = (
+        {each.release: each for each in reversed(refusals) if (each.section == REGISTER) is registering}
+        for registering in (False, True)
+    )
+    items: list[Item] = []
+    named = set(whole)
+    for item in plan.items:
+        refusal = whole.get(item.release) or (entries.get(item.release) if _enters(item) else None)
+        items.append(item if refusal is None else _held(item, refusal))
+        named |= {item.release} if refusal is not None else set()
+    items += [_entry_held(refusal) for name, refusal in entries.items() if name not in named]
+    return Plan(tuple(items), _digest(items), plan.releases)
+
+
+def _enters(item: Item) -> bool:
+    section = str(item.basis.get(basis.SECTION, ""))
+    return StepKind.REGISTER in item.steps or section.partition(".")[0] == REGISTER
+
+
+def _held(item: Item, refusal: Refusal) -> Item:
+    origin = refusal.origin or item.origin
+    return replace(item, status=Status.HELD, steps=(), held=True, reasons=(refusal.reason,), origin=origin, move_from=None)
+
+
+def _entry_held(refusal: Refusal) -> Item:
+    """Of a release whose entry is in no item."""
+    named = {basis.SECTION: REGISTER}
+    return Item(refusal.release, None, Status.HELD, (), True, (refusal.reason,), refusal.origin, named)
 
 
 def _location(publish: PublishSpec) -> Location:
@@ -291,6 +327,5 @@ def _sections(release: Release) -> list[Item]:
 
 
 def _digest(items: Sequence[Item]) -> str:
-    """Of every item's steps and basis, in an order that does not depend on the manifests'."""
-    parts = [[*basis.key_of_item(item), list(item.steps), basis.compared(item.basis)] for item in items]
-    return key_of(sorted(parts, key=lambda part: (part[0], part[1], part[2])))
+    """Of every item's steps and basis."""
+    return basis.digest_of((basis.key_of_item(item), item.steps, item.basis) for item in items)

@@ -6,17 +6,23 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from saesync.cache import Cache
 from saesync.card.request import digest_in
 from saesync.digest import short
 from saesync.errors import Refused, SaesyncError
-from saesync.model import Reason, ReasonCode, Release
+from saesync.hub import Hub
+from saesync.model import Observed, Reason, ReasonCode, Release
+from saesync.observe import Place
 from saesync.planning.registration import Pull, Seen
+from saesync.policy import OPEN, Policy
+from saesync.record import record_path
 from saesync.registry.document import Document, parse
 from saesync.registry.entry import Entry
+from saesync.restraint import restrained
+from saesync.schema.policy import REGISTRY
 
 if TYPE_CHECKING:
     from saesync.forge import PullRequest, RegistryState
@@ -24,21 +30,59 @@ if TYPE_CHECKING:
 LANES = 4
 
 
-def observe_registries(releases: Iterable[Release], cache: Cache) -> Mapping[str, Seen]:
-    """By release that registers: what its registry says. A registry that is not visible is ``Seen.unknown``, never empty."""
+def observe_registries(releases: Iterable[Release], cache: Cache, policy: Policy = OPEN) -> Mapping[str, Seen]:
+    """By release that registers: what its registry says. A registry that is not visible is ``Seen.unknown``, never empty.
+
+    One that the policy does not allow is not looked at, and for manifests of strangers none is: an address in a manifest
+    would be asked, or a folder's git run.
+    """
     asked: dict[str, list[str]] = {}
     for release in releases:
         if release.register is not None:
             asked.setdefault(release.register.registry, []).append(release.name)
-    if not asked:
-        return {}
-    from saesync.forge import observe  # loads git and GitHub clients: only for plans that register
 
     def look(registry: str) -> Mapping[str, Seen]:
+        if restrained() or not policy.allows_place(REGISTRY, registry):
+            return _unseen(registry, "not looked at from here", asked[registry])
+        from saesync.forge import observe  # loads git and GitHub clients: only for plans that register
+
         return _seen(observe(registry, asked[registry], cache), asked[registry], cache)
 
+    if not asked:
+        return {}
     with ThreadPoolExecutor(LANES, thread_name_prefix="registries") as pool:
         return {name: seen for found in pool.map(look, asked) for name, seen in found.items()}
+
+
+def with_writers(
+    registries: Mapping[str, Seen], releases: Iterable[Release], observed: Mapping[Place, Observed], policy: Policy, hub: Hub
+) -> Mapping[str, Seen]:
+    """The same with who wrote each release's record last, and whether the policy takes that account's word for evidence.
+
+    Without a policy nobody is asked. Only the Hub says who wrote what; a folder is as trusted as the machine it is on.
+    """
+    if policy.file is None:
+        return registries
+    found = dict(registries)
+    for release in releases:
+        home = release.home
+        place = observed.get((home.target, home.location)) if home is not None and release.name in found else None
+        if place is None or place.target != "huggingface" or place.head is None or release.name not in place.records:
+            continue
+        writer, trusted = writer_of(place, release.name, policy, hub)
+        found[release.name] = replace(found[release.name], writer=writer, trusted=trusted)
+    return found
+
+
+def writer_of(place: Observed, release: str, policy: Policy, hub: Hub) -> tuple[str | None, bool]:
+    """Who wrote a release's record last, and whether that counts. What cannot be found out does not."""
+    try:
+        if not policy.publishers and policy.account is None:
+            policy = policy.with_account(hub.user())
+        writer = hub.author(place.location, place.head or "", record_path(release))
+    except SaesyncError:
+        return None, False
+    return writer, policy.counts(writer)
 
 
 def _seen(state: RegistryState, releases: Collection[str], cache: Cache) -> dict[str, Seen]:
@@ -78,6 +122,11 @@ def _pull(registry: str, pull: PullRequest) -> Pull:
 
     checks = status_of(registry, pull) if pull.state == "open" else ()
     return Pull(pull.number, pull.url, pull.state, digest_in(pull.body), checks)
+
+
+def _unseen(registry: str, why: str, releases: Collection[str]) -> dict[str, Seen]:
+    reason = Reason(ReasonCode.NOT_VISIBLE, {"location": registry, "detail": why})
+    return {name: Seen(registry, "git", registry, unknown=reason) for name in releases}
 
 
 def _unreadable(registry: str, error: SaesyncError) -> Reason:

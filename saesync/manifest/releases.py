@@ -148,7 +148,8 @@ class _Maker:
         if proposed and target != "huggingface":
             detail = f"Only the Hub has pull requests; {name} goes to {target}. Remove pull_request."
             self._say("Target has no pull requests", detail, self.origins[f"{name}.pull_request"])
-        return PublishSpec(target, location, section.get("license"), section.get("private", False), proposed)
+        origin = self.origins[f"{name}.{target}"]
+        return PublishSpec(target, location, section.get("license"), section.get("private", False), proposed, origin)
 
     def _register(self) -> RegisterSpec | None:
         section = self.fixed.get("register")

@@ -12,12 +12,27 @@ from saesync import __version__
 from saesync.cache import write_atomic
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
-from saesync.model import Item, Plan, Release, Sae, Status, StepKind
+from saesync.model import Item, Plan, ReasonCode, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
+from saesync.planfile.digests import plan_digest, release_digests
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 
-__all__ = ["VERSION", "Difference", "approved", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
+__all__ = [
+    "TYPE",
+    "VERSION",
+    "Difference",
+    "approved",
+    "check",
+    "compare",
+    "plan_digest",
+    "plan_json",
+    "read",
+    "release_digests",
+    "show_json",
+    "verb_of",
+    "write",
+]
 
 TYPE = "saesync-plan"
 VERSION = 1
@@ -55,20 +70,35 @@ def verb_of(item: Item) -> str:
     return _VERBS[item.status]
 
 
-def plan_json(plan: Plan, asked: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
-    """The JSON form of a plan. ``asked`` is what stood on the command line, kept so that ``apply`` can ask the same again."""
+def plan_json(
+    plan: Plan, asked: Mapping[str, Sequence[str]] | None = None, scope: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The JSON form of a plan. ``asked`` is what stood on the command line, kept so that ``apply`` can ask the same again.
+
+    ``complete`` says that nothing was out of sight. ``scope`` adds ``untrusted``, ``changed`` and ``review`` where the plan is of
+    somebody's changes.
+    """
     saes = {sae.address: sae for release in plan.releases for sae in release.saes}
     items = [_item(item, saes.get(item.address) if item.id is not None else None) for item in plan.items]
+    digests = release_digests({"items": items})
     return {
         "type": TYPE,
         "version": VERSION,
         "saesync": __version__,
         "digest": plan.digest,
         "asked": {name: list((asked or {}).get(name, ())) for name in _LISTS},
-        "releases": [_release(release) for release in plan.releases],
+        "complete": not any(_unseen(item) for item in plan.items),
+        **(scope or {}),
+        "releases": [{**_release(release), "digest": digests.get(release.name)} for release in plan.releases],
         "items": items,
         "totals": _totals(plan),
     }
+
+
+def _unseen(item: Item) -> bool:
+    """Whether something that the item rests on could not be looked at."""
+    unseen = (ReasonCode.NOT_VISIBLE, ReasonCode.SOURCE_NOT_HERE)
+    return item.status is Status.UNKNOWN or any(reason.code in unseen for reason in item.reasons)
 
 
 def _totals(plan: Plan) -> dict[str, int]:

@@ -138,6 +138,13 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word[:-1]}ies" if word.endswith("y") else f"{number:,} {word}s"
 
 
+def changed_said(changed: Mapping[str, Any]) -> str:
+    """Which manifests the plan is about, where it is only about those that were changed."""
+    kinds = [(len(changed[kind]), kind) for kind in ("added", "modified", "renamed", "deleted")]
+    said = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number) or "none changed"
+    return f"Manifests: {said}; {counted(changed['unchanged'], 'other')} not looked at."
+
+
 _TOTALS = (
     ("publish", "to publish"),
     ("rebuild", "to rebuild"),

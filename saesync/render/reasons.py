@@ -148,6 +148,13 @@ def _no_repo(data: Data) -> Parts:
     return (Quoted(data.get("location")), " does not exist, and a pull request needs a repo: create it, or remove pull_request")
 
 
+def _not_allowed(data: Data) -> Parts:
+    """The place in the manifest stands in the words: the plan's line shows none."""
+    at = data.get("at")
+    where = (" (", Quoted(at), ")") if at else ()
+    return (Quoted(data.get("file")), " does not allow ", Quoted(data.get("key")), " ", Quoted(data.get("value")), *where)
+
+
 _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
     {
         ReasonCode.NOT_PUBLISHED: lambda data: ("not in ", Quoted(data.get("location")), " yet"),
@@ -214,6 +221,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.PULL_CLOSED: _closed,
         ReasonCode.PULL_NEEDS_REPO: _no_repo,
         ReasonCode.NOT_IN_THIS_VERSION: lambda data: ("this version of saesync cannot carry out ", Quoted(data.get("section"))),
+        ReasonCode.NOT_ALLOWED: _not_allowed,
     }
 )
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import pad, plain, width
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, section_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, changed_said, counted, lines_of, place_of, section_of, totals_said
 from saesync.render.reasons import reason_text, reasons_joined
+from saesync.render.review import review_text
 from saesync.render.style import Style, command, show_command
 
 _LABEL, _WHAT, _HEAD = 36, 27, 60
@@ -34,7 +35,7 @@ def plan_text(
     was saved. ``next_commands`` says which commands come next. ``verbose`` unfolds like changes, and lists what is current.
     """
     style = Style(color)
-    blocks = [_header(data)]
+    blocks = [_header(data), _review(data, style)]
     manifests = {release["name"]: release["manifest"] for release in data["releases"]}
     parts = {name: lines_of(items, verbose) for name, items in by_release(data["items"]).items()}
     columns = _columns([line for lines in parts.values() for line in lines])
@@ -56,7 +57,15 @@ def _header(data: Mapping[str, Any]) -> str:
     registries = sorted({release["registry"] for release in data["releases"] if release.get("registry")})
     seen += [plain(registries[0])] if len(registries) == 1 else [counted(len(registries), "registry")] if registries else []
     looked = f" Looked at {_listed(seen)}." if seen else ""
-    return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}"
+    changed = f"\n{changed_said(data['changed'])}" if data.get("changed") else ""
+    return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}{changed}"
+
+
+def _review(data: Mapping[str, Any], style: Style) -> str:
+    """What somebody has to look at, before all else and without folding."""
+    items = data.get("review") or ()
+    rows = [f"  {style.symbol('!')} {review_text(item)}" for item in items]
+    return "\n".join([style.paint("Needs review:", "bold"), *rows]) if rows else ""
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -69,6 +69,11 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.WAITING_FOR_MERGE, {"num": 12, "url": "https://hub/acme/saes/discussions/12", "status": "draft"}),
     (ReasonCode.PULL_CLOSED, {"num": 12, "url": "https://hub/acme/saes/discussions/12"}),
     (ReasonCode.PULL_NEEDS_REPO, {"location": "acme/saes"}),
+    (
+        ReasonCode.NOT_ALLOWED,
+        {"key": "publish.huggingface", "value": "evil/x", "file": "saesync-policy.yaml", "at": "manifests/x.yaml:9:16"},
+    ),
+    (ReasonCode.NOT_ALLOWED, {"key": "publish.huggingface", "value": "evil/x", "file": "saesync-policy.yaml"}),
 ]
 EVIL = "`|<!-- x -->\u202e\x1b[31m@everyone\n![i](http://b)"
 
