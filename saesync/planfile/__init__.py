@@ -10,13 +10,12 @@ from typing import Any
 
 from saesync import __version__
 from saesync.cache import write_atomic
-from saesync.digest import key_of
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, ReasonCode, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
 from saesync.planfile.view import show_json
-from saesync.planning.basis import SECTION, compared, key_of_item
+from saesync.planning.basis import SECTION
 
 __all__ = [
     "VERSION",
@@ -24,7 +23,6 @@ __all__ = [
     "approved",
     "check",
     "compare",
-    "digests_of",
     "plan_json",
     "read",
     "show_json",
@@ -69,7 +67,6 @@ def plan_json(
     somebody's changes.
     """
     saes = {sae.address: sae for release in plan.releases for sae in release.saes}
-    digests = digests_of(plan)
     items = [_item(item, saes.get(item.address) if item.id is not None else None) for item in plan.items]
     return {
         "type": TYPE,
@@ -79,19 +76,10 @@ def plan_json(
         "asked": {name: list((asked or {}).get(name, ())) for name in _LISTS},
         "complete": not any(_unseen(item) for item in plan.items),
         **(scope or {}),
-        "releases": [{**_release(release), "digest": digests.get(release.name)} for release in plan.releases],
+        "releases": [_release(release) for release in plan.releases],
         "items": items,
         "totals": _totals(plan),
     }
-
-
-def digests_of(plan: Plan) -> dict[str, str]:
-    """One digest per release over its items' steps and bases: two plans that agree on it would do the same to the release."""
-    parts: dict[str, list[list[Any]]] = {}
-    for item in plan.items:
-        part = [*key_of_item(item), list(item.steps), compared(item.basis)]
-        parts.setdefault(item.release, []).append(part)
-    return {name: key_of(sorted(part, key=lambda row: (row[0], row[1], row[2]))) for name, part in parts.items()}
 
 
 def _unseen(item: Item) -> bool:
