@@ -82,7 +82,7 @@ class _Maker:
             self._neuronpedia(section["hook"], set_),
             None if train is None else MappingProxyType(train),
             MappingProxyType(section.get("cfg", {})),
-            self.origins,
+            origins=self.origins,
         )
 
     def _source(self, section: Mapping[str, Any]) -> SourceSpec:

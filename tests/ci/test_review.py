@@ -144,7 +144,9 @@ def test_a_kind_of_a_newer_saesync_is_quoted() -> None:
 
 def reviewed(saes: int, items: int) -> dict[str, Any]:
     world = World([release(ids=[f"layer_{n}/width_16k/average_l0_{n}" for n in range(saes)])])
-    found = [ReviewItem(ReviewKind.NEW_OWNER, f"release-{n}", {"what": "source", "value": f"owner-{n}"}, HERE) for n in range(items)]
+    found = [
+        ReviewItem(ReviewKind.NEW_OWNER, f"release-{n}", {"what": "source", "value": f"owner-{n}"}, HERE) for n in range(items)
+    ]
     data: dict[str, Any] = json.loads(json.dumps(plan_json(world.plan(), scope={"review": [item.to_json() for item in found]})))
     return data
 
