@@ -180,6 +180,16 @@ class Release:
     origin: Origin | None = None
     register: RegisterSpec | None = None
 
+    @property
+    def evidence_only(self) -> bool:
+        """Whether only evidence is ours to publish: somebody else's SAEs are measured, and stay where they are."""
+        return self.publish is None and self.records is not None and any(sae.validate is not None for sae in self.saes)
+
+    @property
+    def home(self) -> PublishSpec | None:
+        """Where the record of this release stands; None when there is none to keep."""
+        return self.records if self.evidence_only else self.publish
+
 
 # ------------------------------------------------------------------------------------------------------- keys
 
@@ -341,6 +351,16 @@ class ReasonCode(StrEnum):
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
+    NOT_REGISTERED = "not_registered"  # registry
+    NOT_ON_HUB = "not_on_hub"  # location: SAELens loads from the Hub only
+    AFTER_SAES = "after_saes"  # count, partial: registered once these are published
+    WAITS_FOR = "waits_for"  # count, of: SAEs that keep the entry waiting
+    WAITS_FOR_REVIEW = "waits_for_review"  # number, url, checks: names of those that fail or wait
+    WAITS_FOR_MERGE = "waits_for_merge"  # branch
+    DECLINED = "declined"  # number, url: closed without merging
+    RECORD_BY = "record_by"  # account: not one whose records count as evidence
+    ENTRY_REFUSED = "entry_refused"  # detail
+    NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
     NOT_ALLOWED = "not_allowed"  # key, value, file: the policy that does not name it
 
 

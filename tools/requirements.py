@@ -1,4 +1,4 @@
-"""Write requirements-plan.txt: what `saesync plan` and `saesync ci` need, every version pinned and every file named by its sha256.
+"""Write requirements-plan.txt: what `saesync plan` and `saesync ci` need, every version pinned, every file named by its sha256.
 
 Versions are those of constraints.txt. Hashes are of the wheels that pip downloads for the Pythons and machines below, so this
 needs a package index; `--check` needs none, and says whether names and versions are still those of constraints.txt.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ _COMMANDS = {
     "apply": "apply",
     "show": "show",
     "pin": "pin",
+    "import": "importing",
     "formats": "catalog",
     "targets": "catalog",
     "schema": "catalog",
@@ -65,7 +67,8 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        # A command may be a word of Python's own, such as `import`.
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         command.params += [option for option in _COMMON if option not in command.params]
         return command
 

@@ -73,27 +73,27 @@ class _Maker:
         return Sae(
             release,
             section["id"],
-            section["hook"],
+            section.get("hook", ""),
             model,
             self._source(section["source"]) if "source" in section else None,
             section.get("dtype", "float32"),
             validate,
             self.origins["id"],
-            self._neuronpedia(section["hook"], set_),
+            self._neuronpedia(section, set_),
             None if train is None else MappingProxyType(train),
             MappingProxyType(section.get("cfg", {})),
-            origins=self.origins,
+            MappingProxyType(section.get("entry", {})),
+            self.origins,
         )
 
     def _source(self, section: Mapping[str, Any]) -> SourceSpec:
         repo, path = section.get("repo"), section.get("path", "")
-        whole = _whole_options(section["format"])
+        format_ = section.get("format", "")
+        whole = _whole_options(format_)
         options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
         if repo is None:
             path = self._local(path, "source.path")
-        return SourceSpec(
-            repo, section.get("revision"), path.strip("/") if repo else path, section["format"], MappingProxyType(options)
-        )
+        return SourceSpec(repo, section.get("revision"), path.strip("/") if repo else path, format_, MappingProxyType(options))
 
     def _model(self) -> ModelSpec:
         section = self.fixed["model"]
@@ -154,11 +154,30 @@ class _Maker:
         registry = section["saelens"]
         if registry.startswith((".", "/")):
             registry = self._local(registry, "register.saelens")
-        return RegisterSpec(registry, section.get("partial", False), origin=self.origins["register"])
+        conversion_func = section.get("conversion_func")
+        if conversion_func is not None and "publish" in self.fixed:
+            detail = (
+                "What this release publishes is in SAELens's own layout, which it loads without a conversion_func. Remove "
+                "the key; to register somebody else's repository as it is, remove `publish`."
+            )
+            self._say("Loader does not fit", detail, self.origins["register.conversion_func"])
+        return RegisterSpec(
+            registry,
+            section.get("partial", False),
+            conversion_func,
+            section.get("model"),
+            MappingProxyType(section.get("links", {})),
+            MappingProxyType(section.get("config_overrides", {})),
+            self.origins["register"],
+        )
 
-    def _neuronpedia(self, hook: str, set_: Any) -> str | None:
+    def _neuronpedia(self, sae: Mapping[str, Any], set_: Any) -> str | None:
         if set_ is None:
             return None
+        hook = sae["hook"]
+        if "neuronpedia" in sae.get("entry", {}):
+            detail = "The section `neuronpedia` says which id each SAE has there. Remove this key, or that section."
+            self._say("Two Neuronpedia ids", detail, self.origins["entry.neuronpedia"])
         layer = layer_of(hook)
         if layer is None:
             detail = (

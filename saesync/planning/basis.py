@@ -104,4 +104,4 @@ def _at(observed: Observed) -> str:
 
 
 def _target(release: Release) -> str | None:
-    return f"{release.publish.target}:{release.publish.location}" if release.publish else None
+    return f"{release.home.target}:{release.home.location}" if release.home else None

@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from planning import World, published, release
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from checkouts import manifest
+
 from saesync import schema
 from saesync.errors import Origin, Refused
 from saesync.model import Plan, PublishSpec, ReasonCode, RegisterSpec, Release, Status, StepKind
@@ -201,7 +205,9 @@ def test_records_and_registry_are_places_too() -> None:
 
 def run(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, **variables}
-    return subprocess.run([sys.executable, "-m", "saesync", *words], cwd=folder, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "saesync", *words], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("words", [("apply", "-y"), ("plan", "--untrusted")])
@@ -219,3 +225,16 @@ def test_the_repositories_own_policies_are_policies() -> None:
     assert own.targets == {}
     lab = read_policy(ROOT / "examples" / "lab-repository" / "saesync-policy.yaml")
     assert lab.allows_place("huggingface", "acme/gemma-2-2b-res-saes")
+
+
+def test_a_registry_that_is_not_allowed_is_not_even_asked(tmp_path: Path) -> None:
+    """Git would log in there."""
+    (tmp_path / "manifests").mkdir()
+    more = "register:\n  saelens: https://127.0.0.1:1/evil.git\n"
+    (tmp_path / "manifests" / "a.yaml").write_text(manifest("a", more=more), encoding="utf-8")
+    policy = written(tmp_path, "apiVersion: saesync/v1\ntargets: {huggingface: [acme/*], saelens: [good/SAELens]}\n")
+    words = ("plan", "--policy", str(policy), "--format", "json")
+    items = json.loads(run(*words, folder=tmp_path, SAESYNC_RETRY_SECONDS="0").stdout)["items"]
+    (item,) = [item for item in items if item["section"] == "register"]
+    assert [reason["code"] for reason in item["reasons"]] == ["not_allowed"]
+    assert item["origin"][1:3] == [23, 1]

@@ -1,4 +1,4 @@
-"""`saesync plan --untrusted` on checkouts that anybody may have written: nothing of them runs, no path leads out, no token is sent."""
+"""`saesync plan --untrusted` on checkouts that anybody may have written: nothing runs, no path leads out, no token."""
 
 from __future__ import annotations
 
@@ -196,9 +196,8 @@ def test_plugins_are_not_loaded(checkout: Checkout, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(plugin), "SAESYNC_RETRY_SECONDS": "0"}
 
     def run(*words: str) -> int:
-        return subprocess.run(
-            [sys.executable, "-m", "saesync", *words], cwd=checkout.folder, env=env, capture_output=True
-        ).returncode
+        command = [sys.executable, "-m", "saesync", *words]
+        return subprocess.run(command, cwd=checkout.folder, env=env, capture_output=True, check=False).returncode
 
     run("formats")
     assert (tmp_path / "ran").exists()  # it would be
@@ -320,3 +319,15 @@ def test_its_plan_file_cannot_be_applied(checkout: Checkout, tmp_path: Path) -> 
     done = saesync(checkout, "apply", str(file))
     assert done.code == 1
     assert "Plan is of untrusted manifests" in done.err
+
+
+@pytest.mark.parametrize("registry", ["owner/name", "ssh://git@127.0.0.1:1/x.git", "https://127.0.0.1:1/x.git", "../registry.git"])
+def test_no_registry_is_spoken_to(checkout: Checkout, registry: str) -> None:
+    """A manifest may name any address there; what stands in it is unknown, even if it is a repository of the checkout's own."""
+    git(checkout.folder, "init", "-q", "--bare", "registry.git")
+    checkout.write("new.yaml", manifest("new", more=f"register:\n  saelens: {registry}\n"))
+    done = saesync(checkout, "plan", "manifests/new.yaml", "--untrusted", "--format", "json", GITHUB_API_URL="http://127.0.0.1:1")
+    assert done.code == 0, done.err
+    (item,) = [item for item in done.plan["items"] if item["section"] == "register"]
+    assert (item["status"], item["held"]) == ("unknown", True)
+    assert item["reasons"][0]["data"]["detail"] == "of untrusted manifests only the Hub is asked"
