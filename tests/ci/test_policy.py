@@ -237,4 +237,4 @@ def test_a_registry_that_is_not_allowed_is_not_even_asked(tmp_path: Path) -> Non
     items = json.loads(run(*words, folder=tmp_path, SAESYNC_RETRY_SECONDS="0").stdout)["items"]
     (item,) = [item for item in items if item["section"] == "register"]
     assert [reason["code"] for reason in item["reasons"]] == ["not_allowed"]
-    assert item["origin"][1:3] == [23, 1]
+    assert item["origin"][1:3] == [25, 1]

@@ -321,7 +321,9 @@ def test_its_plan_file_cannot_be_applied(checkout: Checkout, tmp_path: Path) -> 
     assert "Plan is of untrusted manifests" in done.err
 
 
-@pytest.mark.parametrize("registry", ["owner/name", "ssh://git@127.0.0.1:1/x.git", "https://127.0.0.1:1/x.git", "../registry.git"])
+@pytest.mark.parametrize(
+    "registry", ["owner/name", "ssh://git@127.0.0.1:1/x.git", "https://127.0.0.1:1/x.git", "../registry.git"]
+)
 def test_no_registry_is_spoken_to(checkout: Checkout, registry: str) -> None:
     """A manifest may name any address there; what stands in it is unknown, even if it is a repository of the checkout's own."""
     git(checkout.folder, "init", "-q", "--bare", "registry.git")
