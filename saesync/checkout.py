@@ -111,7 +111,11 @@ class Checkout:
         return sha
 
     def blobs(self, commit: str, folders: Iterable[Path]) -> dict[Path, tuple[str, int]]:
-        """(blob id, bytes) of the regular files that stood directly in ``folders``, by absolute path."""
+        """(blob id, bytes) of the regular files that stood directly in ``folders``, by absolute path.
+
+        Raises:
+            Missing: one is not here (a partial clone).
+        """
         found: dict[Path, tuple[str, int]] = {}
         for folder in folders:
             inside = lexical(folder).relative_to(self.root).as_posix()
@@ -119,8 +123,11 @@ class Checkout:
             for line in (listing or b"").split(b"\0"):
                 about, _, name = line.partition(b"\t")
                 fields = about.decode("ascii", "replace").split()
-                if len(fields) == 4 and fields[0] in _FILE_MODES and fields[3].isdigit():
-                    found[self.root / os.fsdecode(name)] = (fields[2], int(fields[3]))
+                if len(fields) != 4 or fields[0] not in _FILE_MODES:
+                    continue
+                if not fields[3].isdigit():
+                    raise self._missing(fields[2])
+                found[self.root / os.fsdecode(name)] = (fields[2], int(fields[3]))
         return found
 
     def blob(self, blob_id: str) -> bytes:
@@ -131,8 +138,11 @@ class Checkout:
         """
         found = self._git("cat-file", "blob", blob_id)
         if found is None:
-            raise Missing("Blob not found", f"{self.root} does not hold {blob_id}. Clone it without a filter.")
+            raise self._missing(blob_id)
         return found
+
+    def _missing(self, blob_id: str) -> Missing:
+        return Missing("Blob not found", f"{self.root} does not hold {blob_id}. Clone it without a filter.")
 
     def _git(self, *words: str) -> bytes | None:
         """What a git command prints; None when it fails."""

@@ -74,7 +74,8 @@ class Policy:
         for section, key, location, origin in _places(release):
             if not self.allows_place(key, location):
                 at = None if origin is None else str(origin)
-                data = {"key": f"{section}.{key}", "value": location, "file": self.file, "at": at}
+                name = None if self.file is None else Path(self.file).name
+                data = {"key": f"{section}.{key}", "value": location, "file": name, "at": at}
                 yield Refusal(release.name, section, Reason(ReasonCode.NOT_ALLOWED, data), origin)
 
 

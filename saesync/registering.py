@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from saesync.cache import Cache
@@ -17,12 +18,11 @@ from saesync.hub import Hub
 from saesync.model import Observed, Reason, ReasonCode, Release
 from saesync.observe import Place
 from saesync.planning.registration import Pull, Seen
-from saesync.policy import OPEN, Policy
+from saesync.policy import Policy
 from saesync.record import record_path
 from saesync.registry.document import Document, parse
 from saesync.registry.entry import Entry
 from saesync.restraint import restrained
-from saesync.schema.policy import REGISTRY
 
 if TYPE_CHECKING:
     from saesync.forge import PullRequest, RegistryState
@@ -30,26 +30,37 @@ if TYPE_CHECKING:
 LANES = 4
 
 
-def observe_registries(releases: Iterable[Release], cache: Cache, policy: Policy = OPEN) -> Mapping[str, Seen]:
+def observe_registries(
+    releases: Iterable[Release], cache: Cache, refused: Mapping[str, Reason] = MappingProxyType({})
+) -> Mapping[str, Seen]:
     """By release that registers: what its registry says. A registry that is not visible is ``Seen.unknown``, never empty.
 
-    One that the policy does not allow is not looked at, and for manifests of strangers none is: an address in a manifest
-    would be asked, or a folder's git run.
+    ``refused`` says by release why its registry is not to be spoken to. Under restraint none is: a manifest names any address.
     """
     asked: dict[str, list[str]] = {}
+    unseen: dict[str, Seen] = {}
     for release in releases:
-        if release.register is not None:
-            asked.setdefault(release.register.registry, []).append(release.name)
+        if release.register is None:
+            continue
+        registry = release.register.registry
+        reason = _restrained(registry) if restrained() else refused.get(release.name)
+        if reason is None:
+            asked.setdefault(registry, []).append(release.name)
+        else:
+            unseen[release.name] = Seen(registry, "git", registry, unknown=reason)
+    return {**unseen, **_looked(asked, cache)} if asked else unseen
+
+
+def _restrained(registry: str) -> Reason:
+    return Reason(ReasonCode.NOT_VISIBLE, {"location": registry, "detail": "of untrusted manifests only the Hub is asked"})
+
+
+def _looked(asked: Mapping[str, list[str]], cache: Cache) -> Mapping[str, Seen]:
+    from saesync.forge import observe  # loads git and GitHub clients: only for plans that register
 
     def look(registry: str) -> Mapping[str, Seen]:
-        if restrained() or not policy.allows_place(REGISTRY, registry):
-            return _unseen(registry, "not looked at from here", asked[registry])
-        from saesync.forge import observe  # loads git and GitHub clients: only for plans that register
-
         return _seen(observe(registry, asked[registry], cache), asked[registry], cache)
 
-    if not asked:
-        return {}
     with ThreadPoolExecutor(LANES, thread_name_prefix="registries") as pool:
         return {name: seen for found in pool.map(look, asked) for name, seen in found.items()}
 
@@ -122,11 +133,6 @@ def _pull(registry: str, pull: PullRequest) -> Pull:
 
     checks = status_of(registry, pull) if pull.state == "open" else ()
     return Pull(pull.number, pull.url, pull.state, digest_in(pull.body), checks)
-
-
-def _unseen(registry: str, why: str, releases: Collection[str]) -> dict[str, Seen]:
-    reason = Reason(ReasonCode.NOT_VISIBLE, {"location": registry, "detail": why})
-    return {name: Seen(registry, "git", registry, unknown=reason) for name in releases}
 
 
 def _unreadable(registry: str, error: SaesyncError) -> Reason:

@@ -18,7 +18,7 @@ from saesync.garbage import no_garbage_collection
 from saesync.hub import Hub
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
-from saesync.planner import hold, select
+from saesync.planner import REGISTER, hold, select
 from saesync.planner import plan as make_plan
 from saesync.planning.basis import SECTION
 from saesync.planning.case import matches
@@ -167,7 +167,8 @@ def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
     observed = observe(releases, cache)
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)
-    registries = observe_registries(releases, cache, policy)
+    refused = {each.release: each.reason for each in policy.refusals(releases) if each.section == REGISTER}
+    registries = observe_registries(releases, cache, refused)
     if registries and policy.file is not None:
         registries = with_writers(registries, releases, observed, policy, resolver.hub or Hub(cache))
     named = frozenset(release.name for release in everything)

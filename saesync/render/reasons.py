@@ -144,15 +144,15 @@ def _closed(data: Data) -> Parts:
     return (f"#{_whole(data)} was closed without merging: reopen it, or remove pull_request",)
 
 
-def _no_repo(data: Data) -> Parts:
-    return (Quoted(data.get("location")), " does not exist, and a pull request needs a repo: create it, or remove pull_request")
-
-
 def _not_allowed(data: Data) -> Parts:
     """The place in the manifest stands in the words: the plan's line shows none."""
     at = data.get("at")
     where = (" (", Quoted(at), ")") if at else ()
     return (Quoted(data.get("file")), " does not allow ", Quoted(data.get("key")), " ", Quoted(data.get("value")), *where)
+
+
+def _no_repo(data: Data) -> Parts:
+    return (Quoted(data.get("location")), " does not exist, and a pull request needs a repo: create it, or remove pull_request")
 
 
 _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
