@@ -350,6 +350,16 @@ class ReasonCode(StrEnum):
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
+    NOT_REGISTERED = "not_registered"  # registry
+    NOT_ON_HUB = "not_on_hub"  # location: SAELens loads from the Hub only
+    AFTER_SAES = "after_saes"  # count, partial: registered once these are published
+    WAITS_FOR = "waits_for"  # count, of: SAEs that keep the entry waiting
+    WAITS_FOR_REVIEW = "waits_for_review"  # number, url, checks: names of those that fail or wait
+    WAITS_FOR_MERGE = "waits_for_merge"  # branch
+    DECLINED = "declined"  # number, url: closed without merging
+    RECORD_BY = "record_by"  # account: not one whose records count as evidence
+    ENTRY_REFUSED = "entry_refused"  # detail
+    NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
 
 
 @dataclass(frozen=True, slots=True)

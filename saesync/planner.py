@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from saesync.card import card_digest
 from saesync.digest import key_of
@@ -26,6 +27,7 @@ from saesync.model import (
 )
 from saesync.planning import basis, evidence_only
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
+from saesync.planning.registration import Seen, registration_item
 from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
 
@@ -39,31 +41,34 @@ def plan(
     observed: Mapping[Location, Observed],
     choices: Choices,
     named: Collection[str] = (),
+    registries: Mapping[str, Seen] = MappingProxyType({}),
 ) -> Plan:
     """What has to be done so that everything is as asked.
 
     ``wanted`` is by address; SAEs without an entry are left out. ``observed`` is by (target, location) and holds every
     release's place. ``named`` are the releases of the folder's other manifests: what stands in a record but in no manifest
-    at all is an orphan, so they have to be known.
+    at all is an orphan, so they have to be known. ``registries`` says of each release that registers what stands there.
 
     Raises:
-        KeyError: a release's place was not observed.
+        KeyError: a release's place, or its registry, was not observed.
     """
     chosen = [*releases, *_unlisted(releases, observed, choices, named)]
     places = _index(chosen, observed)
     items: list[Item] = []
     for release in chosen:
         if release.publish is None:
+            evidence: list[Item] = []
             if release.home is not None:
-                items += evidence_only.items(release, observed[_location(release.home)], wanted, choices)
-            items += _sections(release)
+                evidence = list(evidence_only.items(release, observed[_location(release.home)], wanted, choices))
+            items += [*evidence, *_registration(release, observed, registries, evidence), *_sections(release)]
             continue
         place = places[_location(release.publish)]
         elsewhere = observed.get(_location(release.records)) if release.records is not None else None
         asked = list(_sae_items(release, place, wanted, elsewhere, choices))
         needed = {item.move_from: item.id for item in asked if item.move_from is not None and not item.steps}
         saes = [*asked, *_orphans(release, place, choices, needed)]
-        items += [*saes, _release_item(release, place, saes), *_sections(release)]
+        items += [*saes, _release_item(release, place, saes), *_registration(release, observed, registries, saes)]
+        items += _sections(release)
     return Plan(tuple(items), _digest(items), tuple(chosen))
 
 
@@ -75,13 +80,28 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
     names = {item.release for item in kept}
     publishing = {item.release for item in kept if REWRITES & set(item.steps)}
     items = []
+    left = {item.release for item in plan.items if item.id is not None and item.steps and not matches(only, item.address)}
     for item in plan.items:
-        if item.id is None and item.release in names:
+        if item.id is None and (item.release in names or (matches(only, item.release) and _alone(plan, item.release))):
             idle = StepKind.CREATE in item.steps and item.release not in publishing
-            items.append(replace(item, status=Status.CURRENT, steps=(), reasons=()) if idle else item)
+            early = StepKind.REGISTER in item.steps and item.release in left
+            status = Status.WAITING if early else Status.CURRENT
+            items.append(replace(item, status=status, steps=(), reasons=item.reasons if early else ()) if idle or early else item)
         elif item.id is not None and matches(only, item.address):
             items.append(item)
-    return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in names))
+    chosen = names | {item.release for item in items}
+    return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in chosen))
+
+
+def part(plan: Plan, registering: bool) -> Plan:
+    """Half of a plan: registration alone, or all but it. CI runs the two apart, for they need different tokens."""
+    items = tuple(item if (StepKind.REGISTER in item.steps) is registering else replace(item, steps=()) for item in plan.items)
+    return Plan(items, _digest(items), plan.releases)
+
+
+def _alone(plan: Plan, release: str) -> bool:
+    """Whether a release has nothing in the plan but itself: it only registers."""
+    return all(item.id is None for item in plan.items if item.release == release)
 
 
 def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
@@ -223,6 +243,18 @@ def _rewrites_card(item: Item) -> bool:
     """Whether the item ends in a commit (which holds the card) however its numbers turn out: no gate stands before it."""
     gated = StepKind.CONVERT in item.steps or {StepKind.MOVE, StepKind.VALIDATE} <= set(item.steps)
     return bool(REWRITES & set(item.steps)) and not gated
+
+
+def _registration(
+    release: Release, observed: Mapping[Location, Observed], registries: Mapping[str, Seen], saes: Sequence[Item]
+) -> Iterator[Item]:
+    """The release's entry in SAELens's list, if it asks for one."""
+    if release.register is None:
+        return
+    spec = release.publish or release.records
+    place = observed[_location(spec)] if spec is not None else None
+    record = place.records.get(release.name) if place is not None else None
+    yield registration_item(release, registries[release.name], saes, record, None)
 
 
 def _sections(release: Release) -> list[Item]:

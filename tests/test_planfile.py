@@ -48,7 +48,7 @@ def said(saved: dict[str, Any], world: World, **choices: tuple[str, ...]) -> lis
 
 def test_form_and_totals() -> None:
     world = published(release(ids=["layer_0", "layer_1", "layer_2"]))
-    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("register", Origin("m.yaml", 30, 1)),))]
+    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("neuronpedia.export", Origin("m.yaml", 30, 1)),))]
     world.wanted["res/layer_3"] = wanted_of(world.releases[0].saes[2])
     data = plan_json(world.plan(), asked={"paths": ["manifests"]})
     assert (data["type"], data["version"]) == ("saesync-plan", 1)

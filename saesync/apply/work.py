@@ -41,6 +41,8 @@ USES: Mapping[StepKind, frozenset[str]] = {
     StepKind.PUBLISH: frozenset({"network", "hf-token"}),
     StepKind.CARD: frozenset({"network", "hf-token"}),
     StepKind.DELETE: frozenset({"network", "hf-token"}),
+    StepKind.TAG: frozenset({"network", "hf-token"}),
+    StepKind.REGISTER: frozenset({"network", "github-token"}),
 }
 _OVERWRITES = (Status.ABSENT, Status.FOREIGN, Status.DRIFTED)
 

@@ -18,7 +18,7 @@ from saesync.apply import apply as run
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, is_terminal, put, say
 from saesync.errors import Missing
-from saesync.planner import keep
+from saesync.planner import keep, part
 from saesync.targets import open_target
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -43,8 +43,15 @@ def _devices(_ctx: click.Context, _option: click.Parameter, names: tuple[str, ..
     callback=_devices,
     help="Measure on this device (cuda:0, mps, cpu); repeatable.",
 )
+@click.option(
+    "--steps",
+    type=click.Choice(["all", "publish", "register"]),
+    default="all",
+    show_default=True,
+    help="Only what is published, or only what is registered: the two need different tokens.",
+)
 @click.pass_context
-def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tuple[str, ...]) -> None:
+def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tuple[str, ...], steps: str) -> None:
     """Make it true: fetch, convert, validate, publish.
 
     Conversions are proved, SAEs measured on the real model, and what passes is published.
@@ -55,6 +62,8 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
     if world is None:
         say("Nothing was done.")
         ctx.exit(1)
+    if steps != "all":
+        world = replace(world, plan=part(world.plan, registering=steps == "register"))
     for note in world.notes:
         say(note)
     context = Context(
@@ -63,6 +72,7 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
         wanted=world.wanted,
         observed=world.observed,
         open_target=lambda name: open_target(name, world.cache),
+        registries=world.registries,
         choices=world.asked.choices,
         devices=devices,
     )

@@ -19,6 +19,8 @@ from saesync.observe import observe
 from saesync.planner import plan as make_plan
 from saesync.planner import select
 from saesync.planning.case import matches
+from saesync.planning.registration import Seen
+from saesync.registering import observe_registries
 from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -126,6 +128,7 @@ class World:
     plan: Plan
     resolver: Resolver
     cache: Cache
+    registries: Mapping[str, Seen] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -153,13 +156,14 @@ def _look(asked: Asked, again: bool) -> World:
     observed = observe(releases, cache)
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)
+    registries = observe_registries(releases, cache)
     named = frozenset(release.name for release in everything)
-    whole = make_plan(releases, wanted, observed, asked.choices, named=named)
+    whole = make_plan(releases, wanted, observed, asked.choices, named=named, registries=registries)
     recorded = {name for seen in observed.values() for name in seen.records}
     if not again:
         _check_words(asked, whole, named | recorded)
     plan = select(whole, asked.only)
-    return World(asked, releases, wanted, observed, plan, resolver, cache, tuple(_idle_words(asked, plan)))
+    return World(asked, releases, wanted, observed, plan, resolver, cache, registries, tuple(_idle_words(asked, plan)))
 
 
 def _permissions(asked: Asked) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import code, plain
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, section_of, totals_said
 from saesync.render.reasons import reason_markdown, reasons_joined
 
 MARKER = "<!-- saesync:plan -->"
@@ -75,7 +75,7 @@ def _sign(line: Line) -> str:
 def _label(line: Line) -> str:
     first, last = line.items[0], line.items[-1]
     if first["id"] is None:
-        what = "README.md" if line.verb == "card" else first["section"] or place_of(first)
+        what = "README.md" if line.verb == "card" else section_of(first) or place_of(first)
         return f"{code(first['release'])} {code(what)}" if what else code(first["release"])
     if len(line.items) == 1:
         return code(f"{first['release']}/{first['id']}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import pad, plain, width
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, section_of, totals_said
 from saesync.render.reasons import reason_text, reasons_joined
 from saesync.render.style import Style, command, show_command
 
@@ -53,8 +53,14 @@ def _header(data: Mapping[str, Any]) -> str:
     hub = sum(target == "huggingface" for target, _ in places)
     seen = [counted(hub, "Hub repository")] if hub else []
     seen += [counted(len(places) - hub, "folder")] if len(places) > hub else []
-    looked = f" Looked at {' and '.join(seen)}." if seen else ""
+    registries = sorted({release["registry"] for release in data["releases"] if release.get("registry")})
+    seen += [plain(registries[0])] if len(registries) == 1 else [counted(len(registries), "registry")] if registries else []
+    looked = f" Looked at {_listed(seen)}." if seen else ""
     return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _columns(lines: Sequence[Line]) -> tuple[int, int]:
@@ -71,7 +77,7 @@ def label_of(line: Line) -> str:
             return "README.md"
         if line.verb == "create":
             return _PLACES.get(str(first["basis"].get("asked.target")).partition(":")[0], plain(place_of(first)))
-        return plain(first["section"] or place_of(first) or first["release"])
+        return plain(section_of(first) or place_of(first) or first["release"])
     ids = [plain(item["id"]) for item in line.items]
     if len(ids) < 3:
         return ", ".join(ids)

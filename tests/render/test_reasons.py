@@ -47,7 +47,20 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.REPLACE, {}),
     (ReasonCode.NEEDED_BY, {"id": "layer_3"}),
     (ReasonCode.RESUMED, {}),
-    (ReasonCode.NOT_IN_THIS_VERSION, {"section": "register"}),
+    (ReasonCode.NOT_IN_THIS_VERSION, {"section": "dashboards"}),
+    (ReasonCode.NOT_REGISTERED, {"registry": "decoderesearch/SAELens"}),
+    (ReasonCode.NOT_ON_HUB, {"location": "/data/published"}),
+    (ReasonCode.AFTER_SAES, {"count": 26, "partial": False}),
+    (ReasonCode.AFTER_SAES, {"count": 26, "partial": True}),
+    (ReasonCode.WAITS_FOR, {"count": 2, "of": 26}),
+    (ReasonCode.WAITS_FOR_REVIEW, {"number": 1234, "url": "https://example.org/12", "checks": ""}),
+    (ReasonCode.WAITS_FOR_REVIEW, {"number": 12, "url": "https://example.org/12", "checks": "cla/google"}),
+    (ReasonCode.WAITS_FOR_MERGE, {"branch": "saesync/res"}),
+    (ReasonCode.DECLINED, {"number": 12, "url": "https://example.org/12"}),
+    (ReasonCode.RECORD_BY, {"account": "mallory"}),
+    (ReasonCode.RECORD_BY, {"account": None}),
+    (ReasonCode.ENTRY_REFUSED, {"detail": "An entry has one repo_id."}),
+    (ReasonCode.NEURONPEDIA_TAKEN, {"id": "gemma-2-2b/0-res-acme", "release": "gemma-scope"}),
 ]
 EVIL = "`|<!-- x -->\u202e\x1b[31m@everyone\n![i](http://b)"
 
