@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers.loopback import HubServer
 
-from saesync import planfile
 from saesync.cache import Cache
 from saesync.errors import Missing, Refused
 from saesync.formats._saelens_reference import write_example
@@ -28,13 +27,10 @@ from saesync.importing.layout import UPSTREAM, Contents, checked, manifest_text
 from saesync.inspection import parse_reference
 from saesync.inspection.folders import saelens_folders
 from saesync.manifest import find, load
-from saesync.model import Choices, Release
-from saesync.observe import observe
-from saesync.planner import plan
+from saesync.model import Release
 from saesync.registry.document import Document, parse
 from saesync.registry.entry import entry_of, from_yaml, same_meaning
 from saesync.registry.shipped import shipped
-from saesync.resolve import Resolver
 
 PROGRAM = str(Path(sys.executable).with_name("saesync"))
 # What importing the shipped file loses, by name: SAELens ignores the one and reads the other as text.
@@ -111,21 +107,28 @@ def test_the_whole_registry_comes_back(document: Document, everything: Path) -> 
 
 
 def test_they_are_checked_and_planned_offline(document: Document, everything: Path, tmp_path: Path) -> None:
-    done = run(everything.parent, "check")
+    """Against the shipped file there is nothing to do, and nobody is asked: HF_ENDPOINT leads nowhere in tests."""
     saes = sum(len(raw["saes"]) for raw in document.releases.values())
+    (tmp_path / "registry.yaml").write_bytes(document.data)
+    (tmp_path / "manifests").mkdir()
+    for path in everything.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert text.count(f"saelens: {UPSTREAM}") == 1
+        (tmp_path / "manifests" / path.name).write_text(text.replace(f"saelens: {UPSTREAM}", "saelens: ../registry.yaml"))
+    cache = tmp_path / "cache"
+    done = run(tmp_path, "check", SAESYNC_CACHE=str(cache))
     assert (done.returncode, done.stdout) == (0, f"{len(document.releases)} manifests, {saes} SAEs: fine.\n")
-    # HF_ENDPOINT leads nowhere in tests, so that any look at the Hub would end as unknown.
-    releases = loaded(everything)
-    cache = Cache(tmp_path)
-    observed = observe(releases, cache)
-    wanted = Resolver(cache).resolve(releases, observed)
-    made = plan(releases, wanted, observed, Choices())
-    assert (wanted, observed) == ({}, {})
-    assert not any(item.held or item.steps for item in made.items)
-    data = planfile.plan_json(made)
+    done = run(tmp_path, "plan", "--check", "--format", "json", SAESYNC_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
     assert data["totals"]["saes"] == saes
+    assert not any(item["held"] or item["steps"] for item in data["items"])
+    assert {item["status"] for item in data["items"]} == {"current"}
     assert not any(release["pinned"] for release in data["releases"])
-    assert not any(tmp_path.iterdir()), "nothing was looked up"
+    assert not {"tree", "reachable", "blob"} & {path.name for path in cache.iterdir()}, "no Hub repo is looked at"
+    text = run(tmp_path, "plan", SAESYNC_CACHE=str(cache)).stdout
+    assert "Nothing to do" in text
+    assert f"and {len(document.releases) - 10} more.\n" in text
 
 
 def test_no_heavy_package_is_imported(everything: Path) -> None:
