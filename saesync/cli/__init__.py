@@ -110,17 +110,17 @@ def main(args: list[str] | None = None) -> None:
         code = Interrupted.exit_code
     except SaesyncError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         _tell(error, words)
         code = error.exit_code
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         _tell(_trouble(error), words)
         code = 1
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -18,8 +18,10 @@ from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
 from saesync.planner import plan as make_plan
 from saesync.planner import select
+from saesync.planning.basis import SECTION
 from saesync.planning.case import matches
 from saesync.planning.registration import Seen
+from saesync.planning.tagging import TAG
 from saesync.registering import observe_registries
 from saesync.resolve import Resolver
 
@@ -175,10 +177,11 @@ def _permissions(asked: Asked) -> list[tuple[str, str]]:
 def _check_words(asked: Asked, plan: Plan, releases: Collection[str]) -> None:
     """A mistyped name must not pass as "nothing to do"."""
     addresses = [item.address for item in plan.items if item.id is not None]
+    tagged = [*addresses, *(item.address for item in plan.items if item.basis.get(SECTION) == TAG)]
     for flag, word in [*(("only", glob) for glob in asked.only), *_permissions(asked)]:
         if flag == "prune" and word not in releases:
             said = f"--prune {word!r}: no release of that name is here. Type its whole name.{_near(word, releases)}"
-        elif flag != "prune" and not any(matches((word,), address) for address in addresses):
+        elif flag != "prune" and not any(matches((word,), one) for one in (addresses, tagged)[flag == "replace"]):
             said = f"--{flag} {word!r} matches no SAE. It is compared with whole addresses, release/id.{_near(word, addresses)}"
         else:
             continue

@@ -32,7 +32,7 @@ _LATER = (
     ("neuronpedia", "inference"),
 )
 _SOURCE_KEYS = frozenset({"repo", "revision", "path", "format"})
-_NOT_A_TARGET = frozenset({"license", "private"})
+_NOT_A_TARGET = frozenset({"license", "private", "pull_request"})
 
 
 def release_of(manifest: Expanded, bounds: Bounds) -> Release:
@@ -143,7 +143,11 @@ class _Maker:
             return None
         target = next(key for key in section if key not in _NOT_A_TARGET)
         location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
-        return PublishSpec(target, location, section.get("license"), section.get("private", False))
+        proposed = section.get("pull_request", False)
+        if proposed and target != "huggingface":
+            detail = f"Only the Hub has pull requests; {name} goes to {target}. Remove pull_request."
+            self._say("Target has no pull requests", detail, self.origins[f"{name}.pull_request"])
+        return PublishSpec(target, location, section.get("license"), section.get("private", False), proposed)
 
     def _register(self) -> RegisterSpec | None:
         section = self.fixed.get("register")

@@ -38,6 +38,7 @@ _STEP_VERBS = (
     (StepKind.CREATE, "create"),
     (StepKind.CARD, "card"),
     (StepKind.ADOPT, "adopt"),
+    (StepKind.TAG, "tag"),
     (StepKind.REGISTER, "register"),
 )
 

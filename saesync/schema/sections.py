@@ -256,6 +256,11 @@ def publish(places: Places) -> Schema:
                 **rule("^[a-z0-9][a-z0-9.+_-]*$", "a license id is in lower case, without spaces"),
             },
             "private": flag("Whether a Hub repo must be private. A public repo is never used for a private release.", False),
+            "pull_request": flag(
+                "Commit to one pull request of ours on the Hub, found again and updated, instead of the main branch. "
+                "Needs no write access, and no tag is made.",
+                False,
+            ),
         },
         oneOf=one_of(*places),
     )
