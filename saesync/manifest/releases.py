@@ -91,9 +91,8 @@ class _Maker:
         format_ = section.get("format", "")
         whole = _whole_options(format_)
         options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
-        if repo is None:
-            path = self._local(path, "source.path")
-        return SourceSpec(repo, section.get("revision"), path.strip("/") if repo else path, format_, MappingProxyType(options))
+        path = self._local(path, "source.path") if repo is None else _inside(path)
+        return SourceSpec(repo, section.get("revision"), path, format_, MappingProxyType(options))
 
     def _model(self) -> ModelSpec:
         section = self.fixed["model"]
@@ -219,6 +218,11 @@ class _Maker:
 
     def _say(self, summary: str, detail: str, origin: Origin | None) -> None:
         self.wrong.setdefault((summary, origin), Diagnostic(summary, detail, origin))
+
+
+def _inside(path: str) -> str:
+    """A path in a repo, "" for its root; `.` is the root, too, which needs a name where rows differ in their path."""
+    return "" if path == "." else path.strip("/")
 
 
 def _origins(root: Node, file: str) -> dict[str, Origin]:

@@ -136,7 +136,7 @@ def _source(options: Options) -> Schema:
         "repo": templated(ref("hubId", "Hub id of the repo that holds the weights; without it `path` is local.")),
         "revision": templated(ref("commit", "Commit hash of that repo; `saesync pin` fills it in.")),
         "path": templated(
-            ref("localPath", "File or folder in the repo (left out: its root), or local from the manifest's folder on.")
+            ref("localPath", "File or folder in the repo (left out, or `.`: its root), or local from the manifest's folder on.")
         ),
         "format": templated(
             choice(
