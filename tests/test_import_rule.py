@@ -36,11 +36,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
-    ("saesync.observe", "saesync.resolve"),
+    ("saesync.observe", "saesync.resolve", "saesync.presence", "saesync.overlay"),
     ("saesync.executors", "saesync.workers", "saesync.worker_main"),
     ("saesync.preflight", "saesync.apply", "saesync.progress", "saesync.demo"),
     ("saesync.cli",),
-    ("saesync.__main__",),
+    ("saesync.__main__", "saesync.overlay.__main__"),
 )
 EXACT_ROOT = "saesync"
 HEAVY = ("torch", "sae_lens", "transformers", "transformer_lens", "datasets", "pyarrow")

@@ -25,6 +25,7 @@ _COMMANDS = {
     "apply": "apply",
     "show": "show",
     "pin": "pin",
+    "registry": "registry",
     "formats": "catalog",
     "targets": "catalog",
     "schema": "catalog",
@@ -66,7 +67,8 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
         command: click.Command = getattr(module, cmd_name)
-        command.params += [option for option in _COMMON if option not in command.params]
+        for each in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+            each.params += [option for option in _COMMON if option not in each.params]
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
