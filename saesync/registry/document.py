@@ -74,9 +74,11 @@ def parse(data: bytes, name: str) -> Document:
             _guard(text, name)
             loader = _LOADER(text)
             root = loader.get_single_node()
-            value = {} if root is None else loader.construct_document(root)
+            value = None if root is None else loader.construct_document(root)
         except _UNREADABLE as error:
             raise _not_yaml(error, name) from error
+    if value is None:
+        root, value = None, {}
     if not isinstance(value, dict) or not isinstance(root, yaml.MappingNode | None):
         raise Refused("Registry cannot be read", "The file is not a mapping of release names.", Origin(name, 1, 1))
     return Document(name, data, text, root, value)
