@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning import evidence_of, files_of, inputs_of, release
 
@@ -91,6 +91,7 @@ JSON = st.recursive(
 KEYS = st.sampled_from(["conversion_func", "links", "model", "repo_id", "config_overrides", "saes", "x"])
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(KEYS, JSON | st.lists(st.dictionaries(st.sampled_from(["id", "path", "l0", "neuronpedia"]), JSON))))
 def test_anything_is_an_entry_or_refused(value: Any) -> None:
     try:
