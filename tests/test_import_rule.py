@@ -91,7 +91,7 @@ def test_light_modules_import_nothing_heavy() -> None:
     program = (
         "import sys, pkgutil, importlib, saesync.formats as f, saesync.targets as t\n"
         "import saesync.cli, saesync.schema, saesync.manifest, saesync.planner, saesync.resolve, saesync.observe\n"
-        "import saesync.inspection, saesync.pin, saesync.apply\n"
+        "import saesync.inspection, saesync.pin, saesync.apply, saesync.presence, saesync.overlay, saesync.cli.registry\n"
         "assert {'saelens', 'goodfire'} <= set(f.formats()), f.formats()\n"
         "assert {'huggingface', 'local'} <= set(t.targets())\n"
         f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"

@@ -67,7 +67,7 @@ def _read(source: str | None) -> tuple[bytes, str]:
     try:
         if path.is_dir():
             path = _inside(path)
-        if not path.exists() and source is not None and (_REPO.fullmatch(source) or _URL.match(source)):
+        if source is not None and not path.exists() and _elsewhere(source):
             found: tuple[bytes, str] = importlib.import_module("saesync.forge").read_registry(source, Cache())
             return found
         if path.exists() and not path.is_file():
@@ -76,6 +76,12 @@ def _read(source: str | None) -> tuple[bytes, str]:
             return stream.read(MAX_BYTES + 1), str(path)
     except OSError as error:
         raise Missing("Registry cannot be read", f"{path}: {error.strerror}. Name a file, a folder, or owner/name.") from error
+
+
+def _elsewhere(source: str) -> bool:
+    """Whether this is the name of a repository rather than of a file that is not there."""
+    named = _REPO.fullmatch(source) and not source.endswith((".yaml", ".yml"))
+    return bool(named or _URL.match(source))
 
 
 def _inside(folder: Path) -> Path:

@@ -133,10 +133,10 @@ def _official() -> frozenset[str]:
 @click.option("--replace", is_flag=True, help="Let it replace releases of SAELens's own list.")
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD...", type=click.UNPROCESSED)
 def run(file: Path | None, replace: bool, words: tuple[str, ...]) -> None:
-    """Run CMD, any program that uses SAELens in Python, with an overlay's releases loadable by name.
+    """Run a program with an overlay's releases loadable by name.
 
-    Its child processes see them too. CMD is looked up on PATH, and its Python need not have saesync. `python -m saesync.overlay`
-    is the same.
+    CMD is any program that uses SAELens in Python. Its child processes see them too. It is looked up on PATH,
+    and its Python need not have saesync. `python -m saesync.overlay` is the same.
     """
     path = find(file)
     read(path)
@@ -153,14 +153,19 @@ def _blind(words: Sequence[str]) -> str | None:
     """The flag with which a Python would not see the overlay, if it is given."""
     if not _PYTHON.fullmatch(Path(words[0]).name):
         return None
-    for word in words[1:]:
+    rest = iter(words[1:])
+    for word in rest:
         if not word.startswith("-") or word == "-":
             return None
-        for letter in word.removeprefix("-"):
+        for place, letter in enumerate(word, 1):
             if letter in "IES":
                 return letter
             if letter in "cm":
                 return None
-            if letter in "WX-":
+            if letter in "WX":  # its value is the rest of the word, or the next one
+                if place == len(word):
+                    next(rest, None)
+                break
+            if word.startswith("--"):
                 break
     return None

@@ -255,7 +255,12 @@ def test_exit_codes_and_places_to_look(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("nothing.yaml", "nothing.yaml: No such file"), ("/dev/zero", "not a regular file"), (".", "holds no sae_lens")],
+    [
+        ("nothing.yaml", "nothing.yaml: No such file"),
+        ("sae_lens/pretrained_saes.yml", "No such file"),
+        ("/dev/zero", "not a regular file"),
+        (".", "holds no sae_lens"),
+    ],
 )
 def test_what_is_not_there_is_one_message(source: str, said: str, tmp_path: Path) -> None:
     done = run(source, cwd=tmp_path)
