@@ -47,11 +47,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.policy",
         "saesync.checkout",
         "saesync.ci",
+        "saesync.presence",
+        "saesync.overlay",
     ),
     ("saesync.executors", "saesync.workers", "saesync.worker_main"),
     ("saesync.preflight", "saesync.apply", "saesync.progress", "saesync.demo"),
     ("saesync.cli",),
-    ("saesync.__main__",),
+    ("saesync.__main__", "saesync.overlay.__main__"),
 )
 EXACT_ROOT = "saesync"
 HEAVY = ("torch", "sae_lens", "transformers", "transformer_lens", "datasets", "pyarrow")
@@ -102,7 +104,7 @@ def test_light_modules_import_nothing_heavy() -> None:
     program = (
         "import sys, pkgutil, importlib, saesync.formats as f, saesync.targets as t\n"
         "import saesync.cli, saesync.schema, saesync.manifest, saesync.planner, saesync.resolve, saesync.observe\n"
-        "import saesync.inspection, saesync.pin, saesync.apply\n"
+        "import saesync.inspection, saesync.pin, saesync.apply, saesync.presence, saesync.overlay, saesync.cli.registry\n"
         "assert {'saelens', 'goodfire'} <= set(f.formats()), f.formats()\n"
         "assert {'huggingface', 'local'} <= set(t.targets())\n"
         f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"

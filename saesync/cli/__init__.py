@@ -27,6 +27,7 @@ _COMMANDS = {
     "show": "show",
     "pin": "pin",
     "import": "importing",
+    "registry": "registry",
     "formats": "catalog",
     "targets": "catalog",
     "schema": "catalog",
