@@ -44,7 +44,7 @@ class Credentials:
         """``text`` without the token, plain or encoded, and without user names or passwords in addresses."""
         if self.token is not None:
             alone = base64.b64encode(self.token.encode()).decode()
-            for secret in filter(None, (self.basic, alone, alone.rstrip("="), self.token)):
+            for secret in (self.basic or alone, alone, alone.rstrip("="), self.token):
                 text = text.replace(secret, "***")
         return re.sub(r"(\w+://)[^\s/@]+@", r"\1", text)
 

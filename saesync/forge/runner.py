@@ -101,7 +101,7 @@ class Git:
 
 
 def _without_foreign(ours: Mapping[str, str]) -> Iterable[str]:
-    """A prefix that takes variables away: what would steer git (a GIT_DIR), write headers down (a trace), or is another's secret."""
+    """A prefix that takes away what would steer git (a GIT_DIR), write headers down (a trace), or is another's secret."""
     names = [
         name
         for name in os.environ
