@@ -230,6 +230,7 @@ def _lay_once(desk: Desk, route: Route, proposal: Proposal, branch: str) -> Laid
     push(bench, route.head, branch, new, tip)
     if not foreign:
         desk.remember_ours(proposal.release, new)
+        desk.remember_made(new, path, wanted, _line(proposal.title))
     return Laid(new, refs.default, needed=True, pushed=True)
 
 
@@ -238,7 +239,12 @@ def _holds(desk: Desk, head: Remote, tip: str, wanted: bytes, title: str | None)
     entry = desk.file(head, tip)
     if entry is None or desk.data(head, tip, entry[1]) != wanted:
         return False
-    return title is None or desk.title(head, tip) == " ".join(title.split())
+    return title is None or desk.title(head, tip) == _line(title)
+
+
+def _line(title: str) -> str:
+    """A title as the first line of a commit message."""
+    return " ".join(title.split())
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,18 @@ FORK = "bot/SAELens"
 PATH = "sae_lens/pretrained_saes.yaml"
 RELEASE = "tiny-res"
 BRANCH = f"saesync/{RELEASE}"
-BASE = "first:\n  repo_id: acme/first\n  saes:\n  - id: a\n    path: a\nsecond:\n  repo_id: acme/second\n  saes:\n  - id: b\n    path: b\n"
+BASE = """\
+first:
+  repo_id: acme/first
+  saes:
+  - id: a
+    path: a
+second:
+  repo_id: acme/second
+  saes:
+  - id: b
+    path: b
+"""
 
 
 def entry(release: str, value: str) -> str:

@@ -98,8 +98,13 @@ class GitHubServer:
 
     def git(self, full_name: str, *arguments: str) -> str:
         """Run git in the server's own bare repository."""
+        return self._git(full_name, *arguments).decode()
+
+    def _git(self, full_name: str, *arguments: str) -> bytes:
         command = ["git", "--git-dir", str(self.folder(full_name)), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environment |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
+        return subprocess.run(command, check=True, capture_output=True, env=environment).stdout
 
     def sha(self, full_name: str, branch: str) -> str:
         return self.git(full_name, "rev-parse", f"refs/heads/{branch}").strip()
@@ -108,8 +113,7 @@ class GitHubServer:
         return self.git(full_name, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
 
     def file(self, full_name: str, branch: str, path: str) -> bytes:
-        command = ["git", "--git-dir", str(self.folder(full_name)), "cat-file", "blob", f"refs/heads/{branch}:{path}"]
-        return subprocess.run(command, check=True, capture_output=True).stdout
+        return self._git(full_name, "cat-file", "blob", f"refs/heads/{branch}:{path}")
 
     def commits(self, full_name: str, branch: str, since: str) -> list[str]:
         """Commits of a branch that are not in ``since``, newest first."""
