@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saesync import __version__
 from saesync.errors import NotVisible
-from saesync.forge.api_trouble import Wanted, failures, rationed, said, stumbled
+from saesync.forge.api_trouble import Wanted, failures, is_trouble, rationed, said, stumbled
 from saesync.forge.credentials import Credentials
 from saesync.forge.identity import Identity
 from saesync.forge.patience import patience_seconds, patiently
@@ -238,6 +238,8 @@ class Api:
             try:
                 return action(github)
             except failures() as error:
+                if not is_trouble(error):
+                    raise
                 raise stumbled(error, wanted, self.credentials) from None
 
         github = self._github()

@@ -42,9 +42,10 @@ class Credentials:
 
     def redact(self, text: str) -> str:
         """``text`` without the token, plain or encoded, and without user names or passwords in addresses."""
-        if self.token is not None:
-            alone = base64.b64encode(self.token.encode()).decode()
-            for secret in (self.basic or alone, alone, alone.rstrip("="), self.token):
+        token, basic = self.token, self.basic
+        if token is not None and basic is not None:
+            alone = base64.b64encode(token.encode()).decode()
+            for secret in (basic, basic.rstrip("="), alone, alone.rstrip("="), token):
                 text = text.replace(secret, "***")
         return re.sub(r"(\w+://)[^\s/@]+@", r"\1", text)
 
