@@ -146,10 +146,11 @@ class Api:
 
             try:
                 found = github.get_repo(name)
-                parent = found.parent.full_name if found.fork else ""
+                origins = [found.parent, found.source] if found.fork else []
             except UnknownObjectException:
                 return None
-            return found.full_name if parent.casefold() == self.place.full_name.casefold() else None
+            names = [origin.full_name.casefold() for origin in origins if origin is not None]
+            return found.full_name if self.place.full_name.casefold() in names else None
 
         return self._call(Wanted(f"show {name}", self.place.registry), action)
 

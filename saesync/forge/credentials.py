@@ -59,8 +59,8 @@ def find_credentials(server: Server) -> Credentials:
     for name in TOKEN_VARIABLES:
         if token := os.environ.get(name, "").strip():
             return Credentials(server, _usable(token, name))
-    token = _from_gh(server)
-    return Credentials(server, _usable(token, "gh auth token") if token else None)
+    from_gh = _from_gh(server)
+    return Credentials(server, _usable(from_gh, "gh auth token") if from_gh else None)
 
 
 def no_credentials(server: Server) -> Credentials:

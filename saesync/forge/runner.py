@@ -57,9 +57,9 @@ class Git:
         Raises:
             Missing: git is not there, or too old.
         """
+        check_git()
         import git
 
-        check_git()
         environment = self._environment() | dict(extra or {})
         command = [*_without_foreign(environment), git.Git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments]
         with tempfile.TemporaryFile() as stream:

@@ -237,11 +237,39 @@ def test_settings_of_the_environment_do_not_steer_git(
     assert [path for path in (other / "objects").rglob("*") if path.is_file()] == []
 
 
+def test_git_is_not_installed(cache: Cache, git_user: Path, tmp_path: Path) -> None:
+    program = (
+        "from saesync.cache import Cache\n"
+        "from saesync.errors import Missing\n"
+        "from saesync.forge import observe, check_access\n"
+        "print(observe('acme/SAELens', ['tiny-res'], Cache()).unknown.data['detail'])\n"
+        "try:\n    check_access('acme/SAELens')\nexcept Missing as error:\n    print(error)\n"
+    )
+    environment = {"PATH": str(tmp_path), "HOME": str(git_user), "SAESYNC_CACHE": str(cache.root), "GH_TOKEN": "ghp_x"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout.count("git is not here: Registering needs the program git") == 2, done.stderr
+
+
+def test_whoever_may_push_upstream_but_whose_token_may_not(
+    github: GitHubServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """GitHub's permissions are the user's; a fine-grained token may have fewer."""
+    monkeypatch.setenv("SAESYNC_GITHUB_TOKEN", GH_ALICE)
+    github.fault(route="git.*", path="git-receive-pack", status=403, body="Write access to repository not granted.", times=-1)
+    with pytest.raises(Missing) as caught:
+        propose(REGISTRY, proposal(), cache)
+    assert summary(caught) == "Token may not push"
+    assert REGISTRY in detail(caught)
+
+
 # ------------------------------------------------------------------------------------------------------- the network
 
 
-@pytest.mark.parametrize("route", ["user", "repos.get", "repos.pulls.get", "repos.pulls.post"])
-@pytest.mark.parametrize("name", sorted(LIMITS))
+@pytest.mark.parametrize(("route", "name"), [
+    ("user", "primary"), ("repos.get", "secondary"), ("repos.pulls.get", "429"),
+    ("repos.pulls.post", "primary"), ("repos.pulls.post", "secondary"), ("repos.forks.post", "secondary"),
+])  # fmt: skip
 def test_a_short_rate_limit_is_waited_for(github: GitHubServer, cache: Cache, route: str, name: str) -> None:
     api._ACCOUNTS.clear()  # learnt by an earlier test
     github.fault(route=route, **limit(name, 1))
