@@ -1,6 +1,7 @@
 """What a weight format is: one module with a ``FORMAT`` object of this shape. No torch at import time.
 
-Orientation everywhere is SAELens's: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_in]``, ``b_enc [d_sae]``, ``b_dec [d_in]``.
+Orientation everywhere is SAELens's: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_out]``, ``b_enc [d_sae]``, ``b_dec [d_out]``,
+``W_skip [d_out, d_in]``; ``d_out`` is ``d_in`` except in transcoders.
 """
 
 from __future__ import annotations
@@ -78,14 +79,25 @@ class LazyTensor(Protocol):
         ...
 
 
+# How features of the converted SAE stand to the authors' own: equal, or each times its decoder row's norm, times the scale of
+# the input, or both. Steering strengths, thresholds and dashboard values are in these units.
+FEATURE_SCALES = ("raw", "decoder_norm", "input_scale", "decoder_norm*input_scale")
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """A source in canonical form. ``cfg`` holds SAELens v6 top-level fields (architecture, d_in, d_sae, apply_b_dec_to_input,
-    normalize_activations, k ...) without dtype and device; ``metadata`` what the source itself says of model and data."""
+    normalize_activations, k ...) without dtype and device; ``metadata`` what the source itself says of model and data.
+
+    ``feature_scale`` is one of FEATURE_SCALES; unless it is "raw", ``feature_factors [d_sae]`` are what the authors' features
+    (those of ``Format.reference``) are multiplied by to give SAELens's.
+    """
 
     cfg: Mapping[str, Json]
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, Json] = field(default_factory=nothing)
+    feature_scale: str = "raw"
+    feature_factors: LazyTensor | None = None
 
 
 @runtime_checkable
@@ -94,6 +106,10 @@ class Format(Protocol):
 
     ``version`` is bumped by hand when the converted bytes should change. ``Options`` is a frozen dataclass whose fields
     (with ``metadata={"help": ...}``) become manifest keys beside ``format:`` and rows in the docs.
+
+    Two attributes are optional. ``variants``, a tuple of names (classes, layouts), says that ``example`` takes one of them as
+    a third argument; the conformance suite then runs over each. ``conversion_func`` is the word of SAELens's registry for the
+    loader that reads these files as they are.
     """
 
     name: str
@@ -124,7 +140,10 @@ class Format(Protocol):
         ...
 
     def reference(self, files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, output ``[n, d_out]``)."""
+        """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, output ``[n, d_out]``).
+
+        Features are the authors' own; ``Weights.feature_scale`` says how SAELens's stand to them.
+        """
         ...
 
     def example(self, folder: Path, seed: int) -> Any:

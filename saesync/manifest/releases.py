@@ -82,7 +82,8 @@ class _Maker:
             self._neuronpedia(section["hook"], set_),
             None if train is None else MappingProxyType(train),
             MappingProxyType(section.get("cfg", {})),
-            self.origins,
+            origins=self.origins,
+            hook_out=section.get("hook_out"),
         )
 
     def _source(self, section: Mapping[str, Any]) -> SourceSpec:

@@ -61,7 +61,8 @@ def _desired(desired: Mapping[str, Any] | None) -> Pairs:
     if desired is None:
         return [("nothing", "no manifest asks for it")]
     source, validate, model = desired["source"], desired["validate"], desired["model"]
-    pairs = [("hook", plain(desired["hook"])), ("dtype", plain(desired["dtype"])), ("model", _versioned(model["name"], model))]
+    hooks = " to ".join(plain(desired[name]) for name in ("hook", "hook_out") if desired.get(name))
+    pairs = [("hook", hooks), ("dtype", plain(desired["dtype"])), ("model", _versioned(model["name"], model))]
     if source:
         place = f"{_versioned(source['repo'], source)} {plain(source['path'])}" if source["repo"] else plain(source["path"])
         pairs.append(("source", f"{place.strip()} ({plain(source['format'])})"))
