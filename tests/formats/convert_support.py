@@ -62,10 +62,15 @@ def cases() -> list[Case]:
 
 
 def metadata_of(format_name: str, folder: Path, options: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a manifest would say: a transcoder's names the hook it predicts."""
+    """What a manifest would say: a transcoder's names the hook it predicts, and attention heads are at hook_z."""
     chosen = formats.get(format_name)
     weights = chosen.read(source_files(format_name, folder), formats.make_options(chosen, options))
-    return METADATA | ({"hook_name_out": HOOK_OUT} if "d_out" in weights.cfg else {})
+    metadata = dict(METADATA)
+    if "d_out" in weights.cfg:
+        metadata["hook_name_out"] = HOOK_OUT
+    if weights.cfg["reshape_activations"] == "hook_z":
+        metadata["hook_name"] = "blocks.0.attn.hook_z"
+    return metadata
 
 
 def convert(

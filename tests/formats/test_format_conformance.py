@@ -77,8 +77,14 @@ def test_example_converts_proves_and_loads(case: Case, dtype: str, tmp_path: Pat
     x = torch.randn(32, sae.cfg.d_in, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     features, output = case.format.reference(source_files(case.name, tmp_path / "source"), options, x)
     step = 4 * torch.finfo(getattr(torch, dtype)).eps * sae.cfg.d_in
+    shaped = x[:, None] if sae.cfg.reshape_activations == "hook_z" else x  # one head as wide as d_in
     with torch.no_grad():
-        assert torch.allclose(sae(x.to(sae.dtype)).double(), output, atol=step * float(output.abs().max()) + 1e-12, rtol=0)
+        assert torch.allclose(
+            sae(shaped.to(sae.dtype)).double().reshape(output.shape),
+            output,
+            atol=step * float(output.abs().max()) + 1e-12,
+            rtol=0,
+        )
     assert bool((features > 0).any())
 
 
