@@ -13,7 +13,7 @@ Classes built on torch's Linear store their matrices as ``[out, in]``; the last 
 activations folds its ``norm_factor`` into the biases when it saves, so the factor in config.json must not be used again.
 
 Which class a checkpoint has is decided by its tensors where these can tell: ``StandardTrainerAprilUpdate`` writes
-``dict_class: AutoEncoder`` over the tensors of AutoEncoderNew.
+``dict_class: AutoEncoder`` also when it trained an AutoEncoderNew.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ class GemmaScope2:
             try:
                 kind = _kind(config, None) if config is not None else None
                 shape = _shape(file, tensors, kind)
+                _check_skip(config, SKIP in tensors)
             except Refused as refusal:
                 return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
             cfg = _jumprelu.cfg(shape, kind == "transcoder" or SKIP in tensors, skip=SKIP in tensors)
@@ -94,6 +95,7 @@ class GemmaScope2:
         name, path = _weights(files)
         opened = open_tensors(path, name)
         shape = _shape(name, opened.infos, kind)
+        _check_skip(config, SKIP in opened.tensors)
         tensors: dict[str, LazyTensor] = {
             (f"W_{tensor[2:]}" if tensor.startswith("w_") else tensor): stored for tensor, stored in opened.tensors.items()
         }
@@ -205,6 +207,14 @@ def _shape(file: str, tensors: Mapping[str, TensorInfo], kind: str | None) -> Sh
     found = {(f"W_{name[2:]}" if name.startswith("w_") else name): info for name, info in tensors.items()}
     widths = [*axes.get("w_enc", [])[:1], *axes.get("b_dec", [])[:1]]
     return _jumprelu.shape_of(file, found, kind in ("sae", "attention"), {SKIP: tuple(widths)} if SKIP in tensors else None)
+
+
+def _check_skip(config: Mapping[str, Any] | None, present: bool) -> None:
+    """Whether a transcoder is affine is seen from its tensors; config.json must not say otherwise."""
+    said = None if config is None else config.get("affine_connection")
+    if said is not None and said is not present:
+        holds = "hold" if present else "do not hold"
+        raise Refused("Config contradicts tensors", f"{CONFIG}: affine_connection is {said}, but the weights {holds} {SKIP}.")
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
