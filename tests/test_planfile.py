@@ -48,12 +48,12 @@ def said(saved: dict[str, Any], world: World, **choices: tuple[str, ...]) -> lis
 
 def test_form_and_totals() -> None:
     world = published(release(ids=["layer_0", "layer_1", "layer_2"]))
-    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("register", Origin("m.yaml", 30, 1)),))]
+    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("neuronpedia.export", Origin("m.yaml", 30, 1)),))]
     world.wanted["res/layer_3"] = wanted_of(world.releases[0].saes[2])
     data = plan_json(world.plan(), asked={"paths": ["manifests"]})
     assert (data["type"], data["version"]) == ("saesync-plan", 1)
     assert data["asked"] == {"paths": ["manifests"], "roots": [], "only": [], "adopt": [], "replace": [], "prune": []}
-    assert data["totals"] == {"saes": 3, "card": 1, "current": 2, "held": 1, "orphaned": 1, "publish": 1}
+    assert data["totals"] == {"saes": 3, "card": 1, "current": 2, "held": 1, "orphaned": 1, "publish": 1, "tag": 1}
     new = next(item for item in data["items"] if item["id"] == "layer_3")
     assert new["verb"] == "publish"
     assert new["steps"] == ["fetch", "convert", "validate", "publish"]
@@ -87,7 +87,7 @@ def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
         (broken(lambda saved: saved.pop("digest")), '"digest"'),
         (broken(lambda saved: saved.update(asked={"paths": [1]})), '"asked"'),
         (broken(lambda saved: saved.update(items={})), '"items"'),
-        (broken(lambda saved: saved["items"].append("x")), "item 3"),
+        (broken(lambda saved: saved["items"].append("x")), "item 4"),
         (broken(lambda saved: saved["items"][0].update(steps=[1])), "item 1"),
         (broken(lambda saved: saved["items"][0]["basis"].update(at=[[]])), "item 1"),
         (broken(lambda saved: saved["items"][1].update(id=7)), "item 2"),

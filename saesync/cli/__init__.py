@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ _COMMANDS = {
     "apply": "apply",
     "show": "show",
     "pin": "pin",
+    "import": "importing",
     "formats": "catalog",
     "targets": "catalog",
     "schema": "catalog",
@@ -74,7 +76,8 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
+        # A command may be a word of Python's own, such as `import`.
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
         _add_common(command)
         return command
 
@@ -116,17 +119,17 @@ def main(args: list[str] | None = None) -> None:
         code = Interrupted.exit_code
     except SaesyncError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         _tell(error, words)
         code = error.exit_code
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         _tell(_trouble(error), words)
         code = 1
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

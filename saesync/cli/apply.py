@@ -19,7 +19,7 @@ from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, is_terminal, put, say
 from saesync.cli.scope import policy_of, policy_option
 from saesync.errors import Missing, Refused
-from saesync.planner import keep
+from saesync.planner import keep, part
 from saesync.policy import Policy
 from saesync.targets import open_target
 
@@ -46,8 +46,23 @@ def _devices(_ctx: click.Context, _option: click.Parameter, names: tuple[str, ..
     callback=_devices,
     help="Measure on this device (cuda:0, mps, cpu); repeatable.",
 )
+@click.option(
+    "--steps",
+    type=click.Choice(["all", "publish", "register"]),
+    default="all",
+    show_default=True,
+    help="Only what is published, or only what is registered: the two need different tokens.",
+)
 @click.pass_context
-def apply(ctx: click.Context, asked: Asked, policy_file: Path | None, yes: bool, format_: str, devices: tuple[str, ...]) -> None:
+def apply(
+    ctx: click.Context,
+    asked: Asked,
+    policy_file: Path | None,
+    yes: bool,
+    format_: str,
+    devices: tuple[str, ...],
+    steps: str,
+) -> None:
     """Make it true: fetch, convert, validate, publish.
 
     Conversions are proved, SAEs measured on the real model, and what passes is published.
@@ -62,6 +77,8 @@ def apply(ctx: click.Context, asked: Asked, policy_file: Path | None, yes: bool,
     if world is None:
         say("Nothing was done.")
         ctx.exit(1)
+    if steps != "all":
+        world = replace(world, plan=part(world.plan, registering=steps == "register"))
     for note in world.notes:
         say(note)
     context = Context(
@@ -70,6 +87,8 @@ def apply(ctx: click.Context, asked: Asked, policy_file: Path | None, yes: bool,
         wanted=world.wanted,
         observed=world.observed,
         open_target=lambda name: open_target(name, world.cache),
+        registries=world.registries,
+        policy=world.policy,
         choices=world.asked.choices,
         devices=devices,
     )

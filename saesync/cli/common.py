@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +14,18 @@ import click
 from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.scope import EVERYTHING, Scope
+from saesync.garbage import no_garbage_collection
+from saesync.hub import Hub
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
 from saesync.planner import hold, select
 from saesync.planner import plan as make_plan
+from saesync.planning.basis import SECTION
 from saesync.planning.case import matches
+from saesync.planning.registration import Seen
+from saesync.planning.tagging import TAG
 from saesync.policy import OPEN, Policy
+from saesync.registering import observe_registries, with_writers
 from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -132,22 +136,11 @@ class World:
     plan: Plan
     resolver: Resolver
     cache: Cache
+    registries: Mapping[str, Seen] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     policy: Policy = OPEN
     scope: Scope = field(default_factory=lambda: EVERYTHING)
     named: frozenset[str] = frozenset()  # releases of the manifests that were read, changed or not
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Planning makes many small values and no cycles; looking for cycles among 14,000 SAEs is a quarter of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def look(asked: Asked, *, again: bool = False, policy: Policy = OPEN, scope: Scope = EVERYTHING) -> World:
@@ -161,7 +154,7 @@ def look(asked: Asked, *, again: bool = False, policy: Policy = OPEN, scope: Sco
         ManifestError: with everything that is wrong in all of them.
         click.UsageError: --only, --adopt, --replace or --prune names nothing that is here.
     """
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _look(asked, again, policy, scope)
 
 
@@ -174,14 +167,17 @@ def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
     observed = observe(releases, cache)
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)
+    registries = observe_registries(releases, cache, policy)
+    if registries and policy.file is not None:
+        registries = with_writers(registries, releases, observed, policy, resolver.hub or Hub(cache))
     named = frozenset(release.name for release in everything)
-    whole = make_plan(releases, wanted, observed, asked.choices, named=named)
+    whole = make_plan(releases, wanted, observed, asked.choices, named=named, registries=registries)
     recorded = {name for seen in observed.values() for name in seen.records}
     if not again and scope.changes is None:
         _check_words(asked, whole, named | recorded)
     plan = select(hold(whole, policy.refusals(whole.releases)), asked.only)
     notes = tuple(_idle_words(asked, plan))
-    return World(asked, releases, wanted, observed, plan, resolver, cache, notes, policy, scope, named)
+    return World(asked, releases, wanted, observed, plan, resolver, cache, registries, notes, policy, scope, named)
 
 
 def _permissions(asked: Asked) -> list[tuple[str, str]]:
@@ -193,10 +189,11 @@ def _permissions(asked: Asked) -> list[tuple[str, str]]:
 def _check_words(asked: Asked, plan: Plan, releases: Collection[str]) -> None:
     """A mistyped name must not pass as "nothing to do"."""
     addresses = [item.address for item in plan.items if item.id is not None]
+    tagged = [*addresses, *(item.address for item in plan.items if item.basis.get(SECTION) == TAG)]
     for flag, word in [*(("only", glob) for glob in asked.only), *_permissions(asked)]:
         if flag == "prune" and word not in releases:
             said = f"--prune {word!r}: no release of that name is here. Type its whole name.{_near(word, releases)}"
-        elif flag != "prune" and not any(matches((word,), address) for address in addresses):
+        elif flag != "prune" and not any(matches((word,), one) for one in (addresses, tagged)[flag == "replace"]):
             said = f"--{flag} {word!r} matches no SAE. It is compared with whole addresses, release/id.{_near(word, addresses)}"
         else:
             continue

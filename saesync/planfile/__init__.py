@@ -48,6 +48,14 @@ _VERBS: Mapping[Status, str] = {
     Status.UNPROVEN: "validate",
     Status.RETIRED: "delete",
 }
+# What one step of a release or SAE makes of the whole, whatever its status.
+_STEP_VERBS = (
+    (StepKind.CREATE, "create"),
+    (StepKind.CARD, "card"),
+    (StepKind.ADOPT, "adopt"),
+    (StepKind.TAG, "tag"),
+    (StepKind.REGISTER, "register"),
+)
 
 
 def verb_of(item: Item) -> str:
@@ -56,7 +64,7 @@ def verb_of(item: Item) -> str:
         return "unknown" if item.status is Status.UNKNOWN else "held"
     if not item.steps:
         return str(item.status)
-    for step, verb in ((StepKind.CREATE, "create"), (StepKind.CARD, "card"), (StepKind.ADOPT, "adopt")):
+    for step, verb in _STEP_VERBS:
         if step in item.steps:
             return verb
     return _VERBS[item.status]
@@ -102,21 +110,23 @@ def _totals(plan: Plan) -> dict[str, int]:
         own_trouble = item.held and (item.release, item.reasons[0].code) not in spoken
         if StepKind.CREATE in item.steps:
             created.add(item.basis.get("asked.target"))
-        elif item.id is not None or item.steps or own_trouble:
+        elif item.id is not None or item.steps or own_trouble or item.status is Status.WAITING:
             counts[verb_of(item)] += 1
     counts["create"] = len(created)
     gone = counts["orphaned"] + counts["delete"]
-    saes = sum(item.id is not None for item in plan.items) - gone
+    registered = sum(len(release.saes) for release in plan.releases if release.home is None)  # they have no items of their own
+    saes = sum(item.id is not None for item in plan.items) - gone + registered
     return {"saes": saes, **dict(sorted((+counts).items()))}
 
 
 def _release(release: Release) -> dict[str, Any]:
-    publish = release.publish
+    home = release.home
     return {
         "name": release.name,
         "manifest": release.manifest,
-        "target": publish.target if publish else None,
-        "location": publish.location if publish else None,
+        "target": home.target if home else None,
+        "location": home.location if home else None,
+        "registry": release.register.registry if release.register else None,
         "saes": len(release.saes),
         "validate": any(sae.validate is not None for sae in release.saes),
         "pinned": all(sae.source is None or sae.source.repo is None or bool(sae.source.revision) for sae in release.saes),

@@ -59,8 +59,12 @@ def of_orphan(release: Release, place: Place, sae_id: str, choice: str | None) -
 
 def of_release(release: Release, observed: Observed, record: Record | None, card: str | None) -> Basis:
     """Basis of a release as a whole. ``card`` is the digest of the card that the observed record would give."""
-    publish = release.publish
+    publish, pull = release.publish, observed.pull
+    proposed = {"asked.pull_request": True} if publish is not None and publish.pull_request else {}
+    found = {"observed.pull": f"#{pull.num} {pull.status}"} if pull is not None else {}
     return {
+        **proposed,
+        **found,
         "at": _at(observed),
         "asked.target": _target(release),
         "asked.license": publish.license if publish else None,
@@ -72,6 +76,11 @@ def of_release(release: Release, observed: Observed, record: Record | None, card
         "observed.visibility": observed.visibility,
         "observed.visible": observed.unknown is None,
     }
+
+
+def of_tag(release: Release, observed: Observed, state: str) -> Basis:
+    """Basis of a release's tag: whether the one that the observed record asks for is there."""
+    return {"at": _at(observed), "asked.target": _target(release), "observed.tag": state}
 
 
 def key_of_item(item: Item) -> tuple[str, str, str]:
@@ -112,4 +121,4 @@ def _at(observed: Observed) -> str:
 
 
 def _target(release: Release) -> str | None:
-    return f"{release.publish.target}:{release.publish.location}" if release.publish else None
+    return f"{release.home.target}:{release.home.location}" if release.home else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import code, plain
-from saesync.render.fold import LAST, Line, by_release, changed_said, counted, lines_of, place_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, changed_said, counted, lines_of, place_of, section_of, totals_said
 from saesync.render.reasons import reason_markdown, reasons_joined
 from saesync.render.review import review_markdown
 
@@ -141,7 +141,7 @@ def _sign(line: Line) -> str:
 def _label(line: Line) -> str:
     first, last = line.items[0], line.items[-1]
     if first["id"] is None:
-        what = "README.md" if line.verb == "card" else first["section"] or place_of(first)
+        what = "README.md" if line.verb == "card" else section_of(first) or place_of(first)
         return f"{code(first['release'])} {code(what)}" if what else code(first["release"])
     if len(line.items) == 1:
         return code(f"{first['release']}/{first['id']}")
@@ -195,10 +195,12 @@ def _end(data: Mapping[str, Any], about: About) -> list[str]:
         said.append(f"{changed_said(data['changed'])}\n")
     if data.get("untrusted") and not data.get("complete", True):
         said.append("Not everything could be seen from here without a token: what is unknown is not vouched for.\n")
-    unmeasured = [code(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
-    if unmeasured:
-        more = f" and {len(unmeasured) - 10} more" if len(unmeasured) > 10 else ""
-        said.append(f"Not measured (no `validate` section): {', '.join(unmeasured[:10])}{more}.\n")
+    unmeasured = [release["name"] for release in data["releases"] if release["manifest"] and not release["validate"]]
+    loose = [release["name"] for release in data["releases"] if not release["pinned"]]
+    for names, what in ((unmeasured, "Not measured (no `validate` section)"), (loose, "Source not pinned to a commit")):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            said.append(f"{what}: {', '.join(map(code, names[:10]))}{more}.\n")
     digest = code(short(str(data["digest"])))
     of = f" of commit {code(short(about.commit))}" if about.commit is not None else ""
     return [*said, f"<sub>Digest {digest}{of}. Apply refuses if manifests or targets change before it runs.</sub>"]

@@ -55,7 +55,7 @@ def test_first_comment_and_check(forge: Forge, tmp_path: Path, proposed: tuple[i
     done = saesync(forge, *words_for(tmp_path, sha))
     assert done == Done(0, f"Pull request #{number}: comment posted, check 'saesync plan' concludes success.\n", "")
     (body,) = forge.said(number)
-    assert body.startswith(f"{MARKER}\n### saesync plan · 2 to publish, 1 place to create\n")
+    assert body.startswith(f"{MARKER}\n### saesync plan · 2 to publish, 1 place to create, 1 tag to create\n")
     assert f"Digest `{plan['digest'][:8]}` of commit `{sha[:8]}`" in body
     assert "onerror" not in body  # plan.md is never read
     (run,) = forge.checks(sha)
