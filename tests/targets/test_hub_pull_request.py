@@ -19,7 +19,6 @@ from saesync.apply import Outcome
 from saesync.errors import Conflict, Missing, SaesyncError, Unavailable
 from saesync.model import Item, ReasonCode, Status, StepKind
 from saesync.planfile import compare, plan_json
-from saesync.record import Record
 from saesync.render import plan_text
 from saesync.targets.pulls import TITLE
 
