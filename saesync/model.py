@@ -116,6 +116,7 @@ class PublishSpec:
     license: str | None = None
     private: bool = False
     pull_request: bool = False  # commit to one pull request of ours on the Hub instead of the main branch
+    origin: Origin | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,16 @@ class Release:
     later: tuple[tuple[str, Origin], ...] = ()
     origin: Origin | None = None
     register: RegisterSpec | None = None
+
+    @property
+    def evidence_only(self) -> bool:
+        """Whether only evidence is ours to publish: somebody else's SAEs are measured, and stay where they are."""
+        return self.publish is None and self.records is not None and any(sae.validate is not None for sae in self.saes)
+
+    @property
+    def home(self) -> PublishSpec | None:
+        """Where the record of this release stands; None when there is none to keep."""
+        return self.records if self.evidence_only else self.publish
 
 
 # ------------------------------------------------------------------------------------------------------- keys
@@ -372,11 +383,23 @@ class ReasonCode(StrEnum):
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
+    NOT_REGISTERED = "not_registered"  # registry
+    NOT_ON_HUB = "not_on_hub"  # location: SAELens loads from the Hub only
+    AFTER_SAES = "after_saes"  # count, partial: registered once these are published
+    AFTER_MERGE = "after_merge"  # what is published goes by pull request on the Hub
+    WAITS_FOR = "waits_for"  # count, of: SAEs that keep the entry waiting
+    WAITS_FOR_REVIEW = "waits_for_review"  # number, url, checks: names of those that fail or wait
+    BRANCH_PUSHED = "branch_pushed"  # branch
+    DECLINED = "declined"  # number, url: closed without merging
+    RECORD_BY = "record_by"  # account: not one whose records count as evidence
+    ENTRY_REFUSED = "entry_refused"  # detail
+    NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
     NOT_TAGGED = "not_tagged"  # tag (None: the name is known once all is published)
     TAG_MOVED = "tag_moved"  # tag, found, release
     WAITING_FOR_MERGE = "waiting_for_merge"  # num, url, status
     PULL_CLOSED = "pull_closed"  # num, url
     PULL_NEEDS_REPO = "pull_needs_repo"  # location
+    NOT_ALLOWED = "not_allowed"  # key, value, file: the policy that does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +408,16 @@ class Reason:
 
     code: ReasonCode
     data: Mapping[str, Json] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A place that a release names in ``section`` (publish, records or register), and why it is not used."""
+
+    release: str
+    section: str
+    reason: Reason
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

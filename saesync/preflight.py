@@ -87,6 +87,9 @@ class _Checks:
         for key, duty in self.graph.duties.items():
             if duty.work is not None and self.graph.tasks[key].resource == CONVERT:
                 yield partial(self.source, duty.work), duty.origin
+        registrations = (duty for duty in self.graph.duties.values() if duty.registration is not None)
+        for name, origin in {duty.registration.seen.registry: duty.origin for duty in registrations if duty.registration}.items():
+            yield partial(self.registry, name), origin
         if self.graph.uses(DEVICE) and any(name != "cpu" for name in self.crew.devices):
             yield self.devices, None
 
@@ -131,6 +134,13 @@ class _Checks:
         resolved = self.graph.context.resolver.source(spec)
         made = sum(file.digest.size for file in resolved.files.values())
         return {f"build {work.inputs.build_key}": made, **self._remote(fetch.source_parcel(spec, resolved))}
+
+    def registry(self, name: str) -> Sizes:
+        """May we propose a change there?"""
+        from saesync.forge import check_access
+
+        check_access(name)
+        return nothing()
 
     def devices(self) -> Sizes:
         """Are the devices there that were named?"""

@@ -130,8 +130,8 @@ class Resolver:
     _folders: dict[Path, list[str]] = field(default_factory=dict)
 
     def resolve(self, releases: Sequence[Release], observed: Mapping[Place, Observed]) -> Mapping[str, Wanted]:
-        """Keys of every SAE that is to be published, by address."""
-        publishing = [release for release in releases if release.publish is not None and not release.retire]
+        """Keys of every SAE that is to be published or measured, by address. What is only registered is not looked at."""
+        publishing = [release for release in releases if release.home is not None and not release.retire]
         saes = [(release, sae) for release in publishing for sae in release.saes]
         self._list_repos(sae.source for _, sae in saes)
         return {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
@@ -172,7 +172,7 @@ class Resolver:
     def _wanted(self, release: Release, sae: Sae, observed: Mapping[Place, Observed]) -> Wanted:
         if sae.source is None:
             return Wanted(sae, None, Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": "train"}))
-        recorded = _Recorded(_entry(release.publish, sae, observed))
+        recorded = _Recorded(_entry(release.home, sae, observed))
         try:
             inputs = self._inputs(sae, sae.source, self._source_digest(sae.source, recorded), recorded)
         except _Blocked as blocked:
@@ -250,7 +250,7 @@ class Resolver:
         """Measured before under this very key: in the target or ``records:``, else in the cache.
 
         What misses a requirement and belongs in ``records:`` does not count before it is there: apply, to which nothing of it
-        is new, brings it there.
+        is new, brings it there. The same goes for all evidence of somebody else's SAEs.
         """
         key = inputs.measure_key
         if key is None:
@@ -260,6 +260,8 @@ class Resolver:
             for evidence in entry.evidence if entry is not None else ():
                 if evidence.measure_key == key:
                     return evidence
+        if release.evidence_only:
+            return None
         found = self.cache.read_json("evidence", key)
         try:
             cached = None if found is None else Evidence.from_json(found)

@@ -32,6 +32,7 @@ from saesync.model import (
 )
 from saesync.planner import plan
 from saesync.planning.basis import SECTION
+from saesync.planning.registration import Seen
 from saesync.record import Evidence, Metric, Pending, Record, SaeRecord
 from saesync.tags import complete, shown_tag, tag_name
 
@@ -105,6 +106,7 @@ class World:
     wanted: dict[str, Wanted] = field(default_factory=dict)
     observed: dict[tuple[str, str], Observed] = field(default_factory=dict)
     ev: dict[str, float] = field(default_factory=dict)
+    registries: dict[str, Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for one in self.releases:
@@ -115,7 +117,12 @@ class World:
                 self.observed.setdefault(place, Observed(*place))
 
     def plan(self, **choices: tuple[str, ...]) -> Plan:
-        return plan(self.releases, self.wanted, self.observed, Choices(**choices))
+        empty = {
+            one.name: Seen(one.register.registry, "github", f"{one.register.registry}@1111111")
+            for one in self.releases
+            if one.register is not None
+        }
+        return plan(self.releases, self.wanted, self.observed, Choices(**choices), registries=empty | self.registries)
 
     def item(self, address: str, **choices: tuple[str, ...]) -> Item:
         return next(item for item in self.plan(**choices).items if item.address == address)
@@ -133,7 +140,7 @@ class World:
         for item in made.items:
             one = releases[item.release]
             assert one.publish is not None or not item.steps
-            if one.publish is None or not item.steps or item.address in stopped:
+            if one.publish is None or not item.steps or item.address in stopped or StepKind.REGISTER in item.steps:
                 continue
             place = (one.publish.target, one.publish.location)
             if item.basis.get(SECTION) != "tag":

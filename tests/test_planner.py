@@ -544,13 +544,13 @@ def test_releases_in_no_manifest_are_listed_and_pruned_by_name() -> None:
 
 
 def test_later_sections_are_held_one_by_one() -> None:
-    world = published(release(later=(("register", Origin("m.yaml", 30, 1)), ("dashboards", Origin("m.yaml", 33, 1)))))
+    world = published(release(later=(("neuronpedia.export", Origin("m.yaml", 30, 1)), ("dashboards", Origin("m.yaml", 33, 1)))))
     held = [item for item in world.plan().items if item.held]
     assert [(item.id, item.reasons[0].data["section"], item.origin.line if item.origin else 0) for item in held] == [
-        (None, "register", 30),
+        (None, "neuronpedia.export", 30),
         (None, "dashboards", 33),
     ]
-    only = World([release(publish=None, later=(("register", Origin("m.yaml", 30, 1)),))])
+    only = World([release(publish=None, later=(("neuronpedia.export", Origin("m.yaml", 30, 1)),))])
     assert [item.status for item in only.plan().items] == [Status.HELD]
     nowhere = World([release(publish=None)])
     assert nowhere.plan().items[0].reasons[0].data == {"section": "publish"}

@@ -9,6 +9,7 @@ from saesync.apply import settings
 from saesync.apply.builds import read_build
 from saesync.apply.commits import CommitLane, Waiting
 from saesync.apply.context import Context
+from saesync.apply.registration import Registration
 from saesync.apply.scheduler import Pick, Resource, Task
 from saesync.apply.steps import ACTIVATIONS, Steps
 from saesync.apply.tagging import ReleaseTag, release_tags
@@ -19,6 +20,7 @@ from saesync.observe import Place
 
 NETWORK, CONVERT, DEVICE, LOCAL = "network", "convert", "device", "local"
 NETWORK_LANES = 4
+REGISTRY = "registry"  # and its name: one registration at a time in each
 MOST_TOGETHER = 32  # SAEs in one measuring job: more share forward passes, fewer are published sooner
 _FILES = 2  # of a whole SAE; one whose weights stay counts once
 
@@ -32,6 +34,7 @@ class Duty:
     origin: Origin | None
     work: Work | None = None
     final: bool = False
+    registration: Registration | None = None
 
 
 @dataclass
@@ -64,6 +67,9 @@ class Graph:
             self._add_sae(work)
         for item in pending:
             self._add_rest(item, releases[item.release])
+        for item in pending:
+            if StepKind.REGISTER in item.steps:
+                self._add_registration(item, releases[item.release])
 
     def resources(self) -> Mapping[str, Resource]:
         """The pools the tasks run in."""
@@ -79,7 +85,8 @@ class Graph:
             DEVICE: Resource(devices, together),
             LOCAL: Resource(),
         }
-        return {**pools, **commits}
+        registries = {task.resource: Resource() for task in self.tasks.values() if task.resource.startswith(REGISTRY)}
+        return {**pools, **commits, **registries}
 
     def uses(self, resource: str) -> bool:
         """Whether any task needs a resource."""
@@ -91,9 +98,9 @@ class Graph:
         if item.id is None or StepKind.PUBLISH not in item.steps:
             return None
         sae, wanted = saes[item.address], self.context.wanted[item.address]
-        if wanted.inputs is None or release.publish is None:
-            raise ValueError(f"{item.address} is planned without keys or without a place")
-        observed = self.context.observed[release.publish.target, release.publish.location]
+        if wanted.inputs is None:
+            raise ValueError(f"{item.address} is planned without keys")
+        observed = self.context.observed[_place(release.home)]
         record = observed.records.get(release.name)
         entry = record.saes.get(item.move_from or sae.id) if record is not None else None
         work = Work(item, release, sae, wanted.inputs, observed, entry)
@@ -213,8 +220,18 @@ class Graph:
         duty = Duty(item.address, step, item.origin, final=True)
         self._add(key, lane, self.lanes[lane].run, duty, needs, release.name, _FILES)
 
+    def _add_registration(self, item: Item, release: Release) -> None:
+        """After all that changes the release. A release registered whole waits for all of it to succeed."""
+        registration = Registration(item, release, self.context.registries[release.name], self.steps)
+        before = [key for key, duty in self.duties.items() if duty.final and _release_of(duty) == release.name]
+        partial = release.register is not None and release.register.partial
+        needs, after = ([], before) if partial else (before, [])
+        duty = Duty(item.address, StepKind.REGISTER, item.origin, final=True, registration=registration)
+        resource = f"{REGISTRY} {registration.seen.registry}"
+        self._add(f"register {item.address}", resource, lambda _lane, _tasks: registration.run(), duty, needs, after=after)
+
     def _lane(self, release: Release) -> str:
-        place = _place(release.publish)
+        place = _place(release.home)
         name = f"commit {place[0]} {place[1]}"
         if name not in self.lanes:
             self.lanes[name] = CommitLane(self.context.observed[place], self.steps, self._waiting, self._tags)
@@ -232,8 +249,9 @@ class Graph:
         group: str = "",
         weight: int = 1,
         finishing: bool = False,
+        after: Sequence[str] = (),
     ) -> str:
-        self.tasks[key] = Task(key, resource, run, frozenset(needs), group, weight, finishing)
+        self.tasks[key] = Task(key, resource, run, frozenset(needs), group, weight, finishing, frozenset(after))
         self.duties[key] = duty
         return key
 
@@ -251,6 +269,10 @@ class Graph:
     def _duty(self, work: Work, step: StepKind) -> Duty:
         names = ("validate", "hook") if step is StepKind.VALIDATE else ("source.path", "source.repo", "source")
         return Duty(work.address, step, _origin(work.sae, *names), work)
+
+
+def _release_of(duty: Duty) -> str:
+    return duty.work.release.name if duty.work is not None else duty.address.partition("/")[0]
 
 
 def _origin(sae: Sae, *names: str) -> Origin | None:

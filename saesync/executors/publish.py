@@ -14,7 +14,10 @@ from saesync.targets.base import Batch, Progress, Target, Upload, look_at
 
 TagOf = Callable[[Record, frozenset[str]], str | None]
 _NAMED = 3
-_ABOUT_RECORDS = "Evidence that cannot stand beside the weights it is about, kept by saesync in `saesync/`.\n"
+# The Hub warns of a README without front matter.
+_ABOUT_RECORDS = (
+    "---\ntags:\n- saesync\n---\n\nEvidence that cannot stand beside the weights it is about, kept by saesync in `saesync/`.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +81,14 @@ def publish_evidence(
     Raises:
         Conflict, NotVisible, Unavailable, Missing, Refused: as the target says.
     """
-
-    def card(record: Record, readme: str | None) -> tuple[str, str]:
-        return readme or _ABOUT_RECORDS, key_of([_ABOUT_RECORDS, sorted(record.saes)])
-
-    uploads = {sae_id: Upload(entry) for sae_id, entry in entries.items()}
-    message = f"{release.name}: evidence of {_listed(uploads)}"
-    batch = Batch(release.name, uploads, card, message=message, private=records.private)
-    return target.publish(records.location, batch, expect)
+    change = Change({sae_id: Upload(entry) for sae_id, entry in entries.items()})
+    return target.publish(records.location, _evidence_batch(release, records, change), expect)
 
 
 def _batch(release: Release, change: Change, tag: TagOf) -> Batch:
     spec = release.publish
+    if spec is None and release.home is not None:
+        return _evidence_batch(release, release.home, change)
 
     def card(record: Record, readme: str | None) -> tuple[str, str]:
         return make_card(release, record, readme, tag(record, change.ids))
@@ -106,9 +105,19 @@ def _batch(release: Release, change: Change, tag: TagOf) -> Batch:
     )
 
 
-def _message(release: str, change: Change) -> str:
+def _evidence_batch(release: Release, records: PublishSpec, change: Change) -> Batch:
+    """A batch of evidence alone: the place says in a sentence what it is for, and has no card to keep up."""
+
+    def card(record: Record, readme: str | None) -> tuple[str, str]:
+        return readme or _ABOUT_RECORDS, key_of([_ABOUT_RECORDS, sorted(record.saes)])
+
+    message = _message(release.name, change, put="evidence of")
+    return Batch(release.name, change.uploads, card, change.removed, message, private=records.private)
+
+
+def _message(release: str, change: Change, put: str = "publish") -> str:
     """The commit's first line: what happened to which SAEs, the first few by name."""
-    said = [f"{verb} {_listed(ids)}" for verb, ids in (("publish", change.uploads), ("delete", change.removed)) if ids]
+    said = [f"{verb} {_listed(ids)}" for verb, ids in ((put, change.uploads), ("delete", change.removed)) if ids]
     return f"{release}: {', '.join(said) or 'update the card'}"
 
 

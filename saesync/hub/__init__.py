@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes, key_of
 from saesync.errors import Missing, NotVisible, Refused, Unavailable
+from saesync.hub import authors as _authors
 from saesync.hub import discussions as _discussions
 from saesync.hub import download as _download
 from saesync.hub import writes as _writes
@@ -156,6 +157,10 @@ class Hub:
         path = f"/api/{asked.kind}s/{asked.repo}/commits/{quoted(tip)}"
         pages = self._client.pages(asked, path, {"limit": _HISTORY_PAGE})
         return any(isinstance(entry, dict) and entry.get("id") == sha for page in pages for entry in page)
+
+    def author(self, repo: str, sha: str, path: str) -> str | None:
+        """The account that wrote a file last, as of a commit; None when the Hub does not say. See ``authors``."""
+        return _authors.author_of(self._client, self._cache, check_name(repo), sha, path)
 
     def read(self, repo: str, sha: str, path: str, expect: FileDigest, kind: str = "model", limit: int = 64 << 20) -> bytes:
         """A small file at a commit, checked against ``expect`` and cached by its digest.

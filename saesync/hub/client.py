@@ -26,6 +26,7 @@ from saesync.hub.trouble import (
     diagnose,
     unreachable,
 )
+from saesync.restraint import restrained
 
 if TYPE_CHECKING:
     import httpx2
@@ -89,7 +90,7 @@ class Client:
         from huggingface_hub import constants, get_token
 
         oidc.refuse_resource()
-        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or restrained():
             return None
         token = get_token()
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):

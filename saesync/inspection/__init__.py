@@ -16,7 +16,17 @@ from saesync.hub import Hub
 from saesync.inspection.places import HubPlace, LocalPlace, Place
 from saesync.inspection.reference import Reference, parse_reference
 
-__all__ = ["Found", "Inspection", "Reference", "headers", "inspect_hub", "inspect_local", "inspect_source", "parse_reference"]
+__all__ = [
+    "Found",
+    "Inspection",
+    "Reference",
+    "headers",
+    "inspect_hub",
+    "inspect_local",
+    "inspect_source",
+    "natural",
+    "parse_reference",
+]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 # Headers cost a few ranged requests each; a repository with more SAEs than this is of one kind, which its first ones show.
@@ -117,7 +127,7 @@ def _inspect(place: Place, path: str, reference: Reference, revision: str | None
     spots = _spots(sorted(place.names()), path.strip("/"))
     if not spots:
         raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
-    paths = sorted(spots, key=_natural)
+    paths = sorted(spots, key=natural)
     looked = [_look(place, spot, spots[spot]) for spot in paths[:LIMIT]]
     # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
     homes = {found.path for found in looked if found.candidates}
@@ -134,7 +144,7 @@ def _spots(names: Sequence[str], path: str) -> dict[str, dict[str, str]]:
     # A format may keep its weights one folder below its config, so parents are asked too, inside of what was asked for.
     folders = {name.rpartition("/")[0] for name in weights}
     folders |= {parent for folder in folders if (parent := folder.rpartition("/")[0]).startswith(path)}
-    spots = {folder: claim for folder in sorted(folders, key=_natural) if (claim := _claims(_under(names, folder), folder))}
+    spots = {folder: claim for folder in sorted(folders, key=natural) if (claim := _claims(_under(names, folder), folder))}
     claimed = {listed for claim in spots.values() for listed in claim.values()}
     for name in weights:
         if name not in claimed:
@@ -171,7 +181,7 @@ def _under(names: Sequence[str], folder: str) -> Sequence[str]:
     return names[start : bisect_left(names, f"{folder}0", lo=start)]
 
 
-def _natural(path: str) -> list[tuple[int, str]]:
+def natural(path: str) -> list[tuple[int, str]]:
     """layer_2 before layer_10."""
     digits, parts = "", []
     for character in f"{path}\0":

@@ -16,8 +16,9 @@ from saesync.inspection import Found, Inspection
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
+_BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # JSON allows them raw, YAML does not
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
-_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN_TENSORS = 12
 _UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
 
@@ -131,19 +132,19 @@ def release_name(inspection: Inspection, said: str | None = None) -> str:
     Raises:
         Refused: what was said cannot be a release's name, which is a file's name, too.
     """
-    if said is not None and not _RELEASE.fullmatch(said):
+    if said is not None and not RELEASE.fullmatch(said):
         detail = (
             f"{plain(said)!r}: a release's name has only letters, digits, `.`, `_` and `-`, and begins with a letter or digit."
         )
         raise Refused("Not a release name", detail)
-    return said or _slug(_title(inspection), slashes=False) or "my-saes"
+    return said or slug(_title(inspection), slashes=False) or "my-saes"
 
 
 def yaml(value: Any) -> str:
     """A YAML scalar: plain where that is safe, JSON (which is YAML) elsewhere."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return _BREAKING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _block(found: Found) -> list[str]:
@@ -267,10 +268,11 @@ def _hook(hook: Any, indent: str) -> list[str]:
 
 def _id(found: Found, candidate: Candidate) -> str:
     stem = re.sub(r"\.(safetensors|pth|pt|bin|npz)$", "", found.path)
-    return _slug(stem) or _slug(str(candidate.facts.get("hook") or "")) or "sae"
+    return slug(stem) or slug(str(candidate.facts.get("hook") or "")) or "sae"
 
 
-def _slug(text: str, slashes: bool = True) -> str:
+def slug(text: str, slashes: bool = True) -> str:
+    """A name made of ``text`` that can be an SAE's id (with ``slashes``) or a release's; "" when nothing of it can stay."""
     text = _UNSAFE.sub("-", text if slashes else text.rsplit("/", 1)[-1])
     return "/".join(part for piece in text.split("/") if (part := piece.strip(".-")))
 

@@ -176,7 +176,7 @@ def _observed(old: Saved, item: Item, effects: _Effects, reasked: bool) -> list[
     before, after = _part(old["basis"], OBSERVED), _part(item.basis, OBSERVED)
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     if item.id is None:
-        differing -= _own_effects(item, effects)
+        differing -= _own_registration(old, item) if StepKind.REGISTER in old["steps"] else _own_effects(item, effects)
     elif _own_progress(old, item, differing, reasked):
         return []
     if not differing:
@@ -200,6 +200,15 @@ def _own_effects(item: Item, effects: _Effects) -> set[str]:
     if basis.get("observed.tag") != "moved" and item.release in effects.cards | effects.tags:
         own.add("observed.tag")
     return own
+
+
+def _own_registration(old: Saved, item: Item) -> set[str]:
+    """What may differ of a registry entry because of the saved plan's own step: it was done, or done as far as the branch."""
+    reached = item.status in (Status.CURRENT, Status.WAITING)
+    pushed = item.basis.get("entry") is not None and item.basis.get("observed.branch") == item.basis["entry"]
+    if not (reached or pushed):
+        return set()
+    return {"observed.branch", "observed.pull", *(["observed.entry"] if reached else [])}
 
 
 def _own_progress(old: Saved, item: Item, differing: set[str], reasked: bool) -> bool:

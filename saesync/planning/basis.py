@@ -6,10 +6,10 @@ Names begin with ``asked.`` or ``observed.``; anything else (``at``) only helps 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from saesync.digest import short
+from saesync.digest import key_of, short
 from saesync.model import Item, Observed, Release, nothing
 from saesync.planning.case import Case, Files, Place
 from saesync.record import Record, SaeRecord
@@ -22,6 +22,8 @@ INPUTS = "asked.inputs."
 REQUIRE = "asked.require."
 
 Basis = dict[str, Any]
+Part = tuple[tuple[str, str, str], Sequence[str], Mapping[str, Any]]
+"""What of an item a plan's digest covers: its key, its steps, its basis."""
 
 
 def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
@@ -91,6 +93,12 @@ def compared(basis: Mapping[str, Any]) -> Basis:
     return {name: value for name, value in basis.items() if name.startswith((ASKED, OBSERVED))}
 
 
+def digest_of(parts: Iterable[Part]) -> str:
+    """Digest of items, in an order that does not depend on the manifests'."""
+    rows = [[*key, list(steps), compared(basis)] for key, steps, basis in parts]
+    return key_of(sorted(rows, key=lambda row: (row[0], row[1], row[2])))
+
+
 def _observed(place: Place, entry: SaeRecord | None, files: Files) -> Basis:
     return {
         "observed.visible": place.observed.unknown is None,
@@ -113,4 +121,4 @@ def _at(observed: Observed) -> str:
 
 
 def _target(release: Release) -> str | None:
-    return f"{release.publish.target}:{release.publish.location}" if release.publish else None
+    return f"{release.home.target}:{release.home.location}" if release.home else None

@@ -28,6 +28,15 @@ def waiting(release: Release, observed: Observed, items: Sequence[Item]) -> Reas
     return Reason(ReasonCode.WAITING_FOR_MERGE, {"num": pull.num, "url": pull.url, "status": pull.status})
 
 
+def registration_waits(release: Release, observed: Observed, items: Sequence[Item]) -> Reason | None:
+    """Why nothing may be registered yet: users would be sent to SAEs that only a pull request holds."""
+    if release.publish is None or not release.publish.pull_request:
+        return None
+    if any(item.steps for item in items):
+        return Reason(ReasonCode.AFTER_MERGE)
+    return waiting(release, observed, items)
+
+
 def _stopped(release: Release, observed: Observed, items: Sequence[Item]) -> Reason | None:
     publish, pull = release.publish, observed.pull
     pending = [item for item in items if item.steps]
