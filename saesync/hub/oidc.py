@@ -91,13 +91,14 @@ def _exchange(client: Client, repo: str) -> tuple[str, float]:
 
 def _identity(client: Client) -> str:
     """The job's identity from GitHub Actions, made out to this Hub and no one else."""
+    import httpx2
+
     address, secret = os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL"), os.environ.get("ACTIONS_ID_TOKEN_REQUEST_TOKEN")
     if not address or not secret:
         detail = f"{SWITCH} is set, but this job has no identity: in GitHub Actions it needs `permissions: id-token: write`, "
         raise Missing("No identity to exchange", f"{detail}elsewhere give the CI's id token in HF_OIDC_ID_TOKEN.")
     response = client.session().get(
-        address,
-        params={"audience": client.endpoint},
+        httpx2.URL(address).copy_merge_params({"audience": client.endpoint}),  # ``params`` would drop those it has already
         headers={"authorization": f"Bearer {secret}"},
         timeout=_SECONDS,
         follow_redirects=False,
