@@ -4,7 +4,8 @@ Layout under ``root`` (``$SAESYNC_CACHE``, else ``$XDG_CACHE_HOME/saesync``, els
 
     <kind>/<k[:2]>/<key>        a file or a folder, whole or not there at all
 
-Every entry is made under a temporary name beside it and renamed into place. Temporary names of dead processes are swept.
+Every entry is made under a temporary name and renamed into place. Temporary folders are locked by the process that fills them,
+and the kernel drops a lock with its process: what nobody holds is swept.
 """
 
 from __future__ import annotations
@@ -75,9 +76,12 @@ class Cache:
         place = self.root / _TEMPORARY
         place.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
+        handle = os.open(folder, os.O_RDONLY)
         try:
+            try_lock(handle)
             yield folder
         finally:
+            os.close(handle)
             shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, kind: str, key: str, data: bytes, durable: bool = True) -> Path:
@@ -125,7 +129,7 @@ class Cache:
             return
         for entry in place.iterdir():
             owner = entry.name.split("-", 1)[0]
-            if owner.isdigit() and not _alive(int(owner)):
+            if owner.isdigit() and not _alive(int(owner)) and _free(entry):
                 shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -161,6 +165,34 @@ def settle(folder: Path) -> None:
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+
+
+def try_lock(handle: int) -> bool:
+    """Lock an open file or folder for its holder alone, until it is closed or the process ends, however it ends.
+
+    False: somebody else holds it. Where the file system knows no locks, everybody gets one.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return True
+
+
+def _free(folder: Path) -> bool:
+    """Whether nobody fills a folder: a process in another container has a number that is nobody's here."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return try_lock(handle)
+    finally:
+        os.close(handle)
 
 
 def _alive(pid: int) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from saesync.card import card_digest
-from saesync.digest import key_of
 from saesync.model import (
     Choices,
     Item,
@@ -26,7 +25,7 @@ from saesync.model import (
     Wanted,
     nothing,
 )
-from saesync.planning import basis, evidence_only
+from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.registration import Seen, registration_item
 from saesync.planning.table import decide, visibility_differs
@@ -69,9 +68,20 @@ def plan(
         asked = list(_sae_items(release, place, wanted, elsewhere, choices))
         needed = {item.move_from: item.id for item in asked if item.move_from is not None and not item.steps}
         saes = [*asked, *_orphans(release, place, choices, needed)]
-        items += [*saes, _release_item(release, place, saes), *_registration(release, observed, registries, saes)]
-        items += _sections(release)
+        whole = _whole_release(release, place, saes, choices)
+        items += [*whole, *_registration(release, observed, registries, whole), *_sections(release)]
     return Plan(tuple(items), _digest(items), tuple(chosen))
+
+
+def _whole_release(release: Release, place: Place, saes: Sequence[Item], choices: Choices) -> list[Item]:
+    """The SAEs' items, the release's own and its tag's, after what a pull request cannot bring."""
+    observed = place.observed
+    tag = tagging.tag_item(release, observed, saes, choices)
+    *saes, whole = proposing.limit(release, observed, [*saes, _release_item(release, place, saes)])
+    reason = proposing.waiting(release, observed, [*saes, whole])
+    if reason is not None and not whole.held:
+        whole = replace(whole, status=Status.WAITING, reasons=(reason,))
+    return [*saes, whole, *([tag] if tag is not None else [])]
 
 
 def select(plan: Plan, only: Sequence[str]) -> Plan:
@@ -81,14 +91,16 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
     kept = [item for item in plan.items if item.id is not None and matches(only, item.address)]
     names = {item.release for item in kept}
     publishing = {item.release for item in kept if REWRITES & set(item.steps)}
+    left_out = {item.release for item in plan.pending if item.id is not None and not matches(only, item.address)}
     items = []
-    left = {item.release for item in plan.items if item.id is not None and item.steps and not matches(only, item.address)}
     for item in plan.items:
         if item.id is None and (item.release in names or (matches(only, item.release) and _alone(plan, item.release))):
             idle = StepKind.CREATE in item.steps and item.release not in publishing
-            early = StepKind.REGISTER in item.steps and item.release in left
+            early = StepKind.REGISTER in item.steps and item.release in left_out
             status = Status.WAITING if early else Status.CURRENT
-            items.append(replace(item, status=status, steps=(), reasons=item.reasons if early else ()) if idle or early else item)
+            kept_item = tagging.without_others(item) if item.release in left_out else item
+            stripped = replace(item, status=status, steps=(), reasons=item.reasons if early else ())
+            items.append(stripped if idle or early else kept_item)
         elif item.id is not None and matches(only, item.address):
             items.append(item)
     chosen = names | {item.release for item in items}
@@ -157,13 +169,13 @@ def _unlisted(
 ) -> list[Release]:
     """Releases that stand in the record of a place but in no manifest: listed, and deleted when typed after --prune."""
     known = {*named, *(release.name for release in releases)}
-    places = dict.fromkeys(_location(release.publish) for release in releases if release.publish)
+    places = {_location(release.publish): release.publish.pull_request for release in releases if release.publish}
     found: dict[str, Release] = {}
-    for target, location in sorted(places):
+    for (target, location), proposed in sorted(places.items()):
         seen = observed[target, location]
         for name, record in sorted(seen.records.items()):
             if name not in known and (record.saes or record.pending):
-                publish = PublishSpec(target, location, private=seen.visibility == "private")
+                publish = PublishSpec(target, location, private=seen.visibility == "private", pull_request=proposed)
                 found.setdefault(name, Release(name, "", publish, (), retire=name in choices.prune))
     return list(found.values())
 
@@ -252,7 +264,7 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
     """The release as a whole: its repo and its card. Always there, so that a plan file can name what changed."""
     observed = place.observed
     record = observed.records.get(release.name)
-    card = card_digest(release, record) if record is not None else None
+    card = card_digest(release, record, tagging.card_tag(release, observed, saes)) if record is not None else None
     item = Item(
         release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, record, card)
     )
@@ -283,15 +295,17 @@ def _rewrites_card(item: Item) -> bool:
 
 
 def _registration(
-    release: Release, observed: Mapping[Location, Observed], registries: Mapping[str, Seen], saes: Sequence[Item]
+    release: Release, observed: Mapping[Location, Observed], registries: Mapping[str, Seen], items: Sequence[Item]
 ) -> Iterator[Item]:
-    """The release's entry in SAELens's list, if it asks for one."""
+    """The release's entry in SAELens's list, if it asks for one. ``items`` are all others of the release."""
     if release.register is None:
         return
     spec = release.publish or release.records
     place = observed[_location(spec)] if spec is not None else None
     record = place.records.get(release.name) if place is not None else None
-    yield registration_item(release, registries[release.name], saes, record, None)
+    waits = proposing.registration_waits(release, place, items) if place is not None else None
+    saes = [item for item in items if item.id is not None]
+    yield registration_item(release, registries[release.name], saes, record, waits)
 
 
 def _sections(release: Release) -> list[Item]:
@@ -313,6 +327,5 @@ def _sections(release: Release) -> list[Item]:
 
 
 def _digest(items: Sequence[Item]) -> str:
-    """Of every item's steps and basis, in an order that does not depend on the manifests'."""
-    parts = [[*basis.key_of_item(item), list(item.steps), basis.compared(item.basis)] for item in items]
-    return key_of(sorted(parts, key=lambda part: (part[0], part[1], part[2])))
+    """Of every item's steps and basis."""
+    return basis.digest_of((basis.key_of_item(item), item.steps, item.basis) for item in items)

@@ -17,11 +17,12 @@ from saesync.apply.graph import CONVERT, DEVICE, Graph
 from saesync.apply.scheduler import os_trouble
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
-from saesync.errors import Diagnostic, Origin, SaesyncError
+from saesync.errors import Diagnostic, Origin, Refused, SaesyncError
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
 from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec, nothing
+from saesync.targets.base import Proposing
 
 LANES = 4
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
@@ -107,7 +108,13 @@ class _Checks:
 
     def write_access(self, target: str, spec: PublishSpec) -> Sizes:
         """May we publish there?"""
-        self.steps.target(StepKind.PUBLISH, target).check_write(spec.location, spec.private)
+        place = self.steps.target(StepKind.PUBLISH, target)
+        if not spec.pull_request:
+            place.check_write(spec.location, spec.private)
+        elif isinstance(place, Proposing):
+            place.check_proposing(spec.location)
+        else:
+            raise Refused("Target has no pull requests", f"{target} cannot be published to by pull request: remove pull_request.")
         return nothing()
 
     def model(self, spec: ModelSpec) -> Sizes:

@@ -38,6 +38,7 @@ _DOING = {
     "convert": "converting",
     "validate": "validating",
     "publish": "publishing",
+    "tag": "tagging",
     "adopt": "comparing",
     "register": "registering",
 }
@@ -127,6 +128,9 @@ class Lines:
         self._failed[event["address"]] = (first.detail if len(first.detail) <= _BRIEF else first.summary).rstrip(".")
         if "/" not in event["address"]:  # shared by several SAEs, or a whole release: nobody else says it
             self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(first.detail, 1000)}")
+
+    def _on_tagged(self, event: Event) -> None:
+        self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: tagged {plain(event['tag'])}")
 
     def _on_sae_finished(self, event: Event) -> None:
         if event["outcome"] == "stopped":

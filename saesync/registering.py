@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,12 @@ from saesync.cache import Cache
 from saesync.card.request import digest_in
 from saesync.digest import short
 from saesync.errors import Refused, SaesyncError
-from saesync.model import Reason, ReasonCode, Release
+from saesync.hub import Hub
+from saesync.model import Observed, Reason, ReasonCode, Release
+from saesync.observe import Place
 from saesync.planning.registration import Pull, Seen
+from saesync.policy import Policy
+from saesync.record import record_path
 from saesync.registry.document import Document, parse
 from saesync.registry.entry import Entry
 from saesync.restraint import restrained
@@ -59,6 +63,37 @@ def _looked(asked: Mapping[str, list[str]], cache: Cache) -> Mapping[str, Seen]:
 
     with ThreadPoolExecutor(LANES, thread_name_prefix="registries") as pool:
         return {name: seen for found in pool.map(look, asked) for name, seen in found.items()}
+
+
+def with_writers(
+    registries: Mapping[str, Seen], releases: Iterable[Release], observed: Mapping[Place, Observed], policy: Policy, hub: Hub
+) -> Mapping[str, Seen]:
+    """The same with who wrote each release's record last, and whether the policy takes that account's word for evidence.
+
+    Without a policy nobody is asked. Only the Hub says who wrote what; a folder is as trusted as the machine it is on.
+    """
+    if policy.file is None:
+        return registries
+    found = dict(registries)
+    for release in releases:
+        home = release.home
+        place = observed.get((home.target, home.location)) if home is not None and release.name in found else None
+        if place is None or place.target != "huggingface" or place.head is None or release.name not in place.records:
+            continue
+        writer, trusted = writer_of(place, release.name, policy, hub)
+        found[release.name] = replace(found[release.name], writer=writer, trusted=trusted)
+    return found
+
+
+def writer_of(place: Observed, release: str, policy: Policy, hub: Hub) -> tuple[str | None, bool]:
+    """Who wrote a release's record last, and whether that counts. What cannot be found out does not."""
+    try:
+        if not policy.publishers and policy.account is None:
+            policy = policy.with_account(hub.user())
+        writer = hub.author(place.location, place.head or "", record_path(release))
+    except SaesyncError:
+        return None, False
+    return writer, policy.counts(writer)
 
 
 def _seen(state: RegistryState, releases: Collection[str], cache: Cache) -> dict[str, Seen]:

@@ -31,8 +31,10 @@ from saesync.model import (
     Wanted,
 )
 from saesync.planner import plan
+from saesync.planning.basis import SECTION
 from saesync.planning.registration import Seen
 from saesync.record import Evidence, Metric, Pending, Record, SaeRecord
+from saesync.tags import complete, shown_tag, tag_name
 
 GOLDEN = Path(__file__).parent / "golden"
 HUB = "acme/saes"
@@ -141,8 +143,18 @@ class World:
             if one.publish is None or not item.steps or item.address in stopped or StepKind.REGISTER in item.steps:
                 continue
             place = (one.publish.target, one.publish.location)
-            self.observed[place] = self._done(self.observed[place], one, item)
+            if item.basis.get(SECTION) != "tag":
+                self.observed[place] = self._done(self.observed[place], one, item)
+            elif not any(other.address in stopped for other in made.items if other.release == one.name):
+                self.observed[place] = self._tag(self.observed[place], one)
         return made
+
+    def _tag(self, seen: Observed, one: Release) -> Observed:
+        record = seen.records.get(one.name)
+        if record is None or not complete(one, self.wanted, record):
+            return seen
+        name = tag_name(record)
+        return replace(seen, tags={**seen.tags, name: "1" * 40}, moved=seen.moved - {name})
 
     def _done(self, seen: Observed, one: Release, item: Item) -> Observed:
         record = seen.records.get(one.name, Record(one.name))
@@ -157,7 +169,8 @@ class World:
             return replace(seen, exists=True, visibility=seen.visibility or visibility, head="1" * 40)
         pending = {sae_id: half for sae_id, half in record.pending.items() if sae_id != item.id}
         record = replace(record, pending=pending)
-        record = replace(record, card=card_digest(one, record))
+        tag = shown_tag(one, record, complete(one, self.wanted, record), seen.tags, seen.moved)
+        record = replace(record, card=card_digest(one, record, tag))
         visibility = seen.visibility or ("private" if one.publish.private else "public")
         return replace(
             seen, exists=True, visibility=visibility, head="1" * 40, files=files, records={**seen.records, one.name: record}

@@ -11,6 +11,7 @@ from saesync.convert.rows import REAL_LIMIT
 from saesync.model import Choices, Observed, Wanted, nothing
 from saesync.observe import Place
 from saesync.planning.registration import Seen
+from saesync.policy import OPEN, Policy
 from saesync.resolve import Resolver
 from saesync.targets.base import Target
 from saesync.workers import Launcher, spawn
@@ -64,6 +65,7 @@ class Context:
     observed: Mapping[Place, Observed]
     open_target: Callable[[str], Target]
     registries: Mapping[str, Seen] = field(default_factory=nothing)
+    policy: Policy = OPEN
     choices: Choices = field(default_factory=Choices)
     devices: tuple[str, ...] = ()
     converters: int = 1

@@ -20,7 +20,7 @@ class Crew:
 
     def __init__(self, cache: Cache, start: Launcher, converters: int, devices: tuple[str, ...]) -> None:
         self._home = cache.root / "worker-home"
-        self.devices = devices
+        self.devices = named(devices)
         self.measurers: list[Worker] = []
         self._start = start
         self._probe = self._measurer()
@@ -32,7 +32,7 @@ class Crew:
         Raises:
             SaesyncError: the worker could not say.
         """
-        if not self.devices or self.devices == ("auto",):
+        if not self.devices or "auto" in self.devices:
             self.devices = devices_here(self._probe)
         rest = len(self.devices) - 1
         self.measurers = [self._probe, *(self._measurer() for _ in range(rest))]
@@ -46,7 +46,7 @@ class Crew:
         Raises:
             Missing: one of them is not on this machine.
         """
-        if self.devices == ("auto",):
+        if "auto" in self.devices:
             return
         here = tuple(self._probe.run("devices", {})["devices"])
         absent = [name for name in self.devices if name not in here]
@@ -87,6 +87,11 @@ class Crew:
     @property
     def _all(self) -> tuple[Worker, ...]:
         return tuple({id(worker): worker for worker in (*self.converters, self._probe, *self.measurers)}.values())
+
+
+def named(devices: tuple[str, ...]) -> tuple[str, ...]:
+    """Each device once, by its full name: two workers on one GPU would take each other's memory."""
+    return tuple(dict.fromkeys("cuda:0" if name == "cuda" else name for name in devices))
 
 
 def devices_here(worker: Worker) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from saesync.apply.context import Context
 from saesync.apply.registration import Registration
 from saesync.apply.scheduler import Pick, Resource, Task
 from saesync.apply.steps import ACTIVATIONS, Steps
+from saesync.apply.tagging import ReleaseTag, release_tags
 from saesync.apply.work import Work
 from saesync.errors import Origin, SaesyncError
 from saesync.model import Item, ModelSpec, Plan, PublishSpec, Release, Sae, StepKind, ValidateSpec
@@ -49,6 +50,7 @@ class Graph:
     models: list[tuple[ModelSpec, Origin | None]] = field(default_factory=list)
     texts: list[tuple[ValidateSpec, Origin | None]] = field(default_factory=list)
     _waiting: dict[str, Waiting] = field(default_factory=dict)
+    _tags: dict[str, ReleaseTag] = field(default_factory=dict)
     _captures: dict[str, list[Work]] = field(default_factory=dict)
     _moves: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
@@ -57,6 +59,7 @@ class Graph:
         releases = {release.name: release for release in self.plan.releases}
         saes = {sae.address: sae for release in self.plan.releases for sae in release.saes}
         pending = [item for item in self.plan.items if item.steps and not item.held]
+        self._tags = release_tags(self.plan, self.context)
         works = [work for item in pending if (work := self._work(item, releases[item.release], saes)) is not None]
         for work in works:
             self._prepare(work)
@@ -194,11 +197,21 @@ class Graph:
     # ------------------------------------------------------------------------------------------- what is not an SAE
 
     def _add_rest(self, item: Item, release: Release) -> None:
-        """Deletions, and cards that no SAE's commit would bring."""
+        """Deletions, cards that no SAE's commit would bring, and tags."""
         if StepKind.DELETE in item.steps and item.id is not None:
             self._add_commit(f"delete {item.address}", item, release, StepKind.DELETE, Waiting(release, removed=item.id))
         elif StepKind.CARD in item.steps:
             self._add_commit(f"card {item.address}", item, release, StepKind.CARD, Waiting(release))
+        elif StepKind.TAG in item.steps:
+            self._add_tag(item, release)
+
+    def _add_tag(self, item: Item, release: Release) -> None:
+        """After the release's last commit, and only when none of its SAEs failed. A tag is no commit: it waits for no batch."""
+        lane = self._lane(release)
+        needs = [key for key, waiting in self._waiting.items() if waiting.release.name == release.name]
+        run = self.lanes[lane].tag_with(release.name)
+        key = f"tag {release.name}"
+        self._add(key, lane, run, Duty(item.address, StepKind.TAG, item.origin, final=True), needs, key, weight=0)
 
     def _add_commit(self, key: str, item: Item, release: Release, step: StepKind, waiting: Waiting) -> None:
         self._waiting[key] = waiting
@@ -221,7 +234,7 @@ class Graph:
         place = _place(release.home)
         name = f"commit {place[0]} {place[1]}"
         if name not in self.lanes:
-            self.lanes[name] = CommitLane(self.context.observed[place], self.steps, self._waiting)
+            self.lanes[name] = CommitLane(self.context.observed[place], self.steps, self._waiting, self._tags)
         return name
 
     # -------------------------------------------------------------------------------------------------- making tasks

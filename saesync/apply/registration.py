@@ -11,6 +11,7 @@ from saesync.executors.register import check_paths, desired_entry, register
 from saesync.model import WEIGHTS_FILE, Item, Observed, Release, Sae, StepKind, Wanted
 from saesync.planning.registration import Seen
 from saesync.record import Evidence, Record, SaeRecord
+from saesync.registering import writer_of
 from saesync.registry.entry import Entry
 from saesync.verdict import judge, unmeasured
 
@@ -37,6 +38,7 @@ class Registration:
             record = place.records.get(self.release.name) if place is not None else None
             fit = fit_now(self.release, self.steps.context.wanted, record, self.seen.entry)
             self._whole(fit)
+            self._trusted(place, record)
             entry = desired_entry(self.release, record, fit)
             if entry is not None:
                 check_paths(entry, self._files(entry, place))
@@ -61,6 +63,19 @@ class Registration:
             return
         detail = f"{left} of {len(self.release.saes)} SAEs of {self.release.name} are not published as asked. Run apply again."
         raise Refused("Release is not complete", detail)
+
+    def _trusted(self, place: Observed | None, record: Record | None) -> None:
+        """The record may have been written again since the plan looked."""
+        policy = self.steps.context.policy
+        if policy.file is None or place is None or record is None or place.target != "huggingface":
+            return
+        writer, trusted = writer_of(place, self.release.name, policy, self.steps.hub(StepKind.REGISTER))
+        if not trusted:
+            by = writer or "somebody unknown"
+            detail = (
+                f"The record of {self.release.name} was last written by {by}, whom {policy.file} does not name as a publisher."
+            )
+            raise Refused("Record is somebody else's", detail)
 
     def _files(self, entry: Entry, place: Observed | None) -> Collection[str]:
         """What the entry's repo holds now: its own place is known, another repo is listed."""

@@ -21,6 +21,7 @@ from saesync.events import EVENT_FORMAT, Emit, Event
 from saesync.model import Failure, Plan, StepKind
 
 _NAMED = 3
+_WHOLE = frozenset({StepKind.CARD, StepKind.TAG})  # steps of a release, not of an SAE
 _ENDS = {StepKind.DELETE: Outcome.DELETED, StepKind.REGISTER: Outcome.REGISTERED}
 
 
@@ -130,8 +131,9 @@ class _Account:
 
     def _finish(self, duty: Duty, settled: Settled) -> None:
         outcome = self._outcome(duty, settled)
-        if duty.step is StepKind.CARD:
-            if outcome is not Outcome.PUBLISHED:
+        if duty.step in _WHOLE:
+            follows = duty.step is StepKind.TAG and settled.state is State.SKIPPED  # of a failure that is told already
+            if outcome is not Outcome.PUBLISHED and not follows:
                 self.outcomes[duty.address] = outcome
             return
         if duty.registration is not None:
@@ -186,7 +188,7 @@ class _Account:
     def result(self, interrupted: bool, seconds: float) -> Result:
         """The account, closed: what was not settled is stopped."""
         for duty in self.graph.duties.values():
-            if duty.final and duty.step is not StepKind.CARD:
+            if duty.final and duty.step not in _WHOLE:
                 self.outcomes.setdefault(_entry_of(duty), Outcome.STOPPED)
         lanes = self.graph.lanes.values()
         commits, uploaded = sum(lane.commits for lane in lanes), sum(lane.uploaded for lane in lanes)

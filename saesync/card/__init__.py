@@ -5,6 +5,7 @@ Everything from records and manifests is untrusted and written so that it cannot
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
@@ -22,8 +23,8 @@ TAGS = ("sparse-autoencoder", "saelens", "saesync")
 _LISTS = ("base_model", "datasets", "tags")
 
 
-def card_digest(release: Release, record: Record) -> str:
-    """Identity of what the card of ``release`` is made of: what the manifest says of it, and what the record holds.
+def card_digest(release: Release, record: Record, tag: str | None = None) -> str:
+    """Identity of what the card of ``release`` is made of: what the manifest says of it, what the record holds, and the tag.
 
     Never raises, whatever a record holds.
     """
@@ -31,6 +32,7 @@ def card_digest(release: Release, record: Record) -> str:
     saes = [[sae_id, *_asked_of(asked.get(sae_id)), *_held_of(record.saes[sae_id])] for sae_id in sorted(record.saes)]
     head = [CARD_VERSION, release.name, _home(release)]
     parts = [*head, release.publish and release.publish.license, _front(release, record), saes]
+    parts += [] if tag is None else [tag]
     try:
         text = json.dumps(parts, sort_keys=True)
     except (ValueError, RecursionError):  # a record may hold numbers and depths that JSON's writer refuses
@@ -44,8 +46,10 @@ def _home(release: Release) -> str | None:
     return spec.location if spec is not None and spec.target == "huggingface" else None
 
 
-def make_card(release: Release, record: Record, existing_readme: str | None) -> tuple[str, str]:
+def make_card(release: Release, record: Record, existing_readme: str | None, tag: str | None = None) -> tuple[str, str]:
     """README.md for a target that holds ``record``, and the digest of what it was made of.
+
+    ``tag`` names the commit that holds this very record (``tags.shown_tag``), for those who want these bytes and no others.
 
     ``existing_readme`` is what stands there now: other releases' blocks and everything written by hand are kept byte for
     byte. An empty record takes the release's block out.
@@ -59,10 +63,10 @@ def make_card(release: Release, record: Record, existing_readme: str | None) -> 
     license_ = release.publish.license if release.publish is not None else None
     scalars = {"library_name": "saelens", **({"license": license_} if license_ else {})} if record.saes else {}
     merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop)
-    body = blocks.put(body, release.name, _block(release, record, ours) if record.saes else None)
+    body = blocks.put(body, release.name, _block(release, record, ours, tag) if record.saes else None)
     head = front if merged is None else merged
     text = body if head is None or (front is None and not head.strip()) else f"---\n{head}\n---\n{body}"
-    return text, card_digest(release, record)
+    return text, card_digest(release, record, tag)
 
 
 def _front(release: Release, record: Record) -> dict[str, list[str]]:
@@ -99,7 +103,7 @@ def _held_of(entry: SaeRecord) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------- the block
 
 
-def _block(release: Release, record: Record, front: Mapping[str, list[str]]) -> str:
+def _block(release: Release, record: Record, front: Mapping[str, list[str]], tag: str | None) -> str:
     """One release's part of the README."""
     return "\n\n".join(
         part
@@ -108,6 +112,7 @@ def _block(release: Release, record: Record, front: Mapping[str, list[str]]) -> 
             f"## {code(release.name)}",
             f"{evidence.counted(len(record.saes))}, published by saesync.",
             _snippet(release, record),
+            _pinned(release, record, tag),
             evidence.table(release, record),
             evidence.how(release, record),
             evidence.proofs(record),
@@ -124,3 +129,21 @@ def _snippet(release: Release, record: Record) -> str:
     else:
         call = f"SAE.load_from_disk({first})  # in this folder"
     return f"```python\nfrom sae_lens import SAE\n\nsae = {call}\n```"
+
+
+def _pinned(release: Release, record: Record, tag: str | None) -> str:
+    """The same for exactly this release, whatever the repo holds later: ``from_pretrained`` takes no revision."""
+    if tag is None or release.publish is None:
+        return ""
+    first = sorted(record.saes)[0]
+    repo, revision = json.dumps(release.publish.location), json.dumps(tag)
+    fetch = f"snapshot_download({repo}, revision={revision}, allow_patterns={json.dumps(glob.escape(first) + '/*')})"
+    load = f"SAE.load_from_disk(folder + {json.dumps('/' + first)})"
+    lines = [
+        "from huggingface_hub import snapshot_download",
+        "from sae_lens import SAE",
+        "",
+        f"folder = {fetch}",
+        f"sae = {load}",
+    ]
+    return "\n".join([f"The release as it stands here is tagged {code(tag)}:", "", "```python", *lines, "```"])

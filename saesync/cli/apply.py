@@ -55,7 +55,13 @@ def _devices(_ctx: click.Context, _option: click.Parameter, names: tuple[str, ..
 )
 @click.pass_context
 def apply(
-    ctx: click.Context, asked: Asked, policy_file: Path | None, yes: bool, format_: str, devices: tuple[str, ...], steps: str
+    ctx: click.Context,
+    asked: Asked,
+    policy_file: Path | None,
+    yes: bool,
+    format_: str,
+    devices: tuple[str, ...],
+    steps: str,
 ) -> None:
     """Make it true: fetch, convert, validate, publish.
 
@@ -82,6 +88,7 @@ def apply(
         observed=world.observed,
         open_target=lambda name: open_target(name, world.cache),
         registries=world.registries,
+        policy=world.policy,
         choices=world.asked.choices,
         devices=devices,
     )

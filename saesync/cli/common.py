@@ -15,14 +15,17 @@ from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.scope import EVERYTHING, Scope
 from saesync.garbage import no_garbage_collection
+from saesync.hub import Hub
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
 from saesync.planner import REGISTER, hold, select
 from saesync.planner import plan as make_plan
+from saesync.planning.basis import SECTION
 from saesync.planning.case import matches
 from saesync.planning.registration import Seen
+from saesync.planning.tagging import TAG
 from saesync.policy import OPEN, Policy
-from saesync.registering import observe_registries
+from saesync.registering import observe_registries, with_writers
 from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -166,6 +169,8 @@ def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
     wanted = resolver.resolve(releases, observed)
     refused = {each.release: each.reason for each in policy.refusals(releases) if each.section == REGISTER}
     registries = observe_registries(releases, cache, refused)
+    if registries and policy.file is not None:
+        registries = with_writers(registries, releases, observed, policy, resolver.hub or Hub(cache))
     named = frozenset(release.name for release in everything)
     whole = make_plan(releases, wanted, observed, asked.choices, named=named, registries=registries)
     recorded = {name for seen in observed.values() for name in seen.records}
@@ -185,10 +190,11 @@ def _permissions(asked: Asked) -> list[tuple[str, str]]:
 def _check_words(asked: Asked, plan: Plan, releases: Collection[str]) -> None:
     """A mistyped name must not pass as "nothing to do"."""
     addresses = [item.address for item in plan.items if item.id is not None]
+    tagged = [*addresses, *(item.address for item in plan.items if item.basis.get(SECTION) == TAG)]
     for flag, word in [*(("only", glob) for glob in asked.only), *_permissions(asked)]:
         if flag == "prune" and word not in releases:
             said = f"--prune {word!r}: no release of that name is here. Type its whole name.{_near(word, releases)}"
-        elif flag != "prune" and not any(matches((word,), address) for address in addresses):
+        elif flag != "prune" and not any(matches((word,), one) for one in (addresses, tagged)[flag == "replace"]):
             said = f"--{flag} {word!r} matches no SAE. It is compared with whole addresses, release/id.{_near(word, addresses)}"
         else:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from saesync.card import make_card
@@ -10,8 +10,9 @@ from saesync.digest import key_of
 from saesync.errors import Conflict
 from saesync.model import Observed, PublishSpec, Release
 from saesync.record import Record, SaeRecord
-from saesync.targets.base import Batch, Progress, Target, Upload
+from saesync.targets.base import Batch, Progress, Target, Upload, look_at
 
+TagOf = Callable[[Record, frozenset[str]], str | None]
 _NAMED = 3
 # The Hub warns of a README without front matter.
 _ABOUT_RECORDS = (
@@ -38,10 +39,22 @@ class Change:
         return frozenset(self.uploads) | self.removed
 
 
+def no_tag(record: Record, put: frozenset[str]) -> str | None:
+    """The card names no tag."""
+    return None
+
+
 def publish(
-    target: Target, location: str, release: Release, change: Change, expect: Observed, progress: Progress | None = None
+    target: Target,
+    location: str,
+    release: Release,
+    change: Change,
+    expect: Observed,
+    progress: Progress | None = None,
+    tag: TagOf = no_tag,
 ) -> tuple[Observed, Mapping[str, Conflict]]:
-    """Put ``change`` in place in one commit. ``expect`` is what the plan was made from.
+    """Put ``change`` in place in one commit. ``expect`` is what the plan was made from; ``tag`` says of a record which tag its
+    card names, and is told which SAEs are put in place.
 
     An SAE that somebody else changed since then is left out and named in the second value; the others go on.
 
@@ -50,13 +63,14 @@ def publish(
         NotVisible, Unavailable, Missing, Refused: as the target says.
     """
     try:
-        return target.publish(location, _batch(release, change), expect, progress), {}
+        return target.publish(location, _batch(release, change, tag), expect, progress), {}
     except Conflict as error:
-        touched = _touched(change, release.name, expect, target.observe(location))
+        proposed = release.publish is not None and release.publish.pull_request
+        touched = _touched(change, release.name, expect, look_at(target, location, proposed))
         if not touched or touched == change.ids:
             raise
         rest = change.without(touched)
-        return target.publish(location, _batch(release, rest), expect, progress), dict.fromkeys(touched, error)
+        return target.publish(location, _batch(release, rest, tag), expect, progress), dict.fromkeys(touched, error)
 
 
 def publish_evidence(
@@ -71,12 +85,13 @@ def publish_evidence(
     return target.publish(records.location, _evidence_batch(release, records, change), expect)
 
 
-def _batch(release: Release, change: Change) -> Batch:
-    if release.publish is None and release.home is not None:
+def _batch(release: Release, change: Change, tag: TagOf) -> Batch:
+    spec = release.publish
+    if spec is None and release.home is not None:
         return _evidence_batch(release, release.home, change)
 
     def card(record: Record, readme: str | None) -> tuple[str, str]:
-        return make_card(release, record, readme)
+        return make_card(release, record, readme, tag(record, change.ids))
 
     return Batch(
         release.name,
@@ -85,7 +100,8 @@ def _batch(release: Release, change: Change) -> Batch:
         change.removed,
         _message(release.name, change),
         change.replace,
-        release.publish is not None and release.publish.private,
+        spec is not None and spec.private,
+        spec is not None and spec.pull_request,
     )
 
 

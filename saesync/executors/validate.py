@@ -6,7 +6,7 @@ Nothing heavy is imported until a job runs.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from saesync.measure.dataset import Tokens
+    from saesync.measure.engine import Engine
     from saesync.measure.passes import LanguageModel
     from saesync.measure.statistics import Estimate
 
@@ -74,22 +75,10 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
     failures = {hook: unknown_hook(model, "the proof", hook) for hook in job.out if hook not in model.points}
     sequences = -(-job.rows // max(1, job.context - 2)) + 1
     rows = _rows(job, model, sequences, 1)
-    found: dict[str, list[torch.Tensor]] = {hook: [] for hook in job.out if hook not in failures}
-    done = 0
-    with torch.no_grad():
-        for batch in Engine(model, rows, get_special_token_ids(model.tokenizer)).batches():
-            _, seen = model.clean(batch.tokens, frozenset(found))
-            for hook in found.keys() - seen.hooks.keys():
-                failures[hook] = _silent(hook)
-                del found[hook]
-            for hook, parts in found.items():
-                raw = seen.hooks[hook]
-                parts.append(raw.reshape(*raw.shape[:2], -1)[batch.keep].to("cpu", torch.float32))
-            done += int(batch.keep.sum())
-            if progress is not None:
-                progress(min(done, job.rows), job.rows)
-            if done >= job.rows or not found:
-                break
+    engine = Engine(model, rows, get_special_token_ids(model.tokenizer))
+    hooks = frozenset(hook for hook in job.out if hook not in failures)
+    found = engine.fitting(lambda: _activations(engine, hooks, job.rows, progress))
+    failures.update({hook: _silent(hook) for hook in hooks - found.keys()})
     for hook, parts in found.items():
         x = torch.cat(parts)[: job.rows].contiguous()
         if not len(x):
@@ -99,6 +88,30 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
     return CaptureResult({hook: [diagnostic.to_json()] for hook, diagnostic in failures.items()})
 
 
+def _activations(
+    engine: Engine, hooks: frozenset[str], wanted: int, progress: Progress | None
+) -> Mapping[str, list[torch.Tensor]]:
+    """Blocks ``[n, d_in]`` on the CPU, together at least ``wanted`` rows if there are as many, by hook. Hooks that do not fire
+    are not in it."""
+    import torch
+
+    found: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+    done = 0
+    with torch.no_grad():
+        for batch in engine.batches():
+            _, seen = engine.model.clean(batch.tokens, frozenset(found))
+            found = {hook: parts for hook, parts in found.items() if hook in seen.hooks}
+            for hook, parts in found.items():
+                raw = seen.hooks[hook]
+                parts.append(raw.reshape(*raw.shape[:2], -1)[batch.keep].to("cpu", torch.float32))
+            done += int(batch.kept.sum())
+            if progress is not None:
+                progress(min(done, wanted), wanted)
+            if done >= wanted or not found:
+                break
+    return found
+
+
 def _silent(hook: str) -> Diagnostic:
     return Diagnostic(
         "Hook never fires", f"The hook {hook!r} exists, but the model as it is loaded gives no tensor there. Use another hook."
@@ -106,6 +119,12 @@ def _silent(hook: str) -> Diagnostic:
 
 
 _kept: dict[str, LanguageModel] = {}  # the model of the job before, by everything that decides what is loaded
+
+
+def forget() -> None:
+    """Let go of the model that is kept."""
+    _kept.clear()
+    gc.collect()
 
 
 def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
@@ -118,8 +137,7 @@ def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
     files = sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats.items())
     key = key_of([job.model, files, job.loader, job.dtype, dict(job.kwargs), str(device), job.model_name])
     if key not in _kept:
-        _kept.clear()
-        gc.collect()  # its memory is needed now
+        forget()  # its memory is needed now
         _kept[key] = load_model(folder, job.loader, job.dtype, job.kwargs, device, job.model_name)
     return _kept[key]
 
@@ -128,6 +146,7 @@ def _model(job: MeasureJob | CaptureJob) -> LanguageModel:
     import torch
 
     torch.set_float32_matmul_precision("highest")  # no TF32: it would blur what is measured
+    torch.backends.cudnn.allow_tf32 = False  # nor in convolutions
     model = _loaded(job)
     if job.context < 2 or (model.longest is not None and job.context > model.longest):
         most = "" if model.longest is None else f" and at most {model.longest:,}, which is what the model can read"

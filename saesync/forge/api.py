@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saesync import __version__
 from saesync.errors import NotVisible
-from saesync.forge.api_trouble import Wanted, failures, rationed, said, stumbled
+from saesync.forge.api_trouble import Wanted, failures, is_trouble, rationed, said, stumbled
 from saesync.forge.credentials import Credentials
 from saesync.forge.identity import Identity
 from saesync.forge.patience import patience_seconds, patiently
@@ -146,10 +146,11 @@ class Api:
 
             try:
                 found = github.get_repo(name)
-                parent = found.parent.full_name if found.fork else ""
+                origins = [found.parent, found.source] if found.fork else []
             except UnknownObjectException:
                 return None
-            return found.full_name if parent.casefold() == self.place.full_name.casefold() else None
+            names = [origin.full_name.casefold() for origin in origins if origin is not None]
+            return found.full_name if self.place.full_name.casefold() in names else None
 
         return self._call(Wanted(f"show {name}", self.place.registry), action)
 
@@ -238,6 +239,8 @@ class Api:
             try:
                 return action(github)
             except failures() as error:
+                if not is_trouble(error):
+                    raise
                 raise stumbled(error, wanted, self.credentials) from None
 
         github = self._github()

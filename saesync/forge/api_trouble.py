@@ -33,12 +33,22 @@ class Wanted:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What PyGithub raises for trouble: its own, its HTTP library's, and bare ones for redirects and garbled answers."""
+    """What PyGithub raises for trouble: its own, its HTTP library's, and bare ones for redirects and garbled answers. The bare
+    ones are trouble only where ``is_trouble`` says so."""
     import requests
     from github import GithubException
     from github.GithubException import BadAttributeException
 
-    return (GithubException, BadAttributeException, requests.RequestException, RuntimeError, ValueError, AssertionError)
+    bare = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError)
+    return (GithubException, BadAttributeException, requests.RequestException, *bare)
+
+
+def is_trouble(error: Exception) -> bool:
+    """Whether the client raised it; an error raised by our own code is a bug of ours."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("saesync.")
 
 
 def stumbled(error: Exception, wanted: Wanted, credentials: Credentials) -> Stumbled:

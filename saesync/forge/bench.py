@@ -163,11 +163,12 @@ class Bench:
                 done = self.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", *options, name, *specs)
                 if not done.status:
                     return
-                refused = _refused_options(done.err, options)
-                if not refused:
+                if _BLOBLESS in options and _NO_FILTER.search(done.err):
+                    options[0] = "--no-filter"  # git has noted the filter for this remote by now: leaving it out is not enough
+                elif _SHALLOW in options and _NO_SHALLOW.search(done.err):
+                    options.remove(_SHALLOW)
+                else:
                     raise stumbled(done.err, asked)
-                for option in refused:
-                    options.remove(option)
 
         patiently(action)
 
@@ -244,12 +245,6 @@ class Bench:
         flags = [part for parent in parents for part in ("-p", parent)]
         extra = identity.environment()
         return self.ask("commit-tree", tree, *flags, "-F", "-", stdin=message.encode(), extra=extra).decode().strip()
-
-
-def _refused_options(err: str, options: Sequence[str]) -> list[str]:
-    """Which of our fetch options a server cannot do, by what git says."""
-    refused = [option for option in options if option == _BLOBLESS and _NO_FILTER.search(err)]
-    return refused + [option for option in options if option == _SHALLOW and _NO_SHALLOW.search(err)]
 
 
 class LeaseLost(Exception):

@@ -42,9 +42,10 @@ class Credentials:
 
     def redact(self, text: str) -> str:
         """``text`` without the token, plain or encoded, and without user names or passwords in addresses."""
-        if self.token is not None:
-            alone = base64.b64encode(self.token.encode()).decode()
-            for secret in filter(None, (self.basic, alone, alone.rstrip("="), self.token)):
+        token, basic = self.token, self.basic
+        if token is not None and basic is not None:
+            alone = base64.b64encode(token.encode()).decode()
+            for secret in (basic, basic.rstrip("="), alone, alone.rstrip("="), token):
                 text = text.replace(secret, "***")
         return re.sub(r"(\w+://)[^\s/@]+@", r"\1", text)
 
@@ -58,8 +59,8 @@ def find_credentials(server: Server) -> Credentials:
     for name in TOKEN_VARIABLES:
         if token := os.environ.get(name, "").strip():
             return Credentials(server, _usable(token, name))
-    token = _from_gh(server)
-    return Credentials(server, _usable(token, "gh auth token") if token else None)
+    from_gh = _from_gh(server)
+    return Credentials(server, _usable(from_gh, "gh auth token") if from_gh else None)
 
 
 def no_credentials(server: Server) -> Credentials:

@@ -93,6 +93,13 @@ class Desk:
         """All commits of a branch at ``tip`` are ours."""
         self._cache.write("forge-ours", key_of([release, tip]), b"", durable=False)
 
+    def remember_made(self, commit: str, path: str, data: bytes, title: str) -> None:
+        """What a commit holds that was just made here."""
+        blob = digest_bytes(data).blob_id or ""
+        self._cache.write("forge-blob", blob, data, durable=False)
+        self._write("forge-file", [commit], [path, blob])
+        self._write("forge-title", [commit], title)
+
     def title(self, remote: Remote, commit: str) -> str:
         """First line of a commit's message."""
         known = self._cache.read_json("forge-title", key_of([commit]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 import time
@@ -62,6 +61,8 @@ def check_file(path: Path) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """An exclusive lock on the file's folder (the file itself is replaced); the kernel drops it when the process ends."""
+    import fcntl
+
     try:
         handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:

@@ -15,7 +15,7 @@ _AGAIN = "Run the same command again later; what is done is kept."
 _TRANSPORT = (
     "could not resolve host|couldn't connect|failed to connect|connection (?:refused|reset|timed out|was reset|closed)|"
     "empty reply|early eof|unexpected disconnect|the remote end hung up|rpc failed|operation too slow|transfer closed|timed out|"
-    "recv failure|send failure|gnutls|ssl_|tls|temporary failure|error: 5\\d\\d|http 5\\d\\d|network is unreachable|"
+    "recv failure|send failure|gnutls_|ssl_|tls connection|temporary failure|error: 5\\d\\d|http 5\\d\\d|network is unreachable|"
     "bad line length|expected flush after|curl \\d+|timeout:"
 )
 
@@ -134,7 +134,11 @@ _TABLE: tuple[tuple[str, Callable[[Asked, str], SaesyncError], bool], ...] = (
     ("error: 30[1278]|unable to update url base", _moved, False),
     (r"permission denied \(|host key verification|no such identity", _ssh, False),
     ("authentication failed|could not read username|error: 401|http 401|terminal prompts disabled", _no_login, False),
-    ("error: 403|http 403|permission to .* denied|not granted|permission denied|read-only", _forbidden, False),
+    (
+        "error: 403|http 403|permission to .* denied|not granted|permission denied|insufficient permission|read-only",
+        _forbidden,
+        False,
+    ),
     ("hook declined|protected branch|gh006|gh013|refusing to update checked out|prohibited", _protected, False),
     ("repository .*not found|error: 404|does not appear to be a git|does not exist|not a git repository", _absent, False),
     (_TRANSPORT, _cut, True),

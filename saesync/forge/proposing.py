@@ -97,7 +97,7 @@ def route_for(place: Place, desk: Desk, there: bool, branch: str) -> Route:
     if place.kind != "github":
         return Route(place, upstream, host_and_path(place.url)[1], None)
     if desk.credentials.token is None:
-        return _without_token(place)
+        return without_token(place)
     api = Api(place, desk.credentials)
     facts = api.facts()
     check_facts(facts)
@@ -126,7 +126,12 @@ def _open_from_fork(api: Api, account: Account, branch: str) -> bool:
     return found is not None and found.pull.state == "open" and found.repo not in (None, api.place.full_name)
 
 
-def _without_token(place: Place) -> Route:
+def without_token(place: Place) -> Route:
+    """The fork that ``SAESYNC_FORK`` names.
+
+    Raises:
+        Missing: it names none.
+    """
     url = os.environ.get(FORK_VARIABLE, "").strip()
     if not url:
         raise no_token(place)
@@ -230,6 +235,7 @@ def _lay_once(desk: Desk, route: Route, proposal: Proposal, branch: str) -> Laid
     push(bench, route.head, branch, new, tip)
     if not foreign:
         desk.remember_ours(proposal.release, new)
+        desk.remember_made(new, path, wanted, _line(proposal.title))
     return Laid(new, refs.default, needed=True, pushed=True)
 
 
@@ -238,7 +244,12 @@ def _holds(desk: Desk, head: Remote, tip: str, wanted: bytes, title: str | None)
     entry = desk.file(head, tip)
     if entry is None or desk.data(head, tip, entry[1]) != wanted:
         return False
-    return title is None or desk.title(head, tip) == " ".join(title.split())
+    return title is None or desk.title(head, tip) == _line(title)
+
+
+def _line(title: str) -> str:
+    """A title as the first line of a commit message."""
+    return " ".join(title.split())
 
 
 @dataclass(frozen=True, slots=True)

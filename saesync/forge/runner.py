@@ -57,9 +57,9 @@ class Git:
         Raises:
             Missing: git is not there, or too old.
         """
+        check_git()
         import git
 
-        check_git()
         environment = self._environment() | dict(extra or {})
         command = [*_without_foreign(environment), git.Git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments]
         with tempfile.TemporaryFile() as stream:
@@ -101,7 +101,7 @@ class Git:
 
 
 def _without_foreign(ours: Mapping[str, str]) -> Iterable[str]:
-    """A prefix that takes variables away: what would steer git (a GIT_DIR), write headers down (a trace), or is another's secret."""
+    """A prefix that takes away what would steer git (a GIT_DIR), write headers down (a trace), or is another's secret."""
     names = [
         name
         for name in os.environ

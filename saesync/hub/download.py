@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from saesync.digest import BLOCK, FileDigest, Hasher
+from saesync.cache import try_lock
+from saesync.digest import BLOCK, FileDigest, Hasher, digest_file
 from saesync.errors import Unavailable
 from saesync.hub.client import READ_SECONDS, Client, failures, quoted
 from saesync.hub.trouble import CONNECT_SECONDS, Answered, Asked, Garbled
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 _MAX_REDIRECTS = 5
 _MAX_CORRUPT = 3
+_LOOK_AGAIN = 0.2  # seconds between looks at what another process is downloading
 
 
 def resolve_path(repo: str, sha: str, path: str, kind: str) -> str:
@@ -92,7 +96,8 @@ def _gather(response: httpx2.Response, skip: int, size: int | None) -> bytes:
 
 
 def download(client: Client, asked: Asked, address: str, expect: FileDigest, into: Path, progress: Progress | None) -> FileDigest:
-    """A whole file to ``into``. What an earlier run left in ``<into>.part`` is hashed and continued.
+    """A whole file to ``into``. What an earlier run left in ``<into>.part`` is hashed and continued; while another process
+    downloads the same, it is waited for.
 
     Every byte is hashed while it is written; only a file with the expected digest gets its name.
 
@@ -101,6 +106,43 @@ def download(client: Client, asked: Asked, address: str, expect: FileDigest, int
     """
     part = into.with_name(into.name + ".part")
     into.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with _alone(part, expect, progress) as alone:
+            if alone:
+                return _download(client, asked, address, expect, into, progress)
+        if into.exists() and expect.same_bytes(found := digest_file(into)):  # the other one has finished it
+            return found
+
+
+@contextlib.contextmanager
+def _alone(part: Path, expect: FileDigest, progress: Progress | None) -> Iterator[bool]:
+    """Wait until no other process writes ``part``, and keep them away from it. False: it has got its name, or is gone.
+
+    The lock is on the unfinished file itself, and ends with the process that holds it.
+    """
+    handle = os.open(part, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while not try_lock(handle):
+            if progress is not None:
+                progress(min(_size(part), expect.size), expect.size)
+            time.sleep(_LOOK_AGAIN)
+        yield _is_at(handle, part)
+    finally:
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _download(
+    client: Client, asked: Asked, address: str, expect: FileDigest, into: Path, progress: Progress | None
+) -> FileDigest:
+    part = into.with_name(into.name + ".part")
     patience = client.patience()
     corrupt = 0
     while True:
@@ -118,9 +160,10 @@ def download(client: Client, asked: Asked, address: str, expect: FileDigest, int
         if expect.same_bytes(found):
             part.replace(into)
             return found
-        part.unlink()
+        os.truncate(part, 0)  # the same file: the lock is on it
         corrupt += 1
         if corrupt == _MAX_CORRUPT:
+            part.unlink()
             raise _corrupted(asked, expect, found)
 
 

@@ -109,7 +109,8 @@ def _saes(contents: Contents) -> Iterable[str]:
 
 def _said(contents: Contents, row: Row) -> Row:
     """A row without the columns that say nothing of any SAE: no l0 at all, or all in the repo's root."""
-    empty = {name for name in row if all(other[name] in (None, "") for other in contents.rows)}
+    idle: tuple[Any, ...] = (None, ".")
+    empty = {name for name in row if name != "id" and all(other[name] in idle for other in contents.rows)}
     return {name: value for name, value in row.items() if name not in empty}
 
 

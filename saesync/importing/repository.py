@@ -60,7 +60,7 @@ def _rows(folders: Sequence[Folder], notes: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "id": _id(folder),
-            "path": folder.path,
+            "path": folder.path or ".",
             **({"hook": hook} if hooked else {}),
             "neuronpedia": _neuronpedia(folder),
             "norm_scaling_factor": folder.factor,

@@ -12,7 +12,13 @@ from saesync.model import Release, Sae
 def collisions(releases: Sequence[Release]) -> list[Diagnostic]:
     """Every collision once per pair of places, at the later place, naming the earlier."""
     found: dict[tuple[str, Origin | None, Origin | None], Diagnostic] = {}
-    for first, diagnostic in (*_names(releases), *_folders(releases), *_records(releases), *_neuronpedia(releases)):
+    for first, diagnostic in (
+        *_names(releases),
+        *_folders(releases),
+        *_ways(releases),
+        *_records(releases),
+        *_neuronpedia(releases),
+    ):
         found.setdefault((diagnostic.summary, first, diagnostic.origin), diagnostic)
     return list(found.values())
 
@@ -77,6 +83,21 @@ def _above(folder: str) -> Iterator[str]:
     while "/" in folder:
         folder = folder.rpartition("/")[0]
         yield folder
+
+
+def _ways(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    """A repo is written to in one way: directly, or by the one pull request that all releases there share."""
+    seen: dict[tuple[str, str], Release] = {}
+    for release in releases:
+        if (spec := release.publish) is None:
+            continue
+        first = seen.setdefault((spec.target, _folded(spec.location)), release)
+        if first.publish is not None and first.publish.pull_request != spec.pull_request:
+            origins = release.saes[0].origins if release.saes else {}
+            place = origins.get("publish.pull_request", origins.get("publish", release.origin))
+            way = f"{'not ' * spec.pull_request}by pull request"
+            detail = f"{first.name} ({first.origin}) is published to {spec.location}, too, and {way}. Say the same in both."
+            yield first.origin, Diagnostic("Repository is published to in two ways", detail, place)
 
 
 def _records(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:

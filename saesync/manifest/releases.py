@@ -32,7 +32,7 @@ _LATER = (
     ("neuronpedia", "inference"),
 )
 _SOURCE_KEYS = frozenset({"repo", "revision", "path", "format"})
-_NOT_A_TARGET = frozenset({"license", "private"})
+_NOT_A_TARGET = frozenset({"license", "private", "pull_request"})
 
 
 def release_of(manifest: Expanded, bounds: Bounds) -> Release:
@@ -91,9 +91,8 @@ class _Maker:
         format_ = section.get("format", "")
         whole = _whole_options(format_)
         options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
-        if repo is None:
-            path = self._local(path, "source.path")
-        return SourceSpec(repo, section.get("revision"), path.strip("/") if repo else path, format_, MappingProxyType(options))
+        path = self._local(path, "source.path") if repo is None else _inside(path)
+        return SourceSpec(repo, section.get("revision"), path, format_, MappingProxyType(options))
 
     def _model(self) -> ModelSpec:
         section = self.fixed["model"]
@@ -144,8 +143,12 @@ class _Maker:
             return None
         target = next(key for key in section if key not in _NOT_A_TARGET)
         location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
+        proposed = section.get("pull_request", False)
+        if proposed and target != "huggingface":
+            detail = f"Only the Hub has pull requests; {name} goes to {target}. Remove pull_request."
+            self._say("Target has no pull requests", detail, self.origins[f"{name}.pull_request"])
         origin = self.origins[f"{name}.{target}"]
-        return PublishSpec(target, location, section.get("license"), section.get("private", False), origin=origin)
+        return PublishSpec(target, location, section.get("license"), section.get("private", False), proposed, origin)
 
     def _register(self) -> RegisterSpec | None:
         section = self.fixed.get("register")
@@ -215,6 +218,11 @@ class _Maker:
 
     def _say(self, summary: str, detail: str, origin: Origin | None) -> None:
         self.wrong.setdefault((summary, origin), Diagnostic(summary, detail, origin))
+
+
+def _inside(path: str) -> str:
+    """A path in a repo, "" for its root; `.` is the root, too, which needs a name where rows differ in their path."""
+    return "" if path == "." else path.strip("/")
 
 
 def _origins(root: Node, file: str) -> dict[str, Origin]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from saesync.errors import Diagnostic
+from saesync.measure.devices import out_of_memory
 from saesync.measure.passes import LanguageModel, Seen, layer_of
 from saesync.measure.reasons import reason
 from saesync.measure.saes import LoadedSae
@@ -50,6 +51,8 @@ def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: See
     try:
         output = sae.coded(x, torch.ones_like(tokens, dtype=torch.bool), dense).output
     except _APPLY_ERRORS as error:
+        if out_of_memory(error):
+            raise
         return Diagnostic("SAE cannot be applied", f"{sae.address}: SAELens cannot run it on {sae.site.hook!r}: {reason(error)}.")
     if output.shape != x.shape:
         shapes = f"{output.shape[-1]} numbers for an activation of {x.shape[-1]}"

@@ -1,21 +1,27 @@
 """Devices, and how much of them one step of measuring may take.
 
-What shapes a batch depends on the kind of device alone, never on what is free at the moment or on what else is measured:
-batch shapes change the last bits of a matrix product, and a run that was stopped and resumed has to give the same numbers.
-How many SAEs are held at once changes no number, so that does depend on the memory a model leaves.
+What shapes a batch depends on the kind of device and the size of its memory, never on what is free at the moment or on what else
+is measured: batch shapes change the last bits of a matrix product, and a run that was stopped and resumed has to give the same
+numbers. Only when memory runs out all the same are batches made smaller (``Limits.smaller``). How many SAEs are held at once
+changes no number, so that does depend on the memory a model leaves.
 """
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 
 import torch
 
-from saesync.errors import Missing
+from saesync.errors import Missing, Refused
 
 MIB = 1 << 20
 GIB = 1 << 30
 _MATRICES = 5  # [rows, d_sae] in float32 that encoding holds at a time
+_LEAST_LOGITS, _MOST_LOGITS = 256 * MIB, 8 * GIB
+_LEAST_DENSE = 1 << 20
+_WRONG_ON_MPS = "2.8."  # linear layers give wrong numbers there for inputs that are not contiguous (pytorch issue 161640)
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # as the allocators say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +30,17 @@ class Limits:
     ``resident`` bounds the bytes of SAEs and cached activations that are held at once.
 
     With d_sae 65,536 a block has 256 rows on a CPU (64 MiB; encoding holds about five such matrices, 320 MiB) and 4,096 on a
-    GPU (1 GiB; about 5 GiB), whatever the number of tokens is.
+    GPU of 80 GB (1 GiB; about 5 GiB), whatever the number of tokens is.
     """
 
     tokens: int
     logits: int
     dense: int
     resident: int
+
+    def smaller(self) -> Limits:
+        """What to try where these were too much."""
+        return Limits(self.tokens // 2, self.logits // 2, max(_LEAST_DENSE, self.dense // 2), self.resident // 2)
 
 
 def device_for(name: str) -> torch.device:
@@ -50,7 +60,15 @@ def device_for(name: str) -> torch.device:
         raise Missing(
             "Device is not here", f"There is no device {name!r}. This machine has {', '.join(here)}; choose one of them."
         )
-    return torch.device("cuda:0" if name == "cuda" else name)
+    if name == "mps" and torch.__version__.startswith(_WRONG_ON_MPS):
+        raise Refused(
+            "Device computes wrongly",
+            f"torch {torch.__version__} gives wrong numbers on mps. Install another version, or measure with --device cpu.",
+        )
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # libraries that only say "cuda" mean this one
+    return device
 
 
 def device_label(device: torch.device) -> str:
@@ -59,16 +77,39 @@ def device_label(device: torch.device) -> str:
 
 
 def limits_for(device: torch.device) -> Limits:
-    """The limits of a device, asked when the model is on it."""
+    """The limits of a device, asked when the model is on it.
+
+    A GPU's batches take an eighth of its memory for logits (to a power of two: 8 GiB of 80 GB, 2 GiB of 24 GB, 512 MiB of
+    8 GB), and the rest in proportion.
+    """
+    if device.type != "cuda":
+        return Limits(tokens=4_096, logits=512 * MIB, dense=1 << 24, resident=3 * GIB)
+    free, total = torch.cuda.mem_get_info(device)
+    logits = min(_MOST_LOGITS, max(_LEAST_LOGITS, 1 << ((total // 8).bit_length() - 1)))
+    part = _MOST_LOGITS // logits
+    found = Limits(tokens=32_768 // part, logits=logits, dense=(1 << 28) // part, resident=GIB // part)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
+    working = 2 * found.logits + _MATRICES * 4 * found.dense
+    return replace(found, resident=max(found.resident, min(total * 2 // 5, free - working)))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: CUDA has a class for it, MPS, the CPU and cuBLAS only words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+
+
+def give_back(device: torch.device) -> None:
+    """Let go of memory that nothing holds any more."""
+    gc.collect()
     if device.type == "cuda":
-        found = Limits(tokens=32_768, logits=8 * GIB, dense=1 << 28, resident=GIB)
-        free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, and unused
-        working = 2 * found.logits + _MATRICES * 4 * found.dense
-        return replace(found, resident=max(GIB, min(total * 2 // 5, free - working)))
-    return Limits(tokens=4_096, logits=512 * MIB, dense=1 << 24, resident=3 * GIB)
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def wide(device: torch.device) -> torch.dtype:
-    """What sums are taken in: float64, except on MPS, which has none (there, sums over one token only are float32)."""
+    """What sums over one token are taken in: float64, except on MPS, which has none. Sums over tokens are always float64."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -17,10 +17,10 @@ An SAE's numbers do not depend on which others are measured with it.
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -29,23 +29,27 @@ from saesync.errors import Diagnostic, Missing, SaesyncError
 from saesync.jobs import MeasureSae
 from saesync.measure.checks import misfit, unknown_hook
 from saesync.measure.dataset import Tokens
-from saesync.measure.devices import limits_for, wide
+from saesync.measure.devices import Limits, give_back, limits_for, out_of_memory, wide
 from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
 from saesync.measure.saes import LoadedSae, load_sae, weights_size
 from saesync.measure.sites import Site
 from saesync.measure.statistics import Estimate, Tally, ce_loss_score, clusters_for, explained_variance, ratio
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
+_SMALLER = 6  # times that batches are halved when memory runs out
 _TINY_NORM = 1e-4  # SAELens divides by 1 where |x| is below it
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows ``first ...`` as ``tokens [batch, ctx]`` on the device; ``keep [batch, ctx]`` is True where a position counts."""
+    """Rows ``first ...`` as ``tokens [batch, ctx]`` on the device; ``keep [batch, ctx]`` is True where a position counts, and
+    ``kept`` is the same on the CPU."""
 
     first: int
     tokens: torch.Tensor
     keep: torch.Tensor
+    kept: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,39 @@ class Engine:
     def __init__(self, model: LanguageModel, rows: Tokens, special: Iterable[int], progress: Progress | None = None) -> None:
         self.model = model
         self.rows = rows
-        self.special = torch.tensor(sorted(special), dtype=torch.long, device=model.device)
-        self.limits = limits_for(model.device)
+        self.special = torch.tensor(sorted(special), dtype=torch.int32)
         self._progress = progress or (lambda done, total: None)
-        context = rows.shape[1]
-        logits = context * model.vocab * 4
-        self._batch = max(1, min(self.limits.tokens // context, self.limits.logits // logits))
         self._clusters = clusters_for(len(rows))
+        self._limit(limits_for(model.device))
+
+    def _limit(self, limits: Limits) -> None:
+        """Begin (again) with batches of a size."""
+        self.limits = limits
+        context = self.rows.shape[1]
+        self._batch = max(1, min(limits.tokens // context, limits.logits // (context * self.model.vocab * 4)))
         self._clean = Tally(self._clusters)
         self._sites: dict[Site, Tally] = {}
+
+    def fitting(self, work: Callable[[], T]) -> T:
+        """``work()``; again, with smaller batches, while the device's memory does not suffice.
+
+        Raises:
+            Missing: it does not suffice for small batches either.
+        """
+        for _ in range(_SMALLER):
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            give_back(self.model.device)  # not before the error is gone, whose frames hold tensors
+            half = max(1, min(self._batch, len(self.rows)) // 2) * self.rows.shape[1]
+            self._limit(replace(self.limits.smaller(), tokens=half))
+        raise Missing(
+            "Not enough memory",
+            f"Measuring does not fit on {self.model.device}, not even {self._batch} sequences of {self.rows.shape[1]} tokens at a"
+            " time. Use a device with more memory, or a smaller context.",
+        )
 
     @torch.no_grad()
     def run(self, wanted: Sequence[MeasureSae]) -> Outcome:
@@ -88,27 +116,30 @@ class Engine:
             Missing: no position counts, or the device's memory does not suffice.
         """
         outcome = Outcome()
-        if not any(bool(batch.keep[:, :-1].any()) for batch in self.batches()):
+        if not any(bool(batch.kept[:, :-1].any()) for batch in self.batches()):
             raise Missing("No tokens to measure on", "Every token of the dataset is a special one. Use another dataset.")
         ordered = sorted(wanted, key=lambda sae: (layer_of(sae.hook) or 0, sae.hook, sae.address))
-        finished = 0
-        try:
-            for group in self._groups(ordered, outcome):
-                size = len(group)
-                self._group(group, outcome, finished / len(ordered), size / len(ordered))
-                finished += size
-                group.clear()  # or its weights would be held while the next group is loaded;
-                gc.collect()  # a SAELens module refers to itself
-        except torch.OutOfMemoryError as error:
-            raise Missing("Not enough memory", f"Measuring does not fit on {self.model.device}. Use a larger device.") from error
+        self.fitting(lambda: self._all(ordered, outcome))
         self._progress(self.rows.size, self.rows.size)
         return outcome
 
+    def _all(self, ordered: Sequence[MeasureSae], outcome: Outcome) -> None:
+        """Measure those that have neither numbers nor a failure yet."""
+        left = [sae for sae in ordered if sae.address not in outcome.metrics and sae.address not in outcome.failures]
+        finished = len(ordered) - len(left)
+        for group in self._groups(left, outcome):
+            size = len(group)
+            self._group(group, outcome, finished / len(ordered), size / len(ordered))
+            finished += size
+            group.clear()  # or its weights would be held while the next group is loaded;
+            give_back(self.model.device)  # a SAELens module refers to itself
+
     def batches(self) -> Iterator[Batch]:
-        """All rows in order, in batches of a size that depends on model, context and kind of device alone."""
+        """All rows in order, in batches of a size that depends on model, context and device alone."""
         for first in range(0, len(self.rows), self._batch):
-            tokens = torch.from_numpy(self.rows[first : first + self._batch]).to(self.model.device, torch.long)
-            yield Batch(first, tokens, ~torch.isin(tokens, self.special))
+            tokens = torch.from_numpy(self.rows[first : first + self._batch])
+            kept = ~torch.isin(tokens, self.special)
+            yield Batch(first, tokens.to(self.model.device, torch.long), kept.to(self.model.device), kept)
 
     def _groups(self, wanted: Sequence[MeasureSae], outcome: Outcome) -> Iterator[list[LoadedSae]]:
         """As many SAEs at a time as the device may hold, with the activations they need."""
@@ -181,7 +212,7 @@ class Engine:
         blocks = frozenset(route.start - 1 for route in routes.values() if route.start and not route.direct)
         logits, seen = self.model.clean(batch.tokens, frozenset(routes), blocks)
         if count_clean:
-            counted = {"ce": _losses(logits, batch), "ce_count": batch.keep[:, :-1].sum(1), "count": batch.keep.sum(1)}
+            counted = {"ce": _losses(logits, batch), "ce_count": batch.kept[:, :-1].sum(1), "count": batch.kept.sum(1)}
             self._clean.add(batch.first, counted)
         del logits
         for site in new:
@@ -192,13 +223,10 @@ class Engine:
     def _site(self, batch: Batch, site: Site, route: Route, seen: Seen) -> None:
         """What all SAEs at a site share: moments of x and the loss with x set to zero."""
         x = site.read(seen.hooks[site.hook])
-        precise = wide(x.device)
         logits = self.model.changed(
             batch.tokens, site.hook, route, lambda raw: site.write(raw, torch.zeros_like(site.read(raw))), seen
         )
-        squares = torch.linalg.vector_norm(x, dim=-1, dtype=precise).pow(2)
-        total = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~batch.keep[..., None], 0).sum(1, dtype=precise)
-        sums = {"square": _summed(squares, batch.keep), "total": total, "ce": _losses(logits, batch)}
+        sums = {**_moments(x, batch), "ce": _losses(logits, batch)}
         self._sites[site].add(batch.first, sums)
 
     def _sae(self, batch: Batch, sae: LoadedSae, route: Route, seen: Seen, into: Measured) -> None:
@@ -216,7 +244,8 @@ class Engine:
             "l2_ratio": norm_out / torch.where(norm_in < _TINY_NORM, 1, norm_in),
             "l0": coded.active,
         }
-        sums = {name: _summed(values, keep) for name, values in per_token.items()}
+        together = _summed(torch.stack([values.to(precise) for values in per_token.values()]), batch.kept)
+        sums = dict(zip(per_token, together, strict=True))
 
         def spliced(raw: torch.Tensor) -> torch.Tensor:
             old = site.read(raw)
@@ -247,9 +276,20 @@ def _no_counts(sae: LoadedSae, device: torch.device) -> torch.Tensor:
     return torch.zeros(sae.d_sae, dtype=torch.long, device=device)
 
 
-def _summed(values: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """Per-sequence sums ``[batch]`` of ``values [batch, ctx]`` over the positions that count, in float64 on the CPU."""
-    return values.to("cpu").to(torch.float64).masked_fill(~keep.to("cpu"), 0).sum(1)
+def _moments(x: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+    """Per-sequence sums of |x|² ``[batch]`` and of x ``[batch, d_in]`` over the positions that count, both in float64: the
+    variance is a small difference of large sums."""
+    keep = batch.keep
+    if wide(x.device) is not torch.float64:
+        x, keep = x.to("cpu"), batch.kept
+    squares = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).pow(2)
+    total = x.to(torch.promote_types(x.dtype, torch.float32)).masked_fill(~keep[..., None], 0).sum(1, dtype=torch.float64)
+    return {"square": _summed(squares, batch.kept), "total": total}
+
+
+def _summed(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Per-sequence sums ``[..., batch]`` of ``values [..., batch, ctx]`` over the positions that count, in float64 on the CPU."""
+    return values.to("cpu").to(torch.float64).masked_fill(~kept, 0).sum(-1)
 
 
 def _losses(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -258,7 +298,7 @@ def _losses(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         cross_entropy(row[:-1].to(torch.promote_types(row.dtype, torch.float32)), target[1:], reduction="none")
         for row, target in zip(logits, batch.tokens, strict=True)
     ]
-    return _summed(torch.stack(rows), batch.keep[:, :-1])
+    return _summed(torch.stack(rows), batch.kept[:, :-1])
 
 
 def _not_numbers(sae: LoadedSae, estimates: Mapping[str, Estimate]) -> tuple[Diagnostic, ...]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from saesync.errors import Missing, Refused, SaesyncError
+from saesync.measure.devices import out_of_memory
 from saesync.measure.folder import check_folder
 from saesync.measure.loaders import PROCESSING, check_loader
 from saesync.measure.passes import LanguageModel
@@ -48,9 +49,10 @@ def load_model(
             module = load(folder, getattr(torch, dtype), kwargs, device, name)
         except SaesyncError:
             raise
-        except torch.OutOfMemoryError as error:
-            raise Missing("Not enough memory", f"The model in {folder} does not fit on {device}. Use a larger device.") from error
-        except _LOAD_ERRORS as error:
+        except (*_LOAD_ERRORS, MemoryError) as error:
+            if out_of_memory(error):
+                fit = f"The model in {folder} does not fit on {device} in {dtype}. Use a device with more memory."
+                raise Missing("Not enough memory", fit) from error
             raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {reason(error)}.") from error
         return LanguageModel.of(module.eval(), _text_config(folder), device)
 

@@ -17,6 +17,8 @@ from typing import Any, Self
 
 import torch
 
+from saesync.measure.devices import out_of_memory
+
 _LEVEL = 1_000_000  # context level of our hooks, so that removing them leaves all others
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
 _ROUTE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
@@ -162,7 +164,9 @@ class LanguageModel:
         for route in candidates:
             try:
                 short = self.changed(tokens, hook, route, _made_up, seen)
-            except _ROUTE_ERRORS:
+            except _ROUTE_ERRORS as error:
+                if out_of_memory(error):
+                    raise
                 continue
             if short.shape == whole.shape and torch.allclose(short, whole, rtol=1e-4, atol=1e-5 * float(whole.abs().max())):
                 return route

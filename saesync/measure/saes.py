@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from saesync.errors import Missing, Refused
 from saesync.jobs import MeasureSae
+from saesync.measure.devices import out_of_memory
 from saesync.measure.reasons import reason
 from saesync.measure.sites import Site
 from saesync.model import SAE_FILES, WEIGHTS_FILE
@@ -92,6 +93,8 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
     try:
         sae: Any = SAE.load_from_disk(folder, device=str(device), dtype="float32")
     except _LOAD_ERRORS as error:
+        if out_of_memory(error):
+            raise
         raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason(error)}.") from error
     architecture = sae.cfg.architecture()
     if hasattr(sae.cfg, "d_out"):

@@ -14,17 +14,21 @@ from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, ReasonCode, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
+from saesync.planfile.digests import plan_digest, release_digests
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 
 __all__ = [
+    "TYPE",
     "VERSION",
     "Difference",
     "approved",
     "check",
     "compare",
+    "plan_digest",
     "plan_json",
     "read",
+    "release_digests",
     "show_json",
     "verb_of",
     "write",
@@ -49,6 +53,7 @@ _STEP_VERBS = (
     (StepKind.CREATE, "create"),
     (StepKind.CARD, "card"),
     (StepKind.ADOPT, "adopt"),
+    (StepKind.TAG, "tag"),
     (StepKind.REGISTER, "register"),
 )
 
@@ -75,6 +80,7 @@ def plan_json(
     """
     saes = {sae.address: sae for release in plan.releases for sae in release.saes}
     items = [_item(item, saes.get(item.address) if item.id is not None else None) for item in plan.items]
+    digests = release_digests({"items": items})
     return {
         "type": TYPE,
         "version": VERSION,
@@ -83,7 +89,7 @@ def plan_json(
         "asked": {name: list((asked or {}).get(name, ())) for name in _LISTS},
         "complete": not any(_unseen(item) for item in plan.items),
         **(scope or {}),
-        "releases": [_release(release) for release in plan.releases],
+        "releases": [{**_release(release), "digest": digests.get(release.name)} for release in plan.releases],
         "items": items,
         "totals": _totals(plan),
     }

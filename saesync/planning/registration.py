@@ -135,7 +135,7 @@ def _do(status: Status, *reasons: Reason) -> _Said:
 
 
 def _waiting(case: _Case, waits: Reason | None) -> _Said | None:
-    return _wait(waits) if waits is not None and case.seen.unknown is None and not case.pending else None
+    return _wait(waits) if waits is not None and case.seen.unknown is None else None
 
 
 def _unknown(case: _Case) -> _Said | None:
@@ -210,7 +210,7 @@ def _proposed(case: _Case) -> _Said | None:
     if not _same(case.desired, seen.branch):
         return None
     if seen.kind == "git":
-        return _wait(Reason(ReasonCode.WAITS_FOR_MERGE, {"branch": branch_of(case.release.name)}))
+        return _wait(Reason(ReasonCode.BRANCH_PUSHED, {"branch": branch_of(case.release.name)}))
     return _wait(_review(pull)) if pull is not None and pull.state == "open" else None
 
 

@@ -7,7 +7,7 @@ byte) and keeps every other byte. What comes out is read again before it is retu
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,12 +74,19 @@ def parse(data: bytes, name: str) -> Document:
             _guard(text, name)
             loader = _LOADER(text)
             root = loader.get_single_node()
-            value = {} if root is None else loader.construct_document(root)
+            value = None if root is None else loader.construct_document(root)
         except _UNREADABLE as error:
             raise _not_yaml(error, name) from error
+    if value is None:
+        root, value = None, {}
     if not isinstance(value, dict) or not isinstance(root, yaml.MappingNode | None):
         raise Refused("Registry cannot be read", "The file is not a mapping of release names.", Origin(name, 1, 1))
     return Document(name, data, text, root, value)
+
+
+def written(entries: Iterable[Entry]) -> bytes:
+    """A registry of these entries alone."""
+    return splice.dumped({entry.release: entry.to_yaml() for entry in entries}).encode()
 
 
 def edited(document: Document, release: str, entry: Entry | None) -> bytes:

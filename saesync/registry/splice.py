@@ -183,10 +183,15 @@ def _above(lines: list[str], begin: int, below: int, column: int) -> int:
     return below
 
 
-def _dumped(value: Any, column: int, newline: str) -> list[str]:
-    """The lines of ``value`` as PyYAML writes them, moved right by ``column``."""
+def dumped(value: Any) -> str:
+    """``value`` as the registry's own formatting has it."""
     text: str = yaml.dump(value, Dumper=_DUMPER, sort_keys=False, width=_WIDE)
-    return [f"{' ' * column}{line}{newline}" for line in text.split("\n")[:-1]]
+    return text
+
+
+def _dumped(value: Any, column: int, newline: str) -> list[str]:
+    """The lines of ``value``, moved right by ``column``."""
+    return [f"{' ' * column}{line}{newline}" for line in dumped(value).split("\n")[:-1]]
 
 
 def _ended(part: list[str], lines: list[str]) -> list[str]:

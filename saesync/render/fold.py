@@ -15,13 +15,14 @@ SYMBOLS: Mapping[str, str] = {
     "publish": "+",
     "adopt": "+",
     "create": "+",
+    "tag": "+",
+    "waiting": "…",
     "restore": "~",
     "rebuild": "~",
     "relabel": "~",
     "validate": "~",
     "card": "~",
     "register": "+",
-    "waiting": "…",
     "move": ">",
     "delete": "-",
     "held": "!",
@@ -93,7 +94,7 @@ def _entry_step(item: Item) -> str | None:
 
 def what_of(verb: str, steps: tuple[str, ...]) -> str:
     """What is done, in the words of ``StepKind``; fetching is not worth saying, publishing again neither."""
-    if verb == "create":
+    if verb in ("create", "tag"):
         return "create"
     if verb == "card":
         return "write the card again"
@@ -156,13 +157,14 @@ _TOTALS = (
     ("create", "to create"),
     ("card", "to write again"),
     ("register", "to register"),
-    ("waiting", "waiting"),
+    ("tag", "to create"),
+    ("waiting", "waiting for others"),
     ("failing", "failing"),
     ("held", "held"),
     ("unknown", "unknown"),
     ("orphaned", "in no manifest"),
 )
-_NOUNS = {"create": "place", "card": "card", "register": "release"}
+_NOUNS = {"create": "place", "card": "card", "tag": "tag", "register": "release"}
 
 
 def totals_said(totals: Mapping[str, int], current: bool = True) -> list[str]:

@@ -136,7 +136,7 @@ def _source(options: Options) -> Schema:
         "repo": templated(ref("hubId", "Hub id of the repo that holds the weights; without it `path` is local.")),
         "revision": templated(ref("commit", "Commit hash of that repo; `saesync pin` fills it in.")),
         "path": templated(
-            ref("localPath", "File or folder in the repo (left out: its root), or local from the manifest's folder on.")
+            ref("localPath", "File or folder in the repo (left out, or `.`: its root), or local from the manifest's folder on.")
         ),
         "format": templated(
             choice(
@@ -256,6 +256,11 @@ def publish(places: Places) -> Schema:
                 **rule("^[a-z0-9][a-z0-9.+_-]*$", "a license id is in lower case, without spaces"),
             },
             "private": flag("Whether a Hub repo must be private. A public repo is never used for a private release.", False),
+            "pull_request": flag(
+                "Commit to one pull request of ours on the Hub, found again and updated, instead of the main branch. "
+                "Needs no write access, and no tag is made.",
+                False,
+            ),
         },
         oneOf=one_of(*places),
     )

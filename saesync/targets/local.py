@@ -114,17 +114,17 @@ class Local:
         if expect is None:
             raise Missing("File is not there", f"{location} holds no {path}.")
         into.parent.mkdir(parents=True, exist_ok=True)
-        part = into.with_name(into.name + ".part")
-        try:
-            found = _copy(Path(location) / path, part, progress)
-        except FileNotFoundError as error:
-            raise Missing("File is not there", f"{location} holds no {path} any more.") from error
-        if not found.same_bytes(expect):
-            part.unlink()
-            raise Conflict(
-                "Target changed meanwhile", f"{path} in {location} was changed since the plan looked. Make a new plan."
-            )
-        part.replace(into)
+        with self._cache.scratch() as folder:
+            copy = folder / "copy"
+            try:
+                found = _copy(Path(location) / path, copy, progress)
+            except FileNotFoundError as error:
+                raise Missing("File is not there", f"{location} holds no {path} any more.") from error
+            if not found.same_bytes(expect):
+                raise Conflict(
+                    "Target changed meanwhile", f"{path} in {location} was changed since the plan looked. Make a new plan."
+                )
+            copy.replace(into)
         return found
 
     @contextlib.contextmanager

@@ -47,7 +47,7 @@ class Run:
             observed,
             lambda name: open_target(name, self.cache),
             registries,
-            self.choices,
+            choices=self.choices,
             devices=("cpu",),
             start=self.start,
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from apply_world import bare_context
 
-from saesync.apply.crew import Crew, best
+from saesync.apply.crew import Crew, best, named
 from saesync.apply.steps import NotGrantedError, Steps
 from saesync.apply.work import USES
 from saesync.errors import SaesyncError
@@ -58,3 +58,7 @@ def test_all_gpus_or_else_one_device() -> None:
     assert best(("cuda:0", "cuda:1", "cpu")) == ("cuda:0", "cuda:1")
     assert best(("mps", "cpu")) == ("mps",)
     assert best(("cpu",)) == ("cpu",)
+
+
+def test_each_device_is_used_once() -> None:
+    assert named(("cuda", "cuda:1", "cuda:0", "cpu")) == ("cuda:0", "cuda:1", "cpu")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from manifest_support import COMMIT, GOOD, changed, complaints, release, said, write
 
 from saesync import planfile, render
@@ -18,6 +19,8 @@ from saesync.model import Choices, Plan, Release
 from saesync.observe import observe
 from saesync.pin import pin
 from saesync.planner import plan
+from saesync.registering import observe_registries
+from saesync.registry.entry import entry_of
 from saesync.resolve import Resolver
 from saesync.schema.sections import LOADERS_OF_SAELENS
 
@@ -59,8 +62,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(tmp_path: Path, *releases: Release) -> Plan:
     """A plan as the command line makes it; HF_ENDPOINT leads nowhere, so that a look at the Hub would show."""
     cache = Cache(tmp_path / "cache")
-    observed = observe(releases, cache)
-    return plan(releases, Resolver(cache).resolve(releases, observed), observed, Choices())
+    observed, registries = observe(releases, cache), observe_registries(releases, cache)
+    wanted = Resolver(cache).resolve(releases, observed)
+    assert wanted == {}
+    return plan(releases, wanted, observed, Choices(), registries=registries)
+
+
+def registered(folder: Path, *releases: Release) -> None:
+    """A registry file in which they stand."""
+    entries = {release.name: entry_of(release, None).to_yaml() for release in releases}
+    (folder / "registry.yaml").write_text(yaml.safe_dump(entries))
+
+
+def in_file(text: str) -> str:
+    return changed(("decoderesearch/SAELens", "./registry.yaml"), base=text)
 
 
 # ------------------------------------------------------------------------------------------------- what is read
@@ -244,7 +259,9 @@ def test_neuronpedia_ids_are_unique_whoever_says_them(here: Path) -> None:
 
 
 def test_nothing_is_looked_at_and_nothing_is_held(here: Path, tmp_path: Path) -> None:
-    made = planned(tmp_path, release(here, THEIRS))
+    found = release(here, in_file(THEIRS))
+    registered(here, found)
+    made = planned(tmp_path, found)
     assert not any(item.held or item.steps for item in made.items)
     data: dict[str, Any] = json.loads(json.dumps(planfile.plan_json(made)))
     assert (data["releases"][0]["pinned"], data["totals"]["saes"]) == (False, 2)
@@ -255,7 +272,8 @@ def test_nothing_is_looked_at_and_nothing_is_held(here: Path, tmp_path: Path) ->
 
 
 def test_the_plan_names_the_first_of_many(here: Path, tmp_path: Path) -> None:
-    releases = load(write(here, **{f"r{number}": named(f"rel-{number}", "l0") for number in range(14)}))
+    releases = load(write(here, **{f"r{number}": in_file(named(f"rel-{number}", "l0")) for number in range(14)}))
+    registered(here, *releases)
     data = planfile.plan_json(planned(tmp_path, *releases))
     assert "rel-0" in render.plan_text(data)
     for said_in in (render.plan_text(data), render.markdown(data)):
