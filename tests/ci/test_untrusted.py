@@ -291,12 +291,12 @@ def test_the_hub_is_asked_without_a_token(hub_server: HubServer, tmp_path: Path)
     done = saesync(made, *words, **variables)
     assert done.code == 0, done.err
     assert done.plan["complete"] is True
-    assert done.plan["totals"] == {"saes": 2, "publish": 2}
+    assert done.plan["totals"]["publish"] == 2
     made.write("secret.yaml", manifest("secret", "huggingface: alice/secret", source))
     done = saesync(made, *words, **variables)
     assert done.code == 0, done.err
     assert done.plan["complete"] is False
-    assert done.plan["totals"] == {"saes": 4, "publish": 2, "unknown": 2}
+    assert (done.plan["totals"]["publish"], done.plan["totals"]["unknown"]) == (2, 2)
     asked = hub_server.log()
     assert asked
     assert {entry["auth"] for entry in asked} == {None}
