@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Missing
 from saesync.hub.trouble import Answered, Asked, Garbled
 from saesync.redaction import hide
+from saesync.restraint import restrained
 
 if TYPE_CHECKING:
     import httpx2
@@ -32,7 +33,7 @@ _TEMPORARY = (408, 425, 429)
 
 def wanted() -> bool:
     """Whether tokens to write with are to be exchanged."""
-    return os.environ.get(SWITCH, "") not in ("", "0")
+    return os.environ.get(SWITCH, "") not in ("", "0") and not restrained()
 
 
 def refuse_resource() -> None:

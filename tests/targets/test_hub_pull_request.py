@@ -74,7 +74,7 @@ def test_opened_once_updated_and_merged(shop: Shop) -> None:
     url = f"{shop.server.base}/{REPO}/discussions/1"
     assert item.reasons[0].data == {"num": 1, "url": url, "status": "open"}
     text = plan_text(plan_json(shop.plan()))
-    assert f"… alice/saes  pull request  waiting for merge of #1 ({url})" in text
+    assert f"… alice/saes  waiting  waiting for merge of #1 ({url})" in text
     assert "Nothing to do: 1 waiting for others, 2 up to date." in text
     assert not shop.seen().merged("res")
     shop.server.restart_counters()
