@@ -44,6 +44,6 @@ def rows() -> list[Row]:
         Row("cold", cold.wall, "s", "", "<= 15"),
         Row("cold: requests", sum(cold_requests.values()), "", told),
         Row("warm", warm.wall, "s", "", "<= 5"),
-        Row("warm: requests", warm_requests, "", "90 repositories, 170 records", "<= 260"),
+        Row("warm: requests", warm_requests, "", "90 repositories, 170 records: head and tags of each", "<= 260"),
         Row("peak resident memory", max(cold.peak, warm.peak) / 1e6, "MB", "", "<= 500"),
     ]

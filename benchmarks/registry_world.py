@@ -5,6 +5,7 @@ The weights are one small file that all SAEs share: a plan never reads weights, 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from saesync.measure.metrics import METRICS
 from saesync.model import CFG_FILE, WEIGHTS_FILE, Release, Wanted
 from saesync.record import Evidence, Metric, Record, SaeRecord, record_path
 from saesync.resolve import Resolver
+from saesync.tags import tag_name
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -88,15 +90,19 @@ def _publish(server: HubServer, repo_id: str, members: list[Release], wanted: di
     server.create_repo(repo_id)
     files: dict[str, bytes | None] = {}
     readme: str | None = None
+    tags: list[str] = []
     for release in members:
         record = Record(release.name, {sae.id: _entry(wanted[sae.address]) for sae in release.saes})
-        readme, digest = card.make_card(release, record, readme)
+        tags.append(tag_name(record))
+        readme, digest = card.make_card(release, record, readme, tags[-1])
         files[record_path(release.name)] = Record(release.name, record.saes, digest).to_bytes()
         for sae in release.saes:
             files |= {f"{sae.id}/{CFG_FILE}": _cfg(wanted[sae.address]), f"{sae.id}/{WEIGHTS_FILE}": WEIGHTS}
     assert readme is not None
     files["README.md"] = readme.encode()
     server.push(repo_id, files, lfs=tuple(name for name in files if name.endswith(WEIGHTS_FILE)))
+    for tag in tags:
+        server.call("POST", f"/api/models/{repo_id}/tag/main", json.dumps({"tag": tag}).encode())
 
 
 def _cfg(wanted: Wanted) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 SHOWN = 200
 """Longest piece of foreign text that is shown, in characters."""
 
-_SPAN = re.compile(r"[A-Za-z0-9 ._:/@=+,()\-*#'\"{}\[\]!?%^~$;…→×–±]+")
+_SPAN = re.compile(r"[A-Za-z0-9 ._:/@=+,()\-*#'\"{}\[\]!?%^~;…→×–±]+")
 _WORD = re.compile(r"[A-Za-z0-9 ]")
 
 
@@ -33,8 +33,8 @@ def plain(value: Any, limit: int = SHOWN) -> str:
 def code(value: Any, limit: int = SHOWN) -> str:
     """``value`` as an inline code element that also stays whole inside a table cell.
 
-    Mentions, links, HTML and Markdown are not processed inside one. Text that could end a code span or a cell is
-    written as ``<code>`` with every unusual character as a numeric reference.
+    Mentions, links, HTML and Markdown are not processed inside one. Text that could end a code span or a cell, or begin a
+    formula, is written as ``<code>`` with every unusual character as a numeric reference.
     """
     text = plain(value, limit)
     if _SPAN.fullmatch(text) and text.strip():

@@ -116,6 +116,7 @@ class PublishSpec:
     license: str | None = None
     private: bool = False
     pull_request: bool = False  # commit to one pull request of ours on the Hub instead of the main branch
+    origin: Origin | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,7 @@ class Sae:
 
     ``hook`` is empty where nothing needs it (a release that only registers). ``entry`` holds what the manifest says of this
     SAE's registry entry (``l0``, ``variance_explained``, ``neuronpedia``, ``norm_scaling_factor``): somebody else's numbers.
+    ``hook_out`` is the hook a transcoder predicts; None for SAEs, and where the source's own config says it.
     ``origins`` maps dotted manifest keys ("hook", "source.revision", "validate.tokens") to their places.
     """
 
@@ -158,6 +160,7 @@ class Sae:
     cfg: Mapping[str, Json] = field(default_factory=nothing)
     entry: Mapping[str, Json] = field(default_factory=nothing)
     origins: Mapping[str, Origin] = field(default_factory=nothing, compare=False)
+    hook_out: str | None = None
 
     @property
     def address(self) -> str:
@@ -178,6 +181,16 @@ class Release:
     later: tuple[tuple[str, Origin], ...] = ()
     origin: Origin | None = None
     register: RegisterSpec | None = None
+
+    @property
+    def evidence_only(self) -> bool:
+        """Whether only evidence is ours to publish: somebody else's SAEs are measured, and stay where they are."""
+        return self.publish is None and self.records is not None and any(sae.validate is not None for sae in self.saes)
+
+    @property
+    def home(self) -> PublishSpec | None:
+        """Where the record of this release stands; None when there is none to keep."""
+        return self.records if self.evidence_only else self.publish
 
 
 # ------------------------------------------------------------------------------------------------------- keys
@@ -242,12 +255,37 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class HubPull:
+    """Our pull request on a Hub repo. ``status`` is "draft", "open", "closed" or "merged"; ``head`` its last commit, if known.
+
+    While it is open, ``ahead`` names the releases that do not stand on the main branch as they stand in it. Of one that was
+    closed unmerged, ``records`` are what it would have brought.
+    """
+
+    num: int
+    url: str
+    status: str
+    head: str | None = None
+    ahead: frozenset[str] = frozenset()
+    records: Mapping[str, Record] = field(default_factory=nothing)
+
+    @property
+    def open(self) -> bool:
+        """Whether it can still be added to, and merged."""
+        return self.status in ("draft", "open")
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What a target holds at one location (a Hub repo or a local folder), at one instant.
 
     ``head`` is the commit (None: local, or nothing there). ``files`` maps repo paths to digests. ``records`` maps
     release names to records; ``locked`` maps release names whose record cannot be read to the reason.
     ``unknown`` is set when the location is not visible; everything else is then empty and means nothing.
+
+    ``tags`` maps the repo's tags to commits, and ``moved`` are those of our own for the records here that point at something else
+    than their name says; both are known from ``Target.observe`` only, and only where there is a record. ``pull`` is our pull
+    request, where releases are published by one: as long as it is open, files and records are those in it.
     """
 
     target: str
@@ -260,6 +298,13 @@ class Observed:
     locked: Mapping[str, Reason] = field(default_factory=nothing)
     readme: str | None = None
     unknown: Reason | None = None
+    tags: Mapping[str, str] = field(default_factory=nothing)
+    moved: frozenset[str] = frozenset()
+    pull: HubPull | None = None
+
+    def merged(self, release: str) -> bool:
+        """Whether what is observed of a release stands where users get it, and not only in an open pull request of ours."""
+        return self.pull is None or not self.pull.open or release not in self.pull.ahead
 
     def folder(self, sae_id: str) -> dict[str, FileDigest]:
         """Files under one SAE's folder, by name relative to it."""
@@ -340,6 +385,23 @@ class ReasonCode(StrEnum):
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section
+    NOT_REGISTERED = "not_registered"  # registry
+    NOT_ON_HUB = "not_on_hub"  # location: SAELens loads from the Hub only
+    AFTER_SAES = "after_saes"  # count, partial: registered once these are published
+    AFTER_MERGE = "after_merge"  # what is published goes by pull request on the Hub
+    WAITS_FOR = "waits_for"  # count, of: SAEs that keep the entry waiting
+    WAITS_FOR_REVIEW = "waits_for_review"  # number, url, checks: names of those that fail or wait
+    BRANCH_PUSHED = "branch_pushed"  # branch
+    DECLINED = "declined"  # number, url: closed without merging
+    RECORD_BY = "record_by"  # account: not one whose records count as evidence
+    ENTRY_REFUSED = "entry_refused"  # detail
+    NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
+    NOT_TAGGED = "not_tagged"  # tag (None: the name is known once all is published)
+    TAG_MOVED = "tag_moved"  # tag, found, release
+    WAITING_FOR_MERGE = "waiting_for_merge"  # num, url, status
+    PULL_CLOSED = "pull_closed"  # num, url
+    PULL_NEEDS_REPO = "pull_needs_repo"  # location
+    NOT_ALLOWED = "not_allowed"  # key, value, file: the policy that does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +410,16 @@ class Reason:
 
     code: ReasonCode
     data: Mapping[str, Json] = field(default_factory=nothing)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A place that a release names in ``section`` (publish, records or register), and why it is not used."""
+
+    release: str
+    section: str
+    reason: Reason
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from saesync.cache import Cache
 from saesync.model import Observed, PublishSpec, Release
 from saesync.targets import open_target
+from saesync.targets.base import look_at
 
 LANES = 8
 
@@ -26,11 +27,13 @@ def observe(
     releases: Iterable[Release], cache: Cache, progress: Callable[[int, int], None] | None = None
 ) -> Mapping[Place, Observed]:
     """What is published at every place, read in parallel. Invisible places are ``Observed.unknown``, never absent."""
+    releases = tuple(releases)
     wanted = places(releases)
+    proposed = {(spec.target, spec.location) for one in releases if (spec := one.publish) is not None and spec.pull_request}
     targets = {name: open_target(name, cache) for name in {target for target, _ in wanted}}
 
     def look(place: Place) -> Observed:
-        return targets[place[0]].observe(place[1])
+        return look_at(targets[place[0]], place[1], place in proposed)
 
     found: dict[Place, Observed] = {}
     with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="observe") as pool:

@@ -54,9 +54,16 @@ class _Splice:
     new: str
 
 
-def pin(path: Path, resolve: Resolve) -> list[Change]:
+def only_registers(root: Node) -> bool:
+    """Whether a manifest does nothing but register, and may leave its source and model unpinned."""
+    used = ("publish", "validate", "dashboards", "neuronpedia")
+    return root.get("register") is not None and not any(root.get(name) for name in used)
+
+
+def pin(path: Path, resolve: Resolve, everything: bool = False) -> list[Change]:
     """Fill in the commit hashes that the manifest at ``path`` lacks; those that stand there stay. Returns what changed.
 
+    Where a release that only registers says no revision at all, none is needed, and none is filled in unless ``everything`` is.
     Nothing is written unless everything was resolved, and nothing when nothing changed.
 
     Raises:
@@ -74,6 +81,8 @@ def pin(path: Path, resolve: Resolve) -> list[Change]:
         if node is None or any(node is each for each in seen):  # an alias brings one section to several places
             continue
         seen.append(node)
+        if not everything and only_registers(root) and isinstance(node.value, dict) and node.get("revision") is None:
+            continue
         found = _unpinned(node, section, repo_key, text, file)
         if found is None:
             continue

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from saesync.card import card_digest
-from saesync.digest import key_of
 from saesync.model import (
     Choices,
     Item,
@@ -18,18 +18,21 @@ from saesync.model import (
     PublishSpec,
     Reason,
     ReasonCode,
+    Refusal,
     Release,
     Status,
     StepKind,
     Wanted,
     nothing,
 )
-from saesync.planning import basis
+from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
+from saesync.planning.registration import Seen, registration_item
 from saesync.planning.table import decide, visibility_differs
 from saesync.record import Record
 
 Location = tuple[str, str]
+REGISTER = "register"
 REWRITES = frozenset({StepKind.PUBLISH, StepKind.DELETE})
 
 
@@ -39,30 +42,46 @@ def plan(
     observed: Mapping[Location, Observed],
     choices: Choices,
     named: Collection[str] = (),
+    registries: Mapping[str, Seen] = MappingProxyType({}),
 ) -> Plan:
     """What has to be done so that everything is as asked.
 
     ``wanted`` is by address; SAEs without an entry are left out. ``observed`` is by (target, location) and holds every
     release's place. ``named`` are the releases of the folder's other manifests: what stands in a record but in no manifest
-    at all is an orphan, so they have to be known.
+    at all is an orphan, so they have to be known. ``registries`` says of each release that registers what stands there.
 
     Raises:
-        KeyError: a release's place was not observed.
+        KeyError: a release's place, or its registry, was not observed.
     """
     chosen = [*releases, *_unlisted(releases, observed, choices, named)]
     places = _index(chosen, observed)
     items: list[Item] = []
     for release in chosen:
         if release.publish is None:
-            items += _sections(release)
+            evidence: list[Item] = []
+            if release.home is not None:
+                evidence = list(evidence_only.items(release, observed[_location(release.home)], wanted, choices))
+            items += [*evidence, *_registration(release, observed, registries, evidence), *_sections(release)]
             continue
         place = places[_location(release.publish)]
         elsewhere = observed.get(_location(release.records)) if release.records is not None else None
         asked = list(_sae_items(release, place, wanted, elsewhere, choices))
         needed = {item.move_from: item.id for item in asked if item.move_from is not None and not item.steps}
         saes = [*asked, *_orphans(release, place, choices, needed)]
-        items += [*saes, _release_item(release, place, saes), *_sections(release)]
+        whole = _whole_release(release, place, saes, choices)
+        items += [*whole, *_registration(release, observed, registries, whole), *_sections(release)]
     return Plan(tuple(items), _digest(items), tuple(chosen))
+
+
+def _whole_release(release: Release, place: Place, saes: Sequence[Item], choices: Choices) -> list[Item]:
+    """The SAEs' items, the release's own and its tag's, after what a pull request cannot bring."""
+    observed = place.observed
+    tag = tagging.tag_item(release, observed, saes, choices)
+    *saes, whole = proposing.limit(release, observed, [*saes, _release_item(release, place, saes)])
+    reason = proposing.waiting(release, observed, [*saes, whole])
+    if reason is not None and not whole.held:
+        whole = replace(whole, status=Status.WAITING, reasons=(reason,))
+    return [*saes, whole, *([tag] if tag is not None else [])]
 
 
 def select(plan: Plan, only: Sequence[str]) -> Plan:
@@ -72,14 +91,31 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
     kept = [item for item in plan.items if item.id is not None and matches(only, item.address)]
     names = {item.release for item in kept}
     publishing = {item.release for item in kept if REWRITES & set(item.steps)}
+    left_out = {item.release for item in plan.pending if item.id is not None and not matches(only, item.address)}
     items = []
     for item in plan.items:
-        if item.id is None and item.release in names:
+        if item.id is None and (item.release in names or (matches(only, item.release) and _alone(plan, item.release))):
             idle = StepKind.CREATE in item.steps and item.release not in publishing
-            items.append(replace(item, status=Status.CURRENT, steps=(), reasons=()) if idle else item)
+            early = StepKind.REGISTER in item.steps and item.release in left_out
+            status = Status.WAITING if early else Status.CURRENT
+            kept_item = tagging.without_others(item) if item.release in left_out else item
+            stripped = replace(item, status=status, steps=(), reasons=item.reasons if early else ())
+            items.append(stripped if idle or early else kept_item)
         elif item.id is not None and matches(only, item.address):
             items.append(item)
-    return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in names))
+    chosen = names | {item.release for item in items}
+    return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in chosen))
+
+
+def part(plan: Plan, registering: bool) -> Plan:
+    """Half of a plan: registration alone, or all but it. CI runs the two apart, for they need different tokens."""
+    items = tuple(item if (StepKind.REGISTER in item.steps) is registering else replace(item, steps=()) for item in plan.items)
+    return Plan(items, _digest(items), plan.releases)
+
+
+def _alone(plan: Plan, release: str) -> bool:
+    """Whether a release has nothing in the plan but itself: it only registers."""
+    return all(item.id is None for item in plan.items if item.release == release)
 
 
 def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
@@ -87,6 +123,41 @@ def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
     items = tuple(item for item in plan.items if basis.key_of_item(item) in keys)
     names = {item.release for item in items}
     return Plan(items, _digest(items), tuple(release for release in plan.releases if release.name in names))
+
+
+def hold(plan: Plan, refusals: Sequence[Refusal]) -> Plan:
+    """The plan without what is not allowed: nothing of a release that would write to a refused place, and no entry in a refused
+    registry. Held by name, whatever the table says; the other releases are as they were."""
+    if not refusals:
+        return plan
+    whole, entries = (
+        {each.release: each for each in reversed(refusals) if (each.section == REGISTER) is registering}
+        for registering in (False, True)
+    )
+    items: list[Item] = []
+    named = set(whole)
+    for item in plan.items:
+        refusal = whole.get(item.release) or (entries.get(item.release) if _enters(item) else None)
+        items.append(item if refusal is None else _held(item, refusal))
+        named |= {item.release} if refusal is not None else set()
+    items += [_entry_held(refusal) for name, refusal in entries.items() if name not in named]
+    return Plan(tuple(items), _digest(items), plan.releases)
+
+
+def _enters(item: Item) -> bool:
+    section = str(item.basis.get(basis.SECTION, ""))
+    return StepKind.REGISTER in item.steps or section.partition(".")[0] == REGISTER
+
+
+def _held(item: Item, refusal: Refusal) -> Item:
+    origin = refusal.origin or item.origin
+    return replace(item, status=Status.HELD, steps=(), held=True, reasons=(refusal.reason,), origin=origin, move_from=None)
+
+
+def _entry_held(refusal: Refusal) -> Item:
+    """Of a release whose entry is in no item."""
+    named = {basis.SECTION: REGISTER}
+    return Item(refusal.release, None, Status.HELD, (), True, (refusal.reason,), refusal.origin, named)
 
 
 def _location(publish: PublishSpec) -> Location:
@@ -98,13 +169,13 @@ def _unlisted(
 ) -> list[Release]:
     """Releases that stand in the record of a place but in no manifest: listed, and deleted when typed after --prune."""
     known = {*named, *(release.name for release in releases)}
-    places = dict.fromkeys(_location(release.publish) for release in releases if release.publish)
+    places = {_location(release.publish): release.publish.pull_request for release in releases if release.publish}
     found: dict[str, Release] = {}
-    for target, location in sorted(places):
+    for (target, location), proposed in sorted(places.items()):
         seen = observed[target, location]
         for name, record in sorted(seen.records.items()):
             if name not in known and (record.saes or record.pending):
-                publish = PublishSpec(target, location, private=seen.visibility == "private")
+                publish = PublishSpec(target, location, private=seen.visibility == "private", pull_request=proposed)
                 found.setdefault(name, Release(name, "", publish, (), retire=name in choices.prune))
     return list(found.values())
 
@@ -193,7 +264,7 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
     """The release as a whole: its repo and its card. Always there, so that a plan file can name what changed."""
     observed = place.observed
     record = observed.records.get(release.name)
-    card = card_digest(release, record) if record is not None else None
+    card = card_digest(release, record, tagging.card_tag(release, observed, saes)) if record is not None else None
     item = Item(
         release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, record, card)
     )
@@ -223,9 +294,24 @@ def _rewrites_card(item: Item) -> bool:
     return bool(REWRITES & set(item.steps)) and not gated
 
 
+def _registration(
+    release: Release, observed: Mapping[Location, Observed], registries: Mapping[str, Seen], items: Sequence[Item]
+) -> Iterator[Item]:
+    """The release's entry in SAELens's list, if it asks for one. ``items`` are all others of the release."""
+    if release.register is None:
+        return
+    spec = release.publish or release.records
+    place = observed[_location(spec)] if spec is not None else None
+    record = place.records.get(release.name) if place is not None else None
+    waits = proposing.registration_waits(release, place, items) if place is not None else None
+    saes = [item for item in items if item.id is not None]
+    yield registration_item(release, registries[release.name], saes, record, waits)
+
+
 def _sections(release: Release) -> list[Item]:
     """Sections of a manifest that this version cannot carry out: held, never ignored."""
-    later = release.later or (() if release.publish else (("publish", release.origin),))
+    served = release.publish is not None or release.register is not None or release.evidence_only
+    later = release.later or (() if served else (("publish", release.origin),))
     return [
         Item(
             release.name,
@@ -241,6 +327,5 @@ def _sections(release: Release) -> list[Item]:
 
 
 def _digest(items: Sequence[Item]) -> str:
-    """Of every item's steps and basis, in an order that does not depend on the manifests'."""
-    parts = [[*basis.key_of_item(item), list(item.steps), basis.compared(item.basis)] for item in items]
-    return key_of(sorted(parts, key=lambda part: (part[0], part[1], part[2])))
+    """Of every item's steps and basis."""
+    return basis.digest_of((basis.key_of_item(item), item.steps, item.basis) for item in items)

@@ -15,12 +15,13 @@ from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Graph
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
-from saesync.errors import Diagnostic, Origin, SaesyncError, os_trouble
+from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
 from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec, nothing
 from saesync.room import Room
+from saesync.targets.base import Proposing
 
 LANES = 4
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
@@ -86,6 +87,9 @@ class _Checks:
         for key, duty in self.graph.duties.items():
             if duty.work is not None and self.graph.tasks[key].resource == CONVERT:
                 yield partial(self.source, duty.work), duty.origin
+        registrations = (duty for duty in self.graph.duties.values() if duty.registration is not None)
+        for name, origin in {duty.registration.seen.registry: duty.origin for duty in registrations if duty.registration}.items():
+            yield partial(self.registry, name), origin
         if self.graph.uses(DEVICE) and any(name != "cpu" for name in self.crew.devices):
             yield self.devices, None
 
@@ -104,7 +108,13 @@ class _Checks:
 
     def write_access(self, target: str, spec: PublishSpec) -> Sizes:
         """May we publish there?"""
-        self.steps.target(StepKind.PUBLISH, target).check_write(spec.location, spec.private)
+        place = self.steps.target(StepKind.PUBLISH, target)
+        if not spec.pull_request:
+            place.check_write(spec.location, spec.private)
+        elif isinstance(place, Proposing):
+            place.check_proposing(spec.location)
+        else:
+            raise Refused("Target has no pull requests", f"{target} cannot be published to by pull request: remove pull_request.")
         return nothing()
 
     def model(self, spec: ModelSpec) -> Sizes:
@@ -123,6 +133,13 @@ class _Checks:
             return nothing()
         resolved = self.graph.context.resolver.source(spec)
         return self._remote(fetch.source_parcel(spec, resolved))
+
+    def registry(self, name: str) -> Sizes:
+        """May we propose a change there?"""
+        from saesync.forge import check_access
+
+        check_access(name)
+        return nothing()
 
     def devices(self) -> Sizes:
         """Are the devices there that were named?"""

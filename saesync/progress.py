@@ -38,7 +38,9 @@ _DOING = {
     "convert": "converting",
     "validate": "validating",
     "publish": "publishing",
+    "tag": "tagging",
     "adopt": "comparing",
+    "register": "registering",
 }
 
 
@@ -127,6 +129,9 @@ class Lines:
         if "/" not in event["address"]:  # shared by several SAEs, or a whole release: nobody else says it
             self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(first.detail, 1000)}")
 
+    def _on_tagged(self, event: Event) -> None:
+        self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: tagged {plain(event['tag'])}")
+
     def _on_sae_finished(self, event: Event) -> None:
         if event["outcome"] == "stopped":
             return  # the summary counts them
@@ -147,12 +152,26 @@ class Lines:
             parts.append(plain(self._failed[event["address"]], 300))
         self._write(f"  {self._style.paint(sign, role)} {'  '.join(parts)}")
 
+    def _on_registered(self, event: Event) -> None:
+        self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: {_entered(event)}")
+
     def _on_summary(self, event: Event) -> None:
         if self._bars is not None:
             self._bars.clear()
         if self._said:
             self._write("")
         self._write(summary_text(event, self._look.command, self._look.asked, self._look.color))
+
+
+def _entered(event: Event) -> str:
+    """What became of a registry's entry, and where to look at it."""
+    registry = plain(event["registry"])
+    if event.get("number") is not None:
+        verb = "pull request" if event["changed"] else "nothing to add to pull request"
+        return f"{verb} #{event['number']} to {registry}  {plain(event.get('url') or '', 500)}"
+    if event.get("compare"):
+        return f"pushed {plain(event['branch'])} to {registry}. To see it: {plain(event['compare'], 1000)}"
+    return f"entry in {registry} {'written' if event['changed'] else 'is as asked already'}"
 
 
 def _widths(addresses: Sequence[str]) -> dict[str, int]:

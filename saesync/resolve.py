@@ -130,8 +130,8 @@ class Resolver:
     _folders: dict[Path, list[str]] = field(default_factory=dict)
 
     def resolve(self, releases: Sequence[Release], observed: Mapping[Place, Observed]) -> Mapping[str, Wanted]:
-        """Keys of every SAE that is to be published, by address."""
-        publishing = [release for release in releases if release.publish is not None and not release.retire]
+        """Keys of every SAE that is to be published or measured, by address. What is only registered is not looked at."""
+        publishing = [release for release in releases if release.home is not None and not release.retire]
         saes = [(release, sae) for release in publishing for sae in release.saes]
         self._list_repos(sae.source for _, sae in saes)
         return {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
@@ -172,7 +172,7 @@ class Resolver:
     def _wanted(self, release: Release, sae: Sae, observed: Mapping[Place, Observed]) -> Wanted:
         if sae.source is None:
             return Wanted(sae, None, Reason(ReasonCode.NOT_IN_THIS_VERSION, {"section": "train"}))
-        recorded = _Recorded(_entry(release.publish, sae, observed))
+        recorded = _Recorded(_entry(release.home, sae, observed))
         try:
             inputs = self._inputs(sae, sae.source, self._source_digest(sae.source, recorded), recorded)
         except _Blocked as blocked:
@@ -214,6 +214,7 @@ class Resolver:
             return None
         return {
             "hook": sae.hook,
+            **({} if sae.hook_out is None else {"hook_out": sae.hook_out}),
             **self._model(sae.model, recorded),
             **self._dataset(spec.dataset, recorded),
             "validate.tokens": spec.tokens,
@@ -250,7 +251,7 @@ class Resolver:
         """Measured before under this very key: in the target or ``records:``, else in the cache.
 
         What misses a requirement and belongs in ``records:`` does not count before it is there: apply, to which nothing of it
-        is new, brings it there.
+        is new, brings it there. The same goes for all evidence of somebody else's SAEs.
         """
         key = inputs.measure_key
         if key is None:
@@ -260,6 +261,8 @@ class Resolver:
             for evidence in entry.evidence if entry is not None else ():
                 if evidence.measure_key == key:
                     return evidence
+        if release.evidence_only:
+            return None
         found = self.cache.read_json("evidence", key)
         try:
             cached = None if found is None else Evidence.from_json(found)
@@ -316,8 +319,14 @@ def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:
         found["neuronpedia_id"] = sae.neuronpedia_id
     if sae.validate is not None:
         found |= {"prepend_bos": sae.validate.prepend_bos, "context_size": sae.validate.context}
-    hf_name = hf_hook_name(sae.hook, model_type) if hooked else sae.hook
-    return found if hf_name is None or model_type is None else {**found, "hf_hook_name": hf_name}
+    if sae.hook_out is not None:
+        found["hook_name_out"] = sae.hook_out
+    if model_type is not None:
+        named = {"hf_hook_name": sae.hook, "hf_hook_name_out": sae.hook_out}
+        for key, hook in named.items():
+            hf_name = hf_hook_name(hook, model_type) if hooked and hook is not None else hook
+            found |= {} if hf_name is None else {key: hf_name}
+    return found
 
 
 def snapshot_names(names: Iterable[str]) -> list[str]:

@@ -10,9 +10,12 @@ import io
 import os
 from typing import TextIO
 
+from saesync.redaction import redacted
+
 
 def write_line(stream: TextIO | None, text: str) -> None:
-    """``text`` and a newline, at once. ``stream`` is None when it was closed before the program began.
+    """``text`` without this process's secrets, and a newline, at once. ``stream`` is None when it was closed before the program
+    began.
 
     Raises:
         OSError: the line cannot be written for another reason than that nobody reads (a full disk).
@@ -20,7 +23,7 @@ def write_line(stream: TextIO | None, text: str) -> None:
     if stream is None:
         return
     try:
-        stream.write(f"{text}\n")
+        stream.write(f"{redacted(text)}\n")
         stream.flush()
     except BrokenPipeError:
         _to_nowhere(stream)

@@ -31,7 +31,10 @@ from saesync.model import (
     Wanted,
 )
 from saesync.planner import plan
+from saesync.planning.basis import SECTION
+from saesync.planning.registration import Seen
 from saesync.record import Evidence, Metric, Pending, Record, SaeRecord
+from saesync.tags import complete, shown_tag, tag_name
 
 GOLDEN = Path(__file__).parent / "golden"
 HUB = "acme/saes"
@@ -103,6 +106,7 @@ class World:
     wanted: dict[str, Wanted] = field(default_factory=dict)
     observed: dict[tuple[str, str], Observed] = field(default_factory=dict)
     ev: dict[str, float] = field(default_factory=dict)
+    registries: dict[str, Seen] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for one in self.releases:
@@ -113,7 +117,12 @@ class World:
                 self.observed.setdefault(place, Observed(*place))
 
     def plan(self, **choices: tuple[str, ...]) -> Plan:
-        return plan(self.releases, self.wanted, self.observed, Choices(**choices))
+        empty = {
+            one.name: Seen(one.register.registry, "github", f"{one.register.registry}@1111111")
+            for one in self.releases
+            if one.register is not None
+        }
+        return plan(self.releases, self.wanted, self.observed, Choices(**choices), registries=empty | self.registries)
 
     def item(self, address: str, **choices: tuple[str, ...]) -> Item:
         return next(item for item in self.plan(**choices).items if item.address == address)
@@ -131,11 +140,21 @@ class World:
         for item in made.items:
             one = releases[item.release]
             assert one.publish is not None or not item.steps
-            if one.publish is None or not item.steps or item.address in stopped:
+            if one.publish is None or not item.steps or item.address in stopped or StepKind.REGISTER in item.steps:
                 continue
             place = (one.publish.target, one.publish.location)
-            self.observed[place] = self._done(self.observed[place], one, item)
+            if item.basis.get(SECTION) != "tag":
+                self.observed[place] = self._done(self.observed[place], one, item)
+            elif not any(other.address in stopped for other in made.items if other.release == one.name):
+                self.observed[place] = self._tag(self.observed[place], one)
         return made
+
+    def _tag(self, seen: Observed, one: Release) -> Observed:
+        record = seen.records.get(one.name)
+        if record is None or not complete(one, self.wanted, record):
+            return seen
+        name = tag_name(record)
+        return replace(seen, tags={**seen.tags, name: "1" * 40}, moved=seen.moved - {name})
 
     def _done(self, seen: Observed, one: Release, item: Item) -> Observed:
         record = seen.records.get(one.name, Record(one.name))
@@ -150,7 +169,8 @@ class World:
             return replace(seen, exists=True, visibility=seen.visibility or visibility, head="1" * 40)
         pending = {sae_id: half for sae_id, half in record.pending.items() if sae_id != item.id}
         record = replace(record, pending=pending)
-        record = replace(record, card=card_digest(one, record))
+        tag = shown_tag(one, record, complete(one, self.wanted, record), seen.tags, seen.moved)
+        record = replace(record, card=card_digest(one, record, tag))
         visibility = seen.visibility or ("private" if one.publish.private else "public")
         return replace(
             seen, exists=True, visibility=visibility, head="1" * 40, files=files, records={**seen.records, one.name: record}

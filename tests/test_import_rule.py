@@ -23,23 +23,37 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.hooks",
         "saesync.carets",
         "saesync.inert",
+        "saesync.redaction",
         "saesync.streams",
+        "saesync.garbage",
+        "saesync.restraint",
     ),
     ("saesync.record",),
     ("saesync.model",),
     ("saesync.measure.metrics",),
-    ("saesync.card", "saesync.verdict", "saesync.cache"),
+    ("saesync.registry", "saesync.verdict", "saesync.cache", "saesync.tags"),
+    ("saesync.card",),
     ("saesync.planning",),
-    ("saesync.planner",),
-    ("saesync.render", "saesync.planfile", "saesync.hub"),
+    ("saesync.planner", "saesync.review"),
+    ("saesync.render", "saesync.planfile", "saesync.hub", "saesync.forge"),
     ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
-    ("saesync.observe", "saesync.resolve"),
+    (
+        "saesync.observe",
+        "saesync.registering",
+        "saesync.resolve",
+        "saesync.importing",
+        "saesync.policy",
+        "saesync.checkout",
+        "saesync.ci",
+        "saesync.presence",
+        "saesync.overlay",
+    ),
     ("saesync.executors", "saesync.workers", "saesync.worker_main"),
     ("saesync.preflight", "saesync.room", "saesync.apply", "saesync.progress", "saesync.demo"),
     ("saesync.cli",),
-    ("saesync.__main__",),
+    ("saesync.__main__", "saesync.overlay.__main__"),
 )
 EXACT_ROOT = "saesync"
 HEAVY = ("torch", "sae_lens", "transformers", "transformer_lens", "datasets", "pyarrow")
@@ -90,7 +104,7 @@ def test_light_modules_import_nothing_heavy() -> None:
     program = (
         "import sys, pkgutil, importlib, saesync.formats as f, saesync.targets as t\n"
         "import saesync.cli, saesync.schema, saesync.manifest, saesync.planner, saesync.resolve, saesync.observe\n"
-        "import saesync.inspection, saesync.pin, saesync.apply\n"
+        "import saesync.inspection, saesync.pin, saesync.apply, saesync.presence, saesync.overlay, saesync.cli.registry\n"
         "assert {'saelens', 'goodfire'} <= set(f.formats()), f.formats()\n"
         "assert {'huggingface', 'local'} <= set(t.targets())\n"
         f"heavy = [m for m in {HEAVY!r} if m in sys.modules]\n"

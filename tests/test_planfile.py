@@ -28,7 +28,7 @@ from planning import (
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
 from saesync.model import WEIGHTS_FILE, PublishSpec, Reason, ReasonCode
-from saesync.planfile import Difference, check, compare, plan_json, read, show_json, write
+from saesync.planfile import Difference, check, compare, plan_digest, plan_json, read, release_digests, show_json, write
 from saesync.record import Record
 
 A = "res/layer_0"
@@ -48,12 +48,12 @@ def said(saved: dict[str, Any], world: World, **choices: tuple[str, ...]) -> lis
 
 def test_form_and_totals() -> None:
     world = published(release(ids=["layer_0", "layer_1", "layer_2"]))
-    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("register", Origin("m.yaml", 30, 1)),))]
+    world.releases = [release(ids=["layer_0", "layer_1", "layer_3"], later=(("neuronpedia.export", Origin("m.yaml", 30, 1)),))]
     world.wanted["res/layer_3"] = wanted_of(world.releases[0].saes[2])
     data = plan_json(world.plan(), asked={"paths": ["manifests"]})
     assert (data["type"], data["version"]) == ("saesync-plan", 1)
     assert data["asked"] == {"paths": ["manifests"], "roots": [], "only": [], "adopt": [], "replace": [], "prune": []}
-    assert data["totals"] == {"saes": 3, "card": 1, "current": 2, "held": 1, "orphaned": 1, "publish": 1}
+    assert data["totals"] == {"saes": 3, "card": 1, "current": 2, "held": 1, "orphaned": 1, "publish": 1, "tag": 1}
     new = next(item for item in data["items"] if item["id"] == "layer_3")
     assert new["verb"] == "publish"
     assert new["steps"] == ["fetch", "convert", "validate", "publish"]
@@ -87,7 +87,7 @@ def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
         (broken(lambda saved: saved.pop("digest")), '"digest"'),
         (broken(lambda saved: saved.update(asked={"paths": [1]})), '"asked"'),
         (broken(lambda saved: saved.update(items={})), '"items"'),
-        (broken(lambda saved: saved["items"].append("x")), "item 3"),
+        (broken(lambda saved: saved["items"].append("x")), "item 4"),
         (broken(lambda saved: saved["items"][0].update(steps=[1])), "item 1"),
         (broken(lambda saved: saved["items"][0]["basis"].update(at=[[]])), "item 1"),
         (broken(lambda saved: saved["items"][1].update(id=7)), "item 2"),
@@ -362,3 +362,19 @@ def test_own_result_that_was_changed_afterwards_is_named() -> None:
     world.put(files={**world.at().files, f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"changed")})
     ((address, what),) = said(saved, world)
     assert (address, what[:25]) == (A, "was absent, now as asked,")
+
+
+# ---------------------------------------------------------------------------------------------------------- digests
+
+
+def test_digests_of_the_json_form() -> None:
+    """The digest can be checked from the file alone; each release has one that the others do not move."""
+    one, two = release("res", ["layer_0", "layer_1"]), release("mlp", ["layer_2"], location="acme/mlp")
+    before, after = saved_of(World([one, two])), saved_of(World([replace(two, saes=(sae("mlp", "layer_3"),)), one]))
+    assert plan_digest(before) == before["digest"]
+    assert plan_digest(after) == after["digest"]
+    assert release_digests(before)["res"] == release_digests(after)["res"]
+    assert release_digests(before)["mlp"] != release_digests(after)["mlp"]
+    before["items"][0]["steps"] = ["publish"]
+    assert plan_digest(before) != before["digest"]
+    assert release_digests(before)["res"] != release_digests(after)["res"]

@@ -544,13 +544,13 @@ def test_releases_in_no_manifest_are_listed_and_pruned_by_name() -> None:
 
 
 def test_later_sections_are_held_one_by_one() -> None:
-    world = published(release(later=(("register", Origin("m.yaml", 30, 1)), ("dashboards", Origin("m.yaml", 33, 1)))))
+    world = published(release(later=(("neuronpedia.export", Origin("m.yaml", 30, 1)), ("dashboards", Origin("m.yaml", 33, 1)))))
     held = [item for item in world.plan().items if item.held]
     assert [(item.id, item.reasons[0].data["section"], item.origin.line if item.origin else 0) for item in held] == [
-        (None, "register", 30),
+        (None, "neuronpedia.export", 30),
         (None, "dashboards", 33),
     ]
-    only = World([release(publish=None, later=(("register", Origin("m.yaml", 30, 1)),))])
+    only = World([release(publish=None, later=(("neuronpedia.export", Origin("m.yaml", 30, 1)),))])
     assert [item.status for item in only.plan().items] == [Status.HELD]
     nowhere = World([release(publish=None)])
     assert nowhere.plan().items[0].reasons[0].data == {"section": "publish"}
@@ -559,7 +559,7 @@ def test_later_sections_are_held_one_by_one() -> None:
 def test_only_selects_saes_with_their_release() -> None:
     world = World([release("res", ["layer_0", "layer_1"]), release("mlp", location="acme/other")])
     part = select(world.plan(), ("res/*_1",))
-    assert [item.address for item in part.items] == ["res/layer_1", "res"]
+    assert [item.address for item in part.items] == ["res/layer_1", "res", "res"]
     assert [one.name for one in part.releases] == ["res"]
     assert part.digest != world.plan().digest
     assert select(world.plan(), ()) == world.plan()
@@ -576,7 +576,15 @@ def test_a_place_that_was_not_observed_is_an_error() -> None:
 
 def test_items_stand_in_manifest_order_releases_after_their_saes() -> None:
     world = World([release("b", ["layer_1", "layer_0"]), release("a", ["x"])])
-    assert [item.address for item in world.plan().items] == ["b/layer_1", "b/layer_0", "b", "a/x", "a"]
+    assert [item.address for item in world.plan().items] == [
+        "b/layer_1",
+        "b/layer_0",
+        "b",
+        "b",
+        "a/x",
+        "a",
+        "a",
+    ]  # fmt: skip  (each release: itself, then its tag)
 
 
 def test_observed_of_another_target_does_not_mix() -> None:

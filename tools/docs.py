@@ -18,6 +18,7 @@ from saesync import schema
 from saesync.cli import cli
 from saesync.formats import formats
 from saesync.measure.metrics import METRICS
+from saesync.schema import policy
 from saesync.targets import targets
 
 ROOT = Path(__file__).parent.parent
@@ -59,11 +60,17 @@ def schema_text() -> str:
     return json.dumps(schema.build(), indent=2, ensure_ascii=False) + "\n"
 
 
+def policy_schema_text() -> str:
+    """saesync/schema/policy.json."""
+    return json.dumps(policy.build(), indent=2, ensure_ascii=False) + "\n"
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     "docs/cli.md": cli_reference,
     "docs/formats.md": tables,
     "docs/manifest.md": manifest_reference,
     "saesync/schema/manifest.json": schema_text,
+    "saesync/schema/policy.json": policy_schema_text,
 }
 
 

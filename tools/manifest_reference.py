@@ -75,13 +75,40 @@ for_each:                               # rows: one SAE each
 
 Texts under `saes`, and `neuronpedia.set`, may hold `{{layer}}` or, with a Python format, `{{layer:02d}}`. A value
 that is only `"{{seed}}"` keeps the number's type; quote it, because a value that begins with a brace is a mapping in
-YAML. A brace itself is written twice. There are no conditions, no arithmetic, no includes and no environment
+YAML. A brace itself is written twice. A value may be `null` for placeholders of `saes.entry`: the key whose whole value
+such a placeholder is, is then left out. There are no conditions, no arithmetic, no includes and no environment
 variables. One run handles at most {MAX_SAES:,} SAEs, counted before they are made; a text expands to at most
 {MAX_TEXT:,} characters.
 
 **Pinned.** Sources, models and datasets on the Hub stand at a full commit hash. Write a branch, a tag or nothing, and
 `saesync pin FILE` fills the hashes in without touching anything else. Only a release that does nothing but `register`
-may leave its source unpinned.
+may leave its source and its model unpinned; the plan says so, and `saesync pin --all FILE` pins them all the same.
+
+**Somebody else's weights.** Without `publish` nothing of ours stands beside the weights. A release that does nothing but
+`register` needs no hook, no pinned source and, with `register.conversion_func`, no format: its weights are never read.
+
+```yaml
+apiVersion: saesync/v1
+release: gemma-2-2b-res-somebody
+model:
+  name: gemma-2-2b                      # the registry's word for it
+saes:
+  for_each:
+    - {{layer: 0, l0: 105}}
+    - {{layer: 1, l0: null}}              # not known: this entry has no l0
+  id: layer_{{layer}}/width_16k
+  source:
+    repo: somebody/dictionaries
+    path: layer_{{layer}}/params.npz
+  entry:                                # what the registry's entry says beyond id and path
+    l0: "{{l0}}"
+register:
+  saelens: decoderesearch/SAELens
+  conversion_func: gemma_2
+```
+
+With `validate` and `records` such SAEs are fetched, converted, proved and measured like our own, and the evidence alone is
+published: to the place that `records` names. Then hook, format and pinned commits are needed, as everywhere.
 
 **Local paths** start at the manifest's folder and stay inside the project, symlinks resolved: the nearest folder
 above the manifest that holds `.git`, else its own folder (or the folder above one named `manifests`), and the working
@@ -91,7 +118,8 @@ directory if the manifest is inside it. `--root DIR` allows one more.
 of GitHub's, of clouds or of CI.
 
 **Refused across manifests**, both places named: equal release names; two SAEs in one folder of one target, after case
-folding and Unicode normalisation; a folder inside another SAE's; equal Neuronpedia ids.
+folding and Unicode normalisation; a folder inside another SAE's; equal Neuronpedia ids. Ids of a release without
+`publish` are nobody's folders: they only have to differ from each other.
 """
 
 
@@ -177,7 +205,7 @@ def _value(part: Schema) -> str:
     if part.get("$ref") in _NAMED:
         return _NAMED[part["$ref"]]
     if "anyOf" in part:
-        return " or ".join(_KINDS[branch["type"]] for branch in part["anyOf"])
+        return " or ".join(_value(branch) if "enum" in branch else _KINDS[branch["type"]] for branch in part["anyOf"])
     return _KINDS.get(part.get("type", ""), "")
 
 
@@ -195,6 +223,7 @@ _KINDS = {
     "integer": "whole number",
     "number": "number",
     "boolean": "`true` or `false`",
+    "null": "`null`",
 }
 
 

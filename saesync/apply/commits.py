@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,10 +11,12 @@ from saesync.apply.batching import Batching
 from saesync.apply.context import Context
 from saesync.apply.scheduler import Pick, Task
 from saesync.apply.steps import Steps
+from saesync.apply.tagging import ReleaseTag
 from saesync.apply.work import Work
-from saesync.errors import SaesyncError
-from saesync.executors.publish import Change, publish
-from saesync.model import Observed, Release, StepKind
+from saesync.errors import Refused, SaesyncError
+from saesync.executors.publish import Change, TagOf, no_tag, publish
+from saesync.model import Observed, Release, StepKind, nothing
+from saesync.targets.base import Tagging
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class CommitLane:
     observed: Observed
     steps: Steps
     waiting: Mapping[str, Waiting]
+    tags: Mapping[str, ReleaseTag] = field(default_factory=nothing)
     batching: Batching = field(default_factory=Batching)
     commits: int = 0
     uploaded: int = 0
@@ -41,6 +44,8 @@ class CommitLane:
 
     def pick(self, ready: Sequence[Task], ending: bool) -> Pick:
         """See ``scheduler.Picker``."""
+        if not ready[0].weight:
+            return Pick(1)  # writes no file: a tag
         decision = self.batching.decide(self.steps.context.clock(), [task.weight for task in ready], ending)
         return Pick(decision.take, decision.wait)
 
@@ -57,11 +62,36 @@ class CommitLane:
         target = self.steps.target(StepKind.PUBLISH, self.observed.target)
         try:
             with self.steps.step((release.name,), StepKind.PUBLISH) as (progress, _):
-                after, conflicts = publish(target, self.observed.location, release, change, self.observed, progress)
+                after, conflicts = publish(
+                    target, self.observed.location, release, change, self.observed, progress, self._tag_of(release.name)
+                )
         finally:
             self.batching.committed(self.steps.context.clock())
-        self._tell(release, change.without(frozenset(conflicts)), after)
+        done = change.without(frozenset(conflicts))
+        if release.name in self.tags:
+            self.tags[release.name].committed(done.ids, after)
+        self._tell(release, done, after)
         return {key: conflicts[sae_id] for key, item in waiting.items() if (sae_id := _id_of(item)) in conflicts}
+
+    def _tag_of(self, release: str) -> TagOf:
+        known = self.tags.get(release)
+        return no_tag if known is None else known.shown
+
+    def tag_with(self, release: str) -> Callable[[int, Sequence[Task]], None]:
+        """What names the commit that completed a release."""
+
+        def run(_lane: int, _tasks: Sequence[Task]) -> None:
+            known = self.tags[release]
+            if (at := known.due) is None:
+                return
+            target = self.steps.target(StepKind.TAG, at.target)
+            if not isinstance(target, Tagging):
+                raise Refused("Target has no tags", f"{at.target} cannot name a commit.")
+            with self.steps.step((release,), StepKind.TAG):
+                name = target.tag(at.location, release, at, known.replace)
+            self.steps.emit({"type": "tagged", "release": release, "location": at.location, "commit": at.head, "tag": name})
+
+        return run
 
     def _tell(self, release: Release, change: Change, after: Observed) -> None:
         if after.head is not None and after.head == (self._head or self.observed.head):

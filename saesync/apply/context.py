@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 from saesync.cache import Cache
 from saesync.convert.rows import REAL_LIMIT
-from saesync.model import Choices, Observed, Wanted
+from saesync.model import Choices, Observed, Wanted, nothing
 from saesync.observe import Place
+from saesync.planning.registration import Seen
+from saesync.policy import OPEN, Policy
 from saesync.resolve import Resolver
 from saesync.targets.base import Target
 from saesync.workers import Launcher, spawn
@@ -49,7 +51,7 @@ class StopFlag:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything ``apply`` works with. ``wanted`` and ``observed`` are what the plan was made from.
+    """Everything ``apply`` works with. ``wanted``, ``observed`` and ``registries`` are what the plan was made from.
 
     ``devices`` are torch device names, one measure worker each; empty means: every GPU found, else the CPU.
     ``converters`` is the number of convert workers. ``proof_rows`` is how many rows of real activations a proof uses
@@ -62,6 +64,8 @@ class Context:
     wanted: Mapping[str, Wanted]
     observed: Mapping[Place, Observed]
     open_target: Callable[[str], Target]
+    registries: Mapping[str, Seen] = field(default_factory=nothing)
+    policy: Policy = OPEN
     choices: Choices = field(default_factory=Choices)
     devices: tuple[str, ...] = ()
     converters: int = 1

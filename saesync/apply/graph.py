@@ -9,8 +9,10 @@ from saesync.apply import settings
 from saesync.apply.builds import read_build
 from saesync.apply.commits import CommitLane, Waiting
 from saesync.apply.context import Context
+from saesync.apply.registration import Registration
 from saesync.apply.scheduler import Pick, Resource, Task
 from saesync.apply.steps import ACTIVATIONS, Steps
+from saesync.apply.tagging import ReleaseTag, release_tags
 from saesync.apply.work import Work
 from saesync.errors import Origin, SaesyncError
 from saesync.model import Item, ModelSpec, Plan, PublishSpec, Release, Sae, StepKind, ValidateSpec
@@ -18,6 +20,7 @@ from saesync.observe import Place
 
 NETWORK, CONVERT, DEVICE, LOCAL = "network", "convert", "device", "local"
 NETWORK_LANES = 4
+REGISTRY = "registry"  # and its name: one registration at a time in each
 MOST_TOGETHER = 32  # SAEs in one measuring job: more share forward passes, fewer are published sooner
 _FILES = 2  # of a whole SAE; one whose weights stay counts once
 
@@ -31,6 +34,7 @@ class Duty:
     origin: Origin | None
     work: Work | None = None
     final: bool = False
+    registration: Registration | None = None
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Graph:
     models: list[tuple[ModelSpec, Origin | None]] = field(default_factory=list)
     texts: list[tuple[ValidateSpec, Origin | None]] = field(default_factory=list)
     _waiting: dict[str, Waiting] = field(default_factory=dict)
+    _tags: dict[str, ReleaseTag] = field(default_factory=dict)
     _captures: dict[str, list[Work]] = field(default_factory=dict)
     _moves: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
@@ -54,6 +59,7 @@ class Graph:
         releases = {release.name: release for release in self.plan.releases}
         saes = {sae.address: sae for release in self.plan.releases for sae in release.saes}
         pending = [item for item in self.plan.items if item.steps and not item.held]
+        self._tags = release_tags(self.plan, self.context)
         works = [work for item in pending if (work := self._work(item, releases[item.release], saes)) is not None]
         for work in works:
             self._prepare(work)
@@ -61,6 +67,9 @@ class Graph:
             self._add_sae(work)
         for item in pending:
             self._add_rest(item, releases[item.release])
+        for item in pending:
+            if StepKind.REGISTER in item.steps:
+                self._add_registration(item, releases[item.release])
 
     def resources(self) -> Mapping[str, Resource]:
         """The pools the tasks run in."""
@@ -76,7 +85,8 @@ class Graph:
             DEVICE: Resource(devices, together),
             LOCAL: Resource(),
         }
-        return {**pools, **commits}
+        registries = {task.resource: Resource() for task in self.tasks.values() if task.resource.startswith(REGISTRY)}
+        return {**pools, **commits, **registries}
 
     def uses(self, resource: str) -> bool:
         """Whether any task needs a resource."""
@@ -88,9 +98,9 @@ class Graph:
         if item.id is None or StepKind.PUBLISH not in item.steps:
             return None
         sae, wanted = saes[item.address], self.context.wanted[item.address]
-        if wanted.inputs is None or release.publish is None:
-            raise ValueError(f"{item.address} is planned without keys or without a place")
-        observed = self.context.observed[release.publish.target, release.publish.location]
+        if wanted.inputs is None:
+            raise ValueError(f"{item.address} is planned without keys")
+        observed = self.context.observed[_place(release.home)]
         record = observed.records.get(release.name)
         entry = record.saes.get(item.move_from or sae.id) if record is not None else None
         work = Work(item, release, sae, wanted.inputs, observed, entry)
@@ -187,11 +197,21 @@ class Graph:
     # ------------------------------------------------------------------------------------------- what is not an SAE
 
     def _add_rest(self, item: Item, release: Release) -> None:
-        """Deletions, and cards that no SAE's commit would bring."""
+        """Deletions, cards that no SAE's commit would bring, and tags."""
         if StepKind.DELETE in item.steps and item.id is not None:
             self._add_commit(f"delete {item.address}", item, release, StepKind.DELETE, Waiting(release, removed=item.id))
         elif StepKind.CARD in item.steps:
             self._add_commit(f"card {item.address}", item, release, StepKind.CARD, Waiting(release))
+        elif StepKind.TAG in item.steps:
+            self._add_tag(item, release)
+
+    def _add_tag(self, item: Item, release: Release) -> None:
+        """After the release's last commit, and only when none of its SAEs failed. A tag is no commit: it waits for no batch."""
+        lane = self._lane(release)
+        needs = [key for key, waiting in self._waiting.items() if waiting.release.name == release.name]
+        run = self.lanes[lane].tag_with(release.name)
+        key = f"tag {release.name}"
+        self._add(key, lane, run, Duty(item.address, StepKind.TAG, item.origin, final=True), needs, key, weight=0)
 
     def _add_commit(self, key: str, item: Item, release: Release, step: StepKind, waiting: Waiting) -> None:
         self._waiting[key] = waiting
@@ -200,11 +220,21 @@ class Graph:
         duty = Duty(item.address, step, item.origin, final=True)
         self._add(key, lane, self.lanes[lane].run, duty, needs, release.name, _FILES)
 
+    def _add_registration(self, item: Item, release: Release) -> None:
+        """After all that changes the release. A release registered whole waits for all of it to succeed."""
+        registration = Registration(item, release, self.context.registries[release.name], self.steps)
+        before = [key for key, duty in self.duties.items() if duty.final and _release_of(duty) == release.name]
+        partial = release.register is not None and release.register.partial
+        needs, after = ([], before) if partial else (before, [])
+        duty = Duty(item.address, StepKind.REGISTER, item.origin, final=True, registration=registration)
+        resource = f"{REGISTRY} {registration.seen.registry}"
+        self._add(f"register {item.address}", resource, lambda _lane, _tasks: registration.run(), duty, needs, after=after)
+
     def _lane(self, release: Release) -> str:
-        place = _place(release.publish)
+        place = _place(release.home)
         name = f"commit {place[0]} {place[1]}"
         if name not in self.lanes:
-            self.lanes[name] = CommitLane(self.context.observed[place], self.steps, self._waiting)
+            self.lanes[name] = CommitLane(self.context.observed[place], self.steps, self._waiting, self._tags)
         return name
 
     # -------------------------------------------------------------------------------------------------- making tasks
@@ -219,8 +249,9 @@ class Graph:
         group: str = "",
         weight: int = 1,
         finishing: bool = False,
+        after: Sequence[str] = (),
     ) -> str:
-        self.tasks[key] = Task(key, resource, run, frozenset(needs), group, weight, finishing)
+        self.tasks[key] = Task(key, resource, run, frozenset(needs), group, weight, finishing, frozenset(after))
         self.duties[key] = duty
         return key
 
@@ -238,6 +269,10 @@ class Graph:
     def _duty(self, work: Work, step: StepKind) -> Duty:
         names = ("validate", "hook") if step is StepKind.VALIDATE else ("source.path", "source.repo", "source")
         return Duty(work.address, step, _origin(work.sae, *names), work)
+
+
+def _release_of(duty: Duty) -> str:
+    return duty.work.release.name if duty.work is not None else duty.address.partition("/")[0]
 
 
 def _origin(sae: Sae, *names: str) -> Origin | None:

@@ -21,6 +21,7 @@ class Outcome(StrEnum):
 
     PUBLISHED = "published"
     DELETED = "deleted"
+    REGISTERED = "registered"  # the release's entry stands in the registry, or in a pull request to it
     FAILED = "failed"  # a step of its own failed, or a requirement is missed: nothing was published
     FAILING = "failing"  # published, measured, and short of a requirement
     SKIPPED = "skipped"  # something it shares with others failed
@@ -29,7 +30,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"  # by the plan
 
 
-GOOD = frozenset({Outcome.PUBLISHED, Outcome.DELETED, Outcome.STOPPED})
+GOOD = frozenset({Outcome.PUBLISHED, Outcome.DELETED, Outcome.REGISTERED, Outcome.STOPPED})
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,13 @@ from saesync.events import EVENT_FORMAT, Emit, Event
 from saesync.model import Failure, Plan, StepKind
 
 _NAMED = 3
+_WHOLE = frozenset({StepKind.CARD, StepKind.TAG})  # steps of a release, not of an SAE
+_ENDS = {StepKind.DELETE: Outcome.DELETED, StepKind.REGISTER: Outcome.REGISTERED}
+
+
+def _entry_of(duty: Duty) -> str:
+    """What an outcome is counted under: a release's entry in a registry is apart from the release itself."""
+    return f"{duty.address} {duty.registration.seen.registry}" if duty.registration is not None else duty.address
 
 
 def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
@@ -124,9 +131,15 @@ class _Account:
 
     def _finish(self, duty: Duty, settled: Settled) -> None:
         outcome = self._outcome(duty, settled)
-        if duty.step is StepKind.CARD:
-            if outcome is not Outcome.PUBLISHED:
+        if duty.step in _WHOLE:
+            follows = duty.step is StepKind.TAG and settled.state is State.SKIPPED  # of a failure that is told already
+            if outcome is not Outcome.PUBLISHED and not follows:
                 self.outcomes[duty.address] = outcome
+            return
+        if duty.registration is not None:
+            self.outcomes[_entry_of(duty)] = outcome
+            if duty.registration.said is not None:
+                self.emit({"type": "registered", "release": duty.address, **duty.registration.said})
             return
         self.outcomes[duty.address] = outcome
         work = duty.work
@@ -136,8 +149,8 @@ class _Account:
 
     def _outcome(self, duty: Duty, settled: Settled) -> Outcome:
         if settled.state is State.DONE:
-            if duty.step is StepKind.DELETE:
-                return Outcome.DELETED
+            if duty.step in _ENDS:
+                return _ENDS[duty.step]
             return Outcome.FAILING if duty.work is not None and duty.work.misses else Outcome.PUBLISHED
         if settled.state is State.STOPPED or isinstance(settled.error, Interrupted):
             return Outcome.STOPPED
@@ -175,8 +188,8 @@ class _Account:
     def result(self, interrupted: bool, seconds: float) -> Result:
         """The account, closed: what was not settled is stopped."""
         for duty in self.graph.duties.values():
-            if duty.final and duty.step is not StepKind.CARD:
-                self.outcomes.setdefault(duty.address, Outcome.STOPPED)
+            if duty.final and duty.step not in _WHOLE:
+                self.outcomes.setdefault(_entry_of(duty), Outcome.STOPPED)
         lanes = self.graph.lanes.values()
         commits, uploaded = sum(lane.commits for lane in lanes), sum(lane.uploaded for lane in lanes)
         return Result(dict(self.outcomes), tuple(self.failures), interrupted, commits, uploaded, seconds)

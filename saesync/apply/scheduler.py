@@ -1,9 +1,9 @@
 """One ready queue, lanes by resource, keep going. Knows nothing of SAEs.
 
-A ``Task`` runs when all it ``needs`` succeeded. Lanes of a resource are threads; a ``Picker``
-says which of the ready tasks a lane takes together (a commit takes many SAEs, a measurement shares forward passes). When a
-task fails, what needs it is skipped, and everything else goes on. On a first request to stop, tasks that have not started are
-dropped, except those marked ``finishing``; on a second, ``run`` returns at once.
+A ``Task`` runs when all it ``needs`` succeeded, and what it comes ``after`` is settled, however. Lanes of a resource are
+threads; a ``Picker`` says which of the ready tasks a lane takes together (a commit takes many SAEs, a measurement shares
+forward passes). When a task fails, what needs it is skipped, and everything else goes on. On a first request to stop, tasks
+that have not started are dropped, except those marked ``finishing``; on a second, ``run`` returns at once.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Task:
     group: str = ""
     weight: int = 1
     finishing: bool = False
+    after: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +182,13 @@ class Scheduler:
             self._tasks[task.key] = task
             self.outcomes[task.key] = Outcome()
             self._dependents.setdefault(task.key, [])
-            self._missing[task.key] = len(task.needs)
+            self._missing[task.key] = len(task.needs | task.after)
             self._queues.setdefault(task.resource, _Queue()).waiting[task.group] += 1
         self._open = len(self._tasks)
         for task in self._tasks.values():
-            for need in task.needs:
+            for need in task.needs | task.after:
                 self._dependents[need].append(task.key)
-            if not task.needs:
+            if not self._missing[task.key]:
                 self._make_ready(task)
 
     def _make_ready(self, task: Task) -> None:
@@ -267,9 +268,12 @@ class Scheduler:
     def _release(self, task: Task) -> None:
         """Tasks that waited for this one only are ready now."""
         for key in self._dependents[task.key]:
-            self._missing[key] -= 1
-            if not self._missing[key] and self.outcomes[key].state is State.WAITING:
-                self._make_ready(self._tasks[key])
+            self._count_down(key)
+
+    def _count_down(self, key: str) -> None:
+        self._missing[key] -= 1
+        if not self._missing[key] and self.outcomes[key].state is State.WAITING:
+            self._make_ready(self._tasks[key])
 
     def _withdraw(self, task: Task, state: State, cause: str | None) -> None:
         """Settle a task that has not started, and all that need it."""
@@ -283,7 +287,9 @@ class Scheduler:
 
     def _skip_dependents(self, task: Task, state: State, cause: str | None) -> None:
         for key in self._dependents[task.key]:
-            if self.outcomes[key].state is State.WAITING:
+            if task.key not in self._tasks[key].needs:
+                self._count_down(key)
+            elif self.outcomes[key].state is State.WAITING:
                 self._withdraw(self._tasks[key], state, cause)
 
     def _settle(self, task: Task, outcome: Outcome) -> None:

@@ -41,6 +41,8 @@ USES: Mapping[StepKind, frozenset[str]] = {
     StepKind.PUBLISH: frozenset({"network", "hf-token"}),
     StepKind.CARD: frozenset({"network", "hf-token"}),
     StepKind.DELETE: frozenset({"network", "hf-token"}),
+    StepKind.TAG: frozenset({"network", "hf-token"}),
+    StepKind.REGISTER: frozenset({"network", "github-token"}),
 }
 _OVERWRITES = (Status.ABSENT, Status.FOREIGN, Status.DRIFTED)
 
@@ -90,8 +92,9 @@ class Work:
 
     @property
     def stands(self) -> bool:
-        """Whether the SAE is published already, so that failing evidence is published beside it instead of stopping it."""
-        return not (self.has(StepKind.CONVERT) or self.has(StepKind.MOVE))
+        """Whether the SAE is published already (by us or by its authors), so that failing evidence is published instead of
+        stopping it."""
+        return self.release.evidence_only or not (self.has(StepKind.CONVERT) or self.has(StepKind.MOVE))
 
     @property
     def folder(self) -> Path | None:
@@ -126,7 +129,9 @@ class Work:
         return self.item.status in _OVERWRITES and bool(self.observed.folder(self.sae.id))
 
     def upload(self, run: Mapping[str, Any]) -> Upload:
-        """What is handed to the target."""
+        """What is handed to the target: whole SAEs, or of somebody else's SAE the evidence."""
+        if self.release.evidence_only:
+            return Upload(self.evidence_only(run))
         record = self.record(run)
         if not self.keeps_weights and self.build is not None:
             return Upload(record, {name: self.build.folder / name for name in record.files})
@@ -153,13 +158,15 @@ class Work:
                 )
         return made if self.evidence is None else made.with_evidence(self.evidence)
 
-    def evidence_only(self) -> SaeRecord:
-        """An entry that holds evidence and no files, for SAEs that are not published."""
-        evidence = () if self.evidence is None else (self.evidence,)
-        inputs = self._flat_inputs()
-        return SaeRecord(
-            self.inputs.weights_key, self.inputs.build_key, nothing(), inputs, evidence=evidence, about=self._about()
-        )
+    def evidence_only(self, run: Mapping[str, Any] | None = None) -> SaeRecord:
+        """An entry that holds proof and evidence and no files, for SAEs that we do not publish. ``run`` holds times."""
+        earlier = self.entry.evidence if self.entry is not None and self.release.evidence_only else ()
+        proof = self.build.proof if self.build is not None else nothing()
+        made = SaeRecord(
+            self.inputs.weights_key, self.inputs.build_key, nothing(), self._flat_inputs(), proof, earlier,
+            about=self._about(), run=run or nothing(),
+        )  # fmt: skip
+        return made if self.evidence is None else made.with_evidence(self.evidence)
 
     def _flat_inputs(self) -> dict[str, Mapping[str, Any]]:
         return {"weights": self.inputs.weights, "build": self.inputs.build}

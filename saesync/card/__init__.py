@@ -5,31 +5,26 @@ Everything from records and manifests is untrusted and written so that it cannot
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from saesync.card import blocks, frontmatter
-from saesync.card.how import how_measured
-from saesync.inert import code, measured, number
-from saesync.measure.metrics import METRICS
-from saesync.model import WEIGHTS_FILE, Release, Sae
-from saesync.record import Evidence, Record, SaeRecord, record_path
-from saesync.verdict import judge, unmeasured
+from saesync.card import blocks, evidence, frontmatter
+from saesync.inert import code
+from saesync.model import Release, Sae
+from saesync.record import Record, SaeRecord
 
 CARD_VERSION = 1
 """Part of the digest: bumped when the card's text should be written anew everywhere."""
 
 TAGS = ("sparse-autoencoder", "saelens", "saesync")
-_COLUMNS = ("explained_variance", "ce_loss_score", "l0", "dead_features", "mse", "cossim")
 _LISTS = ("base_model", "datasets", "tags")
-_ROWS = 2000
-_ABOUT = 12
 
 
-def card_digest(release: Release, record: Record) -> str:
-    """Identity of what the card of ``release`` is made of: what the manifest says of it, and what the record holds.
+def card_digest(release: Release, record: Record, tag: str | None = None) -> str:
+    """Identity of what the card of ``release`` is made of: what the manifest says of it, what the record holds, and the tag.
 
     Never raises, whatever a record holds.
     """
@@ -37,6 +32,7 @@ def card_digest(release: Release, record: Record) -> str:
     saes = [[sae_id, *_asked_of(asked.get(sae_id)), *_held_of(record.saes[sae_id])] for sae_id in sorted(record.saes)]
     head = [CARD_VERSION, release.name, _home(release)]
     parts = [*head, release.publish and release.publish.license, _front(release, record), saes]
+    parts += [] if tag is None else [tag]
     try:
         text = json.dumps(parts, sort_keys=True)
     except (ValueError, RecursionError):  # a record may hold numbers and depths that JSON's writer refuses
@@ -50,8 +46,10 @@ def _home(release: Release) -> str | None:
     return spec.location if spec is not None and spec.target == "huggingface" else None
 
 
-def make_card(release: Release, record: Record, existing_readme: str | None) -> tuple[str, str]:
+def make_card(release: Release, record: Record, existing_readme: str | None, tag: str | None = None) -> tuple[str, str]:
     """README.md for a target that holds ``record``, and the digest of what it was made of.
+
+    ``tag`` names the commit that holds this very record (``tags.shown_tag``), for those who want these bytes and no others.
 
     ``existing_readme`` is what stands there now: other releases' blocks and everything written by hand are kept byte for
     byte. An empty record takes the release's block out.
@@ -65,10 +63,10 @@ def make_card(release: Release, record: Record, existing_readme: str | None) -> 
     license_ = release.publish.license if release.publish is not None else None
     scalars = {"library_name": "saelens", **({"license": license_} if license_ else {})} if record.saes else {}
     merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop)
-    body = blocks.put(body, release.name, _block(release, record, ours) if record.saes else None)
+    body = blocks.put(body, release.name, _block(release, record, ours, tag) if record.saes else None)
     head = front if merged is None else merged
     text = body if head is None or (front is None and not head.strip()) else f"---\n{head}\n---\n{body}"
-    return text, card_digest(release, record)
+    return text, card_digest(release, record, tag)
 
 
 def _front(release: Release, record: Record) -> dict[str, list[str]]:
@@ -84,12 +82,13 @@ def _asked_of(sae: Sae | None) -> list[Any]:
     if sae is None:
         return [None]
     bounds = [[bound.metric, bound.kind, bound.bound] for bound in sae.validate.require] if sae.validate else None
-    return [sae.hook, sae.model.label, bounds]
+    hooks = [sae.hook] if sae.hook_out is None else [sae.hook, sae.hook_out]
+    return [*hooks, sae.model.label, bounds]
 
 
 def _held_of(entry: SaeRecord) -> list[Any]:
     """What the card says of an SAE that comes from the record: not times, not earlier evidence."""
-    evidence = [
+    current = [
         [
             found.measure_key,
             found.weights_sha256,
@@ -99,31 +98,28 @@ def _held_of(entry: SaeRecord) -> list[Any]:
         ]
         for found in entry.evidence[:1]
     ]
-    return [entry.build_key, entry.adopted, dict(entry.proof), evidence]
+    return [entry.build_key, entry.adopted, dict(entry.proof), current]
 
 
 # ---------------------------------------------------------------------------------------------------- the block
 
 
-def _block(release: Release, record: Record, front: Mapping[str, list[str]]) -> str:
+def _block(release: Release, record: Record, front: Mapping[str, list[str]], tag: str | None) -> str:
     """One release's part of the README."""
     return "\n\n".join(
         part
         for part in (
             blocks.front_note(front),
             f"## {code(release.name)}",
-            f"{_count(len(record.saes))}, published by saesync.",
+            f"{evidence.counted(len(record.saes))}, published by saesync.",
             _snippet(release, record),
-            _table(release, record),
-            _how(release, record),
-            _proofs(record),
+            _pinned(release, record, tag),
+            evidence.table(release, record),
+            evidence.how(release, record),
+            evidence.proofs(record),
         )
         if part
     )
-
-
-def _count(saes: int) -> str:
-    return f"{saes:,} sparse autoencoder{'s' if saes != 1 else ''}"
 
 
 def _snippet(release: Release, record: Record) -> str:
@@ -136,96 +132,19 @@ def _snippet(release: Release, record: Record) -> str:
     return f"```python\nfrom sae_lens import SAE\n\nsae = {call}\n```"
 
 
-def _table(release: Release, record: Record) -> str:
-    """One row per SAE with its numbers; columns are the metrics that any of them has."""
-    current = [evidence for entry in record.saes.values() if (evidence := _evidence(entry)) is not None]
-    columns = [name for name in _COLUMNS if any(name in evidence.metrics for evidence in current)]
-    asked = {sae.id: sae for sae in release.saes}
-    head = ["SAE", "hook", *columns, "verdict"]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for sae_id in sorted(record.saes)[:_ROWS]:
-        entry, sae = record.saes[sae_id], asked.get(sae_id)
-        lines.append(_row([code(sae_id), _hook(sae, entry), *_numbers(entry, columns), _verdict(sae, entry)]))
-    if len(record.saes) > _ROWS:
-        lines.append(f"\n… and {len(record.saes) - _ROWS:,} more, in {code(record_path(release.name))}.")
-    legend = "; ".join(f"`{name}`: {METRICS[name].summary.replace('|', '&#124;')}" for name in columns)
-    return "\n".join(lines) + (f"\n\n<sub>{legend}. ± is one standard error over sequences.</sub>" if columns else "")
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _hook(sae: Sae | None, entry: SaeRecord) -> str:
-    if sae is not None:
-        return code(sae.hook)
-    found = entry.evidence[0].inputs.get("hook") if entry.evidence else None
-    return code(found) if isinstance(found, str) else ""
-
-
-def _numbers(entry: SaeRecord, columns: list[str]) -> list[str]:
-    evidence = _evidence(entry)
-    metrics = evidence.metrics if evidence is not None else {}
-    return [measured(metrics[name].value, metrics[name].stderr) if name in metrics else "" for name in columns]
-
-
-def _evidence(entry: SaeRecord) -> Evidence | None:
-    """Current evidence, if it was measured on the bytes published."""
-    weights = entry.files.get(WEIGHTS_FILE)
-    found = entry.evidence[0] if entry.evidence else None
-    return found if found is not None and weights is not None and found.weights_sha256 == weights.sha256 else None
-
-
-def _verdict(sae: Sae | None, entry: SaeRecord) -> str:
-    evidence = _evidence(entry)
-    if evidence is None:
-        return "not measured"
-    if sae is None:
-        return "no longer in the manifest"
-    require = sae.validate.require if sae.validate is not None else ()
-    missed = judge(evidence, require)
-    if missed:
-        return "; ".join(f"fails: {reason.data['metric']} asks for {number(reason.data['bound'])}" for reason in missed)
-    if unmeasured(evidence, require):
-        return "not measured"
-    return "passes" if require else "measured"
-
-
-def _how(release: Release, record: Record) -> str:
-    """What the numbers were measured with, each distinct way once, most frequent first."""
-    asked = {sae.id: sae for sae in release.saes}
-    ways: dict[str, int] = {}
-    for sae_id, entry in record.saes.items():
-        evidence = _evidence(entry)
-        if evidence is not None:
-            way = how_measured(evidence.inputs, evidence.about, asked.get(sae_id))
-            ways[way] = ways.get(way, 0) + 1
-    if not ways:
-        return "Nothing was measured: the manifest has no `validate` section."
-    ranked = sorted(ways.items(), key=lambda pair: (-pair[1], pair[0]))
-    lines = [f"- {_count(count)}: {way}" for way, count in ranked[:_ABOUT]]
-    more = [f"- … and {len(ranked) - _ABOUT} other ways"] if len(ranked) > _ABOUT else []
-    return "\n".join(["### How they were measured", "", *lines, *more])
-
-
-def _proofs(record: Record) -> str:
-    """What was proved, and the largest differences seen."""
-    proved = [entry for entry in record.saes.values() if entry.proof]
-    if not proved:
+def _pinned(release: Release, record: Record, tag: str | None) -> str:
+    """The same for exactly this release, whatever the repo holds later: ``from_pretrained`` takes no revision."""
+    if tag is None or release.publish is None:
         return ""
-    worst: dict[str, float] = {}
-    for entry in proved:
-        for name, value in entry.proof.items():
-            if isinstance(value, float) and "max" in name:
-                worst[name] = max(worst.get(name, value), value)
-    said = ", ".join(f"{code(name, 60)} at most {worst[name]:.2g}" for name in sorted(worst)[:_ABOUT])
-    adopted = sum(entry.adopted for entry in proved)
+    first = sorted(record.saes)[0]
+    repo, revision = json.dumps(release.publish.location), json.dumps(tag)
+    fetch = f"snapshot_download({repo}, revision={revision}, allow_patterns={json.dumps(glob.escape(first) + '/*')})"
+    load = f"SAE.load_from_disk(folder + {json.dumps('/' + first)})"
     lines = [
-        "### Proof of conversion",
+        "from huggingface_hub import snapshot_download",
+        "from sae_lens import SAE",
         "",
-        f"{len(proved):,} of {_count(len(record.saes))} were compared with the original authors' forward pass"
-        f"{f' ({said})' if said else ''}. The numbers of each stand in the record beside this file.",
+        f"folder = {fetch}",
+        f"sae = {load}",
     ]
-    if adopted:
-        lines.append(f"{adopted:,} keep the bytes they were found with, proved to be the same function.")
-    return "\n".join(lines)
+    return "\n".join([f"The release as it stands here is tagged {code(tag)}:", "", "```python", *lines, "```"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import keyword
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,14 @@ _COMMANDS = {
     "apply": "apply",
     "show": "show",
     "pin": "pin",
+    "import": "importing",
+    "registry": "registry",
     "formats": "catalog",
     "targets": "catalog",
     "schema": "catalog",
     "demo": "demo",
+    "doctor": "doctor",
+    "ci": "ci",
 }
 
 
@@ -55,6 +60,13 @@ _COMMON = (
 )  # fmt: skip
 
 
+def _add_common(command: click.Command) -> None:
+    """Give a command, and every command of a group, the options of the whole program."""
+    command.params += [option for option in _COMMON if option not in command.params]
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _add_common(below)
+
+
 class _Commands(click.Group):
     """Commands by name, imported on use, listed in the order in which a newcomer meets them."""
 
@@ -65,8 +77,9 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"saesync.cli.{_COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name)
-        command.params += [option for option in _COMMON if option not in command.params]
+        # A command may be a word of Python's own, such as `import`.
+        command: click.Command = getattr(module, f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name)
+        _add_common(command)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -107,17 +120,17 @@ def main(args: list[str] | None = None) -> None:
         code = Interrupted.exit_code
     except SaesyncError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         _tell(error, words)
         code = error.exit_code
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         _tell(os_trouble(error), words)
         code = 1
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
-            traceback.print_exc()
+            say(traceback.format_exc())
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

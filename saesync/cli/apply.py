@@ -17,8 +17,10 @@ from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, is_terminal, put, say
-from saesync.errors import Missing
-from saesync.planner import keep
+from saesync.cli.scope import policy_of, policy_option
+from saesync.errors import Missing, Refused
+from saesync.planner import keep, part
+from saesync.policy import Policy
 from saesync.targets import open_target
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -33,6 +35,7 @@ def _devices(_ctx: click.Context, _option: click.Parameter, names: tuple[str, ..
 
 @click.command()
 @asked_options
+@policy_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", help="json: one event per line.")
 @click.option(
@@ -43,18 +46,39 @@ def _devices(_ctx: click.Context, _option: click.Parameter, names: tuple[str, ..
     callback=_devices,
     help="Measure on this device (cuda:0, mps, cpu); repeatable.",
 )
+@click.option(
+    "--steps",
+    type=click.Choice(["all", "publish", "register"]),
+    default="all",
+    show_default=True,
+    help="Only what is published, or only what is registered: the two need different tokens.",
+)
 @click.pass_context
-def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tuple[str, ...]) -> None:
+def apply(
+    ctx: click.Context,
+    asked: Asked,
+    policy_file: Path | None,
+    yes: bool,
+    format_: str,
+    devices: tuple[str, ...],
+    steps: str,
+) -> None:
     """Make it true: fetch, convert, validate, publish.
 
     Conversions are proved, SAEs measured on the real model, and what passes is published.
     PATH is a plan file from `saesync plan --out`, or manifests; manifests/ unless given. A plan file is the approval;
     otherwise apply shows the plan and asks. Safe to stop and to kill at any time: run the same command again.
     """
-    world = _approved_by_file(asked.plan_file) if asked.plan_file is not None else _approved_here(ctx, asked, yes, format_)
+    policy = policy_of(policy_file, needed=True)
+    if asked.plan_file is not None:
+        world: World | None = _approved_by_file(asked.plan_file, policy)
+    else:
+        world = _approved_here(ctx, asked, policy, yes, format_)
     if world is None:
         say("Nothing was done.")
         ctx.exit(1)
+    if steps != "all":
+        world = replace(world, plan=part(world.plan, registering=steps == "register"))
     for note in world.notes:
         say(note)
     context = Context(
@@ -63,6 +87,8 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
         wanted=world.wanted,
         observed=world.observed,
         open_target=lambda name: open_target(name, world.cache),
+        registries=world.registries,
+        policy=world.policy,
         choices=world.asked.choices,
         devices=devices,
     )
@@ -73,7 +99,8 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
     stop = StopFlag()
     stream = sys.stdout if format_ == "json" else sys.stderr
     # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
-    again = ("saesync", "apply", *asked.words(), *(["-y"] if yes else [])) if asked.plan_file is None else ()
+    words = (*asked.words(), *(("--policy", str(policy_file)) if policy_file is not None else ()))
+    again = ("saesync", "apply", *words, *(["-y"] if yes else [])) if asked.plan_file is None else ()
     appearance = progress.Look(
         color=colored(ctx, sys.stderr),
         command=again,
@@ -85,19 +112,25 @@ def apply(ctx: click.Context, asked: Asked, yes: bool, format_: str, devices: tu
     ctx.exit(result.exit_code)
 
 
-def _approved_by_file(file: Path) -> World:
+def _approved_by_file(file: Path, policy: Policy) -> World:
     """The world as it is now, with that part of its plan that stands in the file and is still as it was.
 
     Raises:
         PlanStale: anything in it is not.
+        Refused: it was made of manifests that anybody may have written.
     """
     saved = planfile.read(file)
-    world = look(Asked.from_json(saved["asked"]), again=True)
+    if saved.get("untrusted"):
+        detail = (
+            f"{file} was made with --untrusted, for reading only. Make one of your own manifests: `saesync plan --out {file}`."
+        )
+        raise Refused("Plan is of untrusted manifests", detail)
+    world = look(Asked.from_json(saved["asked"]), again=True, policy=policy)
     planfile.check(saved, world.plan, str(file), world.asked.words())
     return replace(world, plan=keep(world.plan, planfile.approved(saved)))
 
 
-def _approved_here(ctx: click.Context, asked: Asked, yes: bool, format_: str) -> World | None:
+def _approved_here(ctx: click.Context, asked: Asked, policy: Policy, yes: bool, format_: str) -> World | None:
     """Show the plan and ask, unless there is nothing to do or ``-y``; None when the answer is no.
 
     Raises:
@@ -106,7 +139,7 @@ def _approved_here(ctx: click.Context, asked: Asked, yes: bool, format_: str) ->
     if not yes and (format_ == "json" or not is_terminal(sys.stdin)):
         nobody = "--format json cannot ask" if format_ == "json" else "There is no terminal to ask on"
         raise click.UsageError(f"{nobody}: give a plan file, or -y.", ctx)
-    world = look(asked)
+    world = look(asked, policy=policy)
     if format_ == "text":
         view = planfile.plan_json(world.plan, asked=asked.to_json())
         put(render.plan_text(view, next_commands=False, color=colored(ctx, sys.stdout)))

@@ -40,8 +40,10 @@ def targets(format_: str) -> None:
 
 
 @click.command()
-def schema() -> None:
+@click.option("--policy", is_flag=True, help="The schema of saesync-policy.yaml instead.")
+def schema(policy: bool) -> None:
     """Print the JSON Schema of manifests, for editors."""
     from saesync.schema import build
+    from saesync.schema.policy import build as build_policy
 
-    put(json.dumps(build(), indent=2, ensure_ascii=False))
+    put(json.dumps(build_policy() if policy else build(), indent=2, ensure_ascii=False))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import gc
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +13,19 @@ import click
 
 from saesync import manifest
 from saesync.cache import Cache
+from saesync.cli.scope import EVERYTHING, Scope
+from saesync.garbage import no_garbage_collection
+from saesync.hub import Hub
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
+from saesync.planner import REGISTER, hold, select
 from saesync.planner import plan as make_plan
-from saesync.planner import select
+from saesync.planning.basis import SECTION
 from saesync.planning.case import matches
+from saesync.planning.registration import Seen
+from saesync.planning.tagging import TAG
+from saesync.policy import OPEN, Policy
+from saesync.registering import observe_registries, with_writers
 from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -118,7 +124,10 @@ def asked_options(command: Command) -> Command:
 
 @dataclass(frozen=True)
 class World:
-    """Everything a plan is made from, and the plan. ``notes`` are what the user should hear of their own words."""
+    """Everything a plan is made from, and the plan. ``notes`` are what the user should hear of their own words.
+
+    ``policy`` is what manifests may ask for; whose records count as evidence is asked of it, too.
+    """
 
     asked: Asked
     releases: tuple[Release, ...]
@@ -127,52 +136,49 @@ class World:
     plan: Plan
     resolver: Resolver
     cache: Cache
+    registries: Mapping[str, Seen] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    policy: Policy = OPEN
+    scope: Scope = field(default_factory=lambda: EVERYTHING)
+    named: frozenset[str] = frozenset()  # releases of the manifests that were read, changed or not
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Planning makes many small values and no cycles; looking for cycles among 14,000 SAEs is a quarter of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def look(asked: Asked, *, again: bool = False) -> World:
+def look(asked: Asked, *, again: bool = False, policy: Policy = OPEN, scope: Scope = EVERYTHING) -> World:
     """Load the manifests, look at every place they name, and plan.
 
     The whole folder of each manifest is loaded whatever PATH says: two manifests that claim the same folder, and SAEs that
     no manifest names any more, can be told only from all of them. ``again``: the words come from a plan file, of which
-    much may be done already.
+    much may be done already. What ``policy`` does not allow is held. ``scope`` narrows to what was changed.
 
     Raises:
         ManifestError: with everything that is wrong in all of them.
         click.UsageError: --only, --adopt, --replace or --prune names nothing that is here.
     """
-    with _no_garbage_collection():
-        return _look(asked, again)
+    with no_garbage_collection():
+        return _look(asked, again, policy, scope)
 
 
-def _look(asked: Asked, again: bool) -> World:
-    chosen = manifest.find(asked.paths)
-    everything = manifest.load(manifest.with_neighbours(chosen), roots=asked.roots)
-    files = {str(path) for path in chosen}
+def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
+    chosen = scope.find(asked.paths)
+    everything = scope.load(manifest.with_neighbours(chosen), (*asked.roots, *policy.roots))
+    files = {str(path) for path in chosen if scope.covers(path)}
     releases = tuple(release for release in everything if release.manifest in files)
     cache = Cache()
     observed = observe(releases, cache)
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)
+    refused = {each.release: each.reason for each in policy.refusals(releases) if each.section == REGISTER}
+    registries = observe_registries(releases, cache, refused)
+    if registries and policy.file is not None:
+        registries = with_writers(registries, releases, observed, policy, resolver.hub or Hub(cache))
     named = frozenset(release.name for release in everything)
-    whole = make_plan(releases, wanted, observed, asked.choices, named=named)
+    whole = make_plan(releases, wanted, observed, asked.choices, named=named, registries=registries)
     recorded = {name for seen in observed.values() for name in seen.records}
-    if not again:
+    if not again and scope.changes is None:
         _check_words(asked, whole, named | recorded)
-    plan = select(whole, asked.only)
-    return World(asked, releases, wanted, observed, plan, resolver, cache, tuple(_idle_words(asked, plan)))
+    plan = select(hold(whole, policy.refusals(whole.releases)), asked.only)
+    notes = tuple(_idle_words(asked, plan))
+    return World(asked, releases, wanted, observed, plan, resolver, cache, registries, notes, policy, scope, named)
 
 
 def _permissions(asked: Asked) -> list[tuple[str, str]]:
@@ -184,10 +190,11 @@ def _permissions(asked: Asked) -> list[tuple[str, str]]:
 def _check_words(asked: Asked, plan: Plan, releases: Collection[str]) -> None:
     """A mistyped name must not pass as "nothing to do"."""
     addresses = [item.address for item in plan.items if item.id is not None]
+    tagged = [*addresses, *(item.address for item in plan.items if item.basis.get(SECTION) == TAG)]
     for flag, word in [*(("only", glob) for glob in asked.only), *_permissions(asked)]:
         if flag == "prune" and word not in releases:
             said = f"--prune {word!r}: no release of that name is here. Type its whole name.{_near(word, releases)}"
-        elif flag != "prune" and not any(matches((word,), address) for address in addresses):
+        elif flag != "prune" and not any(matches((word,), one) for one in (addresses, tagged)[flag == "replace"]):
             said = f"--{flag} {word!r} matches no SAE. It is compared with whole addresses, release/id.{_near(word, addresses)}"
         else:
             continue

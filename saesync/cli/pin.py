@@ -8,19 +8,22 @@ import click
 
 from saesync.cache import Cache
 from saesync.cli.common import manifests_only
-from saesync.cli.output import put
+from saesync.cli.output import put, say
 from saesync.errors import NotVisible
 from saesync.hub import Hub
+from saesync.manifest import read_tree
+from saesync.pin import only_registers
 from saesync.pin import pin as pin_file
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def pin(file: Path) -> None:
+@click.option("--all", "everything", is_flag=True, help="Also those that a release which only registers can do without.")
+def pin(file: Path, everything: bool) -> None:
     """Fill in the commit hashes that FILE needs.
 
     Sources, models and datasets get the commit that their branch or tag points to now; hashes that stand there stay, and
-    nothing else in FILE changes.
+    nothing else in FILE changes. A release that does nothing but register needs none: only branches and tags are replaced.
     """
     manifests_only((file,))
     hub = Hub(Cache())
@@ -31,8 +34,10 @@ def pin(file: Path) -> None:
             raise NotVisible("Repository not found", f"There is no {kind} {repo} with revision {revision or 'main'} on the Hub.")
         return head.sha
 
-    changes = pin_file(file, resolve)
+    changes = pin_file(file, resolve, everything)
     for change in changes:
         put(str(change))
     if not changes:
         put(f"{file}: nothing to pin.")
+    if not everything and only_registers(read_tree(file)):
+        say("This release only registers, and may leave its source and model unpinned; --all pins them all the same.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -14,6 +15,7 @@ from saesync.cli.common import Asked, look, manifests_only, root_option
 from saesync.cli.output import colored, put
 from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
+from saesync.model import Item, Plan, Release, Sae, Status, Wanted
 
 _LISTED = 10
 
@@ -43,15 +45,32 @@ def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple
     manifests_only(paths)
     world = look(Asked(paths, roots))
     items = {item.address: item for item in world.plan.items if item.id is not None}
+    wanted = {**_registered(world.releases), **world.wanted}
+    items = {**{name: _item(asked.sae, world.plan) for name, asked in wanted.items() if name not in items}, **items}
     if address not in items:
         raise ManifestError("Unknown address", f"No manifest here names {plain(address)}. {_advice(address, list(items))}")
     release = next(r for r in world.releases if r.name == items[address].release)
-    place = (release.publish.target, release.publish.location) if release.publish is not None else None
-    view = planfile.show_json(items[address], world.wanted.get(address), world.observed.get(place) if place else None)
+    place = (release.home.target, release.home.location) if release.home is not None else None
+    view = planfile.show_json(items[address], wanted.get(address), world.observed.get(place) if place else None)
     if format_ == "json":
         put(json.dumps(view, indent=2, ensure_ascii=False))
     else:
         put(render.show_text(view, color=colored(ctx, sys.stdout)))
+
+
+def _registered(releases: Iterable[Release]) -> dict[str, Wanted]:
+    """SAEs that are only registered: the plan has no items of their own for them."""
+    alone = (release for release in releases if release.home is None)
+    return {sae.address: Wanted(sae, None) for release in alone for sae in release.saes}
+
+
+def _item(sae: Sae, plan: Plan) -> Item:
+    """What is said of an SAE for which nothing is done by itself: what is said of its release."""
+    told = (item for item in plan.items if item.release == sae.release and item.id is None)
+    found = next((item for item in told if item.status is not Status.CURRENT), None)
+    if found is None:
+        return Item(sae.release, sae.id, Status.CURRENT, origin=sae.origin)
+    return Item(sae.release, sae.id, found.status, held=found.held, reasons=found.reasons, origin=sae.origin)
 
 
 def _advice(address: str, known: list[str]) -> str:

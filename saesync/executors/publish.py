@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from saesync.card import make_card
@@ -10,10 +10,14 @@ from saesync.digest import key_of
 from saesync.errors import Conflict
 from saesync.model import Observed, PublishSpec, Release
 from saesync.record import Record, SaeRecord
-from saesync.targets.base import Batch, Progress, Target, Upload
+from saesync.targets.base import Batch, Progress, Target, Upload, look_at
 
+TagOf = Callable[[Record, frozenset[str]], str | None]
 _NAMED = 3
-_ABOUT_RECORDS = "Evidence that cannot stand beside the weights it is about, kept by saesync in `saesync/`.\n"
+# The Hub warns of a README without front matter.
+_ABOUT_RECORDS = (
+    "---\ntags:\n- saesync\n---\n\nEvidence that cannot stand beside the weights it is about, kept by saesync in `saesync/`.\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,22 @@ class Change:
         return frozenset(self.uploads) | self.removed
 
 
+def no_tag(record: Record, put: frozenset[str]) -> str | None:
+    """The card names no tag."""
+    return None
+
+
 def publish(
-    target: Target, location: str, release: Release, change: Change, expect: Observed, progress: Progress | None = None
+    target: Target,
+    location: str,
+    release: Release,
+    change: Change,
+    expect: Observed,
+    progress: Progress | None = None,
+    tag: TagOf = no_tag,
 ) -> tuple[Observed, Mapping[str, Conflict]]:
-    """Put ``change`` in place in one commit. ``expect`` is what the plan was made from.
+    """Put ``change`` in place in one commit. ``expect`` is what the plan was made from; ``tag`` says of a record which tag its
+    card names, and is told which SAEs are put in place.
 
     An SAE that somebody else changed since then is left out and named in the second value; the others go on.
 
@@ -47,13 +63,14 @@ def publish(
         NotVisible, Unavailable, Missing, Refused: as the target says.
     """
     try:
-        return target.publish(location, _batch(release, change), expect, progress), {}
+        return target.publish(location, _batch(release, change, tag), expect, progress), {}
     except Conflict as error:
-        touched = _touched(change, release.name, expect, target.observe(location))
+        proposed = release.publish is not None and release.publish.pull_request
+        touched = _touched(change, release.name, expect, look_at(target, location, proposed))
         if not touched or touched == change.ids:
             raise
         rest = change.without(touched)
-        return target.publish(location, _batch(release, rest), expect, progress), dict.fromkeys(touched, error)
+        return target.publish(location, _batch(release, rest, tag), expect, progress), dict.fromkeys(touched, error)
 
 
 def publish_evidence(
@@ -64,19 +81,17 @@ def publish_evidence(
     Raises:
         Conflict, NotVisible, Unavailable, Missing, Refused: as the target says.
     """
+    change = Change({sae_id: Upload(entry) for sae_id, entry in entries.items()})
+    return target.publish(records.location, _evidence_batch(release, records, change), expect)
+
+
+def _batch(release: Release, change: Change, tag: TagOf) -> Batch:
+    spec = release.publish
+    if spec is None and release.home is not None:
+        return _evidence_batch(release, release.home, change)
 
     def card(record: Record, readme: str | None) -> tuple[str, str]:
-        return readme or _ABOUT_RECORDS, key_of([_ABOUT_RECORDS, sorted(record.saes)])
-
-    uploads = {sae_id: Upload(entry) for sae_id, entry in entries.items()}
-    message = f"{release.name}: evidence of {_listed(uploads)}"
-    batch = Batch(release.name, uploads, card, message=message, private=records.private)
-    return target.publish(records.location, batch, expect)
-
-
-def _batch(release: Release, change: Change) -> Batch:
-    def card(record: Record, readme: str | None) -> tuple[str, str]:
-        return make_card(release, record, readme)
+        return make_card(release, record, readme, tag(record, change.ids))
 
     return Batch(
         release.name,
@@ -85,13 +100,24 @@ def _batch(release: Release, change: Change) -> Batch:
         change.removed,
         _message(release.name, change),
         change.replace,
-        release.publish is not None and release.publish.private,
+        spec is not None and spec.private,
+        spec is not None and spec.pull_request,
     )
 
 
-def _message(release: str, change: Change) -> str:
+def _evidence_batch(release: Release, records: PublishSpec, change: Change) -> Batch:
+    """A batch of evidence alone: the place says in a sentence what it is for, and has no card to keep up."""
+
+    def card(record: Record, readme: str | None) -> tuple[str, str]:
+        return readme or _ABOUT_RECORDS, key_of([_ABOUT_RECORDS, sorted(record.saes)])
+
+    message = _message(release.name, change, put="evidence of")
+    return Batch(release.name, change.uploads, card, change.removed, message, private=records.private)
+
+
+def _message(release: str, change: Change, put: str = "publish") -> str:
     """The commit's first line: what happened to which SAEs, the first few by name."""
-    said = [f"{verb} {_listed(ids)}" for verb, ids in (("publish", change.uploads), ("delete", change.removed)) if ids]
+    said = [f"{verb} {_listed(ids)}" for verb, ids in ((put, change.uploads), ("delete", change.removed)) if ids]
     return f"{release}: {', '.join(said) or 'update the card'}"
 
 

@@ -14,21 +14,26 @@ from typing import Any
 
 from saesync.errors import Refused
 from saesync.formats.base import Format
+from saesync.restraint import restrained
 
 GROUP = "saesync.formats"
 # Part of every weights_key: bumped by hand when the writer's bytes for the same source should change.
 WRITER_VERSION = 1
 
 
-@functools.cache
 def formats() -> Mapping[str, Format]:
-    """All known formats by name, built-ins first; a third party cannot replace a built-in."""
+    """All known formats by name, built-ins first; a third party cannot replace a built-in. Without plugins under restraint."""
+    return _formats(plugins=not restrained())
+
+
+@functools.cache
+def _formats(plugins: bool) -> Mapping[str, Format]:
     found: dict[str, Format] = {}
     for module in pkgutil.iter_modules(__path__):
         if not module.name.startswith("_") and module.name != "base":
             candidate = importlib.import_module(f"{__name__}.{module.name}").FORMAT
             found[candidate.name] = candidate
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name) if plugins else ():
         candidate = entry.load()
         found.setdefault(candidate.name, candidate)
     return MappingProxyType(dict(sorted(found.items())))

@@ -6,26 +6,31 @@ first use.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes, key_of
 from saesync.errors import Missing, NotVisible, Refused, Unavailable
+from saesync.hub import authors as _authors
+from saesync.hub import discussions as _discussions
 from saesync.hub import download as _download
 from saesync.hub import writes as _writes
 from saesync.hub.client import Client, check_name, parsed, quoted
+from saesync.hub.discussions import Proposal
 from saesync.hub.trouble import Answered, Asked, Garbled, Patience, invalid_token, renamed_to
 from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
 
 if TYPE_CHECKING:
     import httpx2
+    from huggingface_hub import HfApi
 
-__all__ = ["Add", "Copy", "Delete", "Head", "Hub", "Operation", "Patience", "Unsettled"]
+__all__ = ["Add", "Copy", "Delete", "Head", "Hub", "Operation", "Patience", "Proposal", "Unsettled"]
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -55,6 +60,7 @@ class Hub:
         """``patience``: the most seconds to wait for one action to succeed (None: ``SAESYNC_RETRY_SECONDS``, else 120)."""
         self._cache = cache
         self._client = Client(endpoint, patience)
+        self._users: dict[str, str] = {}  # account names by the digest of their token
 
     @property
     def endpoint(self) -> str:
@@ -123,21 +129,38 @@ class Hub:
         if self._cache.has("reachable", key):
             return True
         asked = Asked(f"read the history of {kind} {check_name(repo)}", repo, kind)
-        refs = self._client.json(asked, f"/api/{kind}s/{repo}/refs")
-        if not isinstance(refs, dict):
-            raise self._garbled(asked)
-        groups = [refs.get(group) for group in ("branches", "tags", "converts")]
-        listed = [ref for group in groups if isinstance(group, list) for ref in group if isinstance(ref, dict)]
-        tips = dict.fromkeys(tip for ref in listed if isinstance(tip := ref.get("targetCommit"), str) and _SHA.fullmatch(tip))
+        refs = self._refs(asked)
+        tips = dict.fromkeys(tip for group in ("branches", "tags", "converts") for tip in refs.get(group, {}).values())
         seen = sha in tips or any(self._in_history(asked, tip, sha) for tip in tips)
         if seen:
             self._cache.write("reachable", key, b"")
         return seen
 
+    def tags(self, repo: str) -> Mapping[str, str]:
+        """The tags of a model repo and the commits they point at (one request)."""
+        return self._refs(Asked(f"list the tags of {check_name(repo)}", repo)).get("tags", {})
+
+    def _refs(self, asked: Asked) -> dict[str, dict[str, str]]:
+        """Names and commits of branches, tags and converts."""
+        refs = self._client.json(asked, f"/api/{asked.kind}s/{asked.repo}/refs")
+        if not isinstance(refs, dict):
+            raise self._garbled(asked)
+        found: dict[str, dict[str, str]] = {}
+        for kind, group in refs.items():
+            for ref in group if isinstance(group, list) else ():
+                name, tip = (ref.get("name"), ref.get("targetCommit")) if isinstance(ref, dict) else (None, None)
+                if isinstance(name, str) and isinstance(tip, str) and _SHA.fullmatch(tip):
+                    found.setdefault(kind, {})[name] = tip
+        return found
+
     def _in_history(self, asked: Asked, tip: str, sha: str) -> bool:
         path = f"/api/{asked.kind}s/{asked.repo}/commits/{quoted(tip)}"
         pages = self._client.pages(asked, path, {"limit": _HISTORY_PAGE})
         return any(isinstance(entry, dict) and entry.get("id") == sha for page in pages for entry in page)
+
+    def author(self, repo: str, sha: str, path: str) -> str | None:
+        """The account that wrote a file last, as of a commit; None when the Hub does not say. See ``authors``."""
+        return _authors.author_of(self._client, self._cache, check_name(repo), sha, path)
 
     def read(self, repo: str, sha: str, path: str, expect: FileDigest, kind: str = "model", limit: int = 64 << 20) -> bytes:
         """A small file at a commit, checked against ``expect`` and cached by its digest.
@@ -185,9 +208,27 @@ class Hub:
 
     # ----------------------------------------------------------------------------------------------- writes
 
-    def whoami(self) -> Mapping[str, Any] | None:
-        """Who the token belongs to; None without a token."""
-        if self._client.token() is None:
+    def user(self) -> str | None:
+        """The account's name; None without a token. Asked once: the Hub rations this question strictly.
+
+        Raises:
+            NotVisible: the token is not valid.
+        """
+        token = self._client.token()
+        if token is None:
+            return None
+        key = key_of(token)
+        if key not in self._users:
+            name = (self.whoami() or {}).get("name")
+            if not isinstance(name, str) or not name:
+                raise self._garbled(Asked("say whose token this is", ""))
+            self._users[key] = name
+        return self._users[key]
+
+    def whoami(self, write_to: str | None = None) -> Mapping[str, Any] | None:
+        """Who the token belongs to (with ``write_to``, the one to write to that repo with); None without a token."""
+        token_of = self._client.token if write_to is None else lambda: self._client.write_token(write_to)
+        if token_of() is None:
             return None
         asked = Asked("say whose token this is", "")
 
@@ -199,7 +240,7 @@ class Hub:
                     raise invalid_token() from None
                 raise
 
-        found = self._client.attempt(asked, action)
+        found = self._client.attempt(asked, action, token_of)
         if not isinstance(found, dict):
             raise self._garbled(asked)
         return found
@@ -219,13 +260,16 @@ class Hub:
                 raise
             return True
 
-        if self._client.token() is None:
+        def token_of() -> str | None:
+            return self._client.write_token(repo)
+
+        if token_of() is None:
             return False
-        allowed = self._client.attempt(asked, action)
+        allowed = self._client.attempt(asked, action, token_of)
         return self._can_create(repo) if allowed is None else allowed
 
     def _can_create(self, repo: str) -> bool:
-        who = self.whoami() or {}
+        who = self.whoami(write_to=repo) or {}
         namespace = repo.partition("/")[0] if "/" in repo else who.get("name")
         auth, orgs = who.get("auth"), who.get("orgs")
         token = auth.get("accessToken") if isinstance(auth, dict) else None
@@ -244,25 +288,71 @@ class Hub:
         Raises:
             Missing: the token may not.
         """
-        from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
         asked = Asked(f"create the repository {check_name(repo)}", repo, write=True)
 
         def action(token: str | None) -> None:
-            self._client.session()
-            api = HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
             try:
-                api.create_repo(repo, private=private, exist_ok=False)
+                self._api(token).create_repo(repo, private=private, exist_ok=False)
             except HfHubHTTPError as error:
                 if error.response.status_code != 409:
                     raise
 
-        self._client.attempt(asked, action)
+        self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+
+    def create_tag(self, repo: str, name: str, commit: str) -> bool:
+        """Name a commit of a model repo; False when there is a tag of that name already (look where it points).
+
+        Raises:
+            Missing: the token may not.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        asked = Asked(f"tag a commit of {check_name(repo)}", repo, write=True)
+
+        def action(token: str | None) -> bool:
+            try:
+                self._api(token).create_tag(repo, tag=name, revision=commit)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 409:
+                    raise
+                return False
+            return True
+
+        return self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+
+    def delete_tag(self, repo: str, name: str) -> None:
+        """Delete a tag of a model repo, if it is there.
+
+        Raises:
+            Missing: the token may not.
+        """
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        asked = Asked(f"delete a tag of {check_name(repo)}", repo, write=True)
+
+        def action(token: str | None) -> None:
+            with contextlib.suppress(RevisionNotFoundError):
+                self._api(token).delete_tag(repo, tag=name)
+
+        self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+
+    def proposals(self, repo: str, author: str | None) -> list[Proposal]:
+        """See ``discussions.proposals``."""
+        return _discussions.proposals(self._client, check_name(repo), author)
+
+    def propose(self, repo: str, title: str, description: str) -> int:
+        """See ``discussions.propose``."""
+        return _discussions.propose(self._client, check_name(repo), title, description)
+
+    def set_status(self, repo: str, num: int, status: Literal["open", "closed"]) -> None:
+        """See ``discussions.set_status``."""
+        _discussions.set_status(self._client, check_name(repo), num, status)
 
     def commit(
         self, repo: str, operations: Sequence[Operation], message: str, parent: str,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None, revision: str | None = None,
     ) -> str:  # fmt: skip
         """One attempt at one atomic commit on top of ``parent``; returns its hash. See ``writes.commit``.
 
@@ -270,7 +360,13 @@ class Hub:
             Unsettled: the outcome is not known, or another commit came first; read the head again, then decide.
             Refused, Missing, NotVisible: as named.
         """
-        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress)
+        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress, revision)
+
+    def _api(self, token: str | None) -> HfApi:
+        from huggingface_hub import HfApi
+
+        self._client.session()
+        return HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
 
     def _garbled(self, asked: Asked) -> Unavailable:
         trouble = self._client.trouble(Garbled(), asked, None)

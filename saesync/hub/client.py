@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saesync import __version__
-from saesync.errors import Missing, NotVisible
+from saesync.errors import NotVisible
+from saesync.hub import oidc
 from saesync.hub.reach import Reach, reach_of
 from saesync.hub.trouble import (
     CONNECT_SECONDS,
@@ -25,6 +26,7 @@ from saesync.hub.trouble import (
     diagnose,
     unreachable,
 )
+from saesync.restraint import restrained
 
 if TYPE_CHECKING:
     import httpx2
@@ -41,12 +43,17 @@ class Client:
     """Talks to one endpoint (None: the one huggingface_hub is set to, ``HF_ENDPOINT``).
 
     ``patience`` is the most seconds spent waiting for one action to succeed (None: ``SAESYNC_RETRY_SECONDS``, else 120).
-    No token is ever kept here.
+    No token is ever kept here but those that ``SAESYNC_HF_OIDC`` exchanged.
+
+    Raises:
+        Missing: ``HF_OIDC_RESOURCE`` is set.
     """
 
     def __init__(self, endpoint: str | None = None, patience: float | None = None) -> None:
+        oidc.refuse_resource()
         self._endpoint = endpoint
         self._patience = patience
+        self._exchange = oidc.Exchange()
 
     @property
     def endpoint(self) -> str:
@@ -75,26 +82,28 @@ class Client:
         return reach_of(self.endpoint)
 
     def token(self) -> str | None:
-        """The token from where huggingface_hub looks for it; None when there is none.
+        """The token from where huggingface_hub looks for it, to read with; None when there is none.
 
         Raises:
-            Missing: there is one but it cannot be used, or the CI system could not be asked for one.
+            Missing: there is one but it cannot be used, or ``HF_OIDC_RESOURCE`` would replace it.
         """
         from huggingface_hub import constants, get_token
-        from huggingface_hub.errors import HfHubHTTPError, OIDCError
 
-        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        oidc.refuse_resource()
+        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or restrained():
             return None
-        try:
-            token = get_token()
-        except (OIDCError, HfHubHTTPError) as error:
-            detail = (
-                f"HF_OIDC_RESOURCE is set, but the exchange for a token failed ({type(error).__name__}). Check the CI set-up."
-            )
-            raise Missing("Token exchange failed", detail) from None
+        token = get_token()
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
             raise bad_token()
         return token
+
+    def write_token(self, repo: str) -> str | None:
+        """The token to write to ``repo`` with: exchanged for this repo alone where ``SAESYNC_HF_OIDC`` asks for that.
+
+        Raises:
+            Missing, Unavailable: there is none to be had.
+        """
+        return self._exchange.token(self, repo) if oidc.wanted() else self.token()
 
     def session(self) -> httpx2.Client:
         """huggingface_hub's own session, with timeouts: it has none by itself, and a silent server would hang it for ever.
@@ -134,8 +143,8 @@ class Client:
             raise Answered(response)
         return response
 
-    def attempt(self, asked: Asked, action: Callable[[str | None], T]) -> T:
-        """Do ``action(token)``, again and again while waiting may help.
+    def attempt(self, asked: Asked, action: Callable[[str | None], T], token_of: Callable[[], str | None] | None = None) -> T:
+        """Do ``action(token)``, again and again while waiting may help. ``token_of`` gives the token (None: ``token``).
 
         Raises:
             SaesyncError: what stopped it (NotVisible, Unavailable, Missing, Refused, Conflict).
@@ -144,7 +153,7 @@ class Client:
         if patience.hopeless:
             raise unreachable(asked, self.host).error
         while True:
-            token, began = self.token(), time.monotonic()
+            token, began = (self.token if token_of is None else token_of)(), time.monotonic()
             try:
                 return action(token)
             except failures() as error:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub.reach import Reach
+from saesync.redaction import redacted
 
 if TYPE_CHECKING:
     import httpx2
@@ -301,7 +302,6 @@ def _said(response: httpx2.Response, token: str | None) -> str:
     """The server's short message, safe to show: one printable line, never the token, never an address that may be signed."""
     text = response.headers.get("X-Error-Message", "")
     line = "".join(character if character.isprintable() else " " for character in text)
-    if token:
-        line = line.replace(token, "***")
+    line = redacted(line if not token else line.replace(token, "***"))
     line = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).strip().rstrip(".")
     return f": {line[:300]}" if line else ""

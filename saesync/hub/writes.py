@@ -60,9 +60,15 @@ class Unsettled(Exception):
 
 
 def commit(
-    client: Client, repo: str, operations: Sequence[Operation], message: str, parent: str, progress: Progress | None = None
+    client: Client,
+    repo: str,
+    operations: Sequence[Operation],
+    message: str,
+    parent: str,
+    progress: Progress | None = None,
+    revision: str | None = None,
 ) -> str:
-    """One attempt at one atomic commit on top of ``parent``. Returns its hash.
+    """One attempt at one atomic commit on top of ``parent``. Returns its hash. ``revision`` is a pull request's (None: main).
 
     Large files are uploaded first; only when the digests computed while sending equal the promised ones is the commit made.
 
@@ -74,7 +80,7 @@ def commit(
     from huggingface_hub import CommitOperationCopy, CommitOperationDelete, HfApi
 
     asked = Asked(f"commit {len(operations)} files to {repo}", repo, write=True)
-    token = client.token()
+    token = client.write_token(repo) if revision is None else client.token()
     _hush()
     client.session()
     api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
@@ -86,8 +92,8 @@ def commit(
         elif isinstance(operation, Delete):
             rest.append(CommitOperationDelete(operation.path, is_folder=False))
     try:
-        _upload(api, repo, [operation for operation in operations if isinstance(operation, Add)], adds, progress)
-        done = api.create_commit(repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent)
+        _upload(api, repo, [operation for operation in operations if isinstance(operation, Add)], adds, progress, revision)
+        done = api.create_commit(repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent, revision=revision)
     except ValueError as error:
         raise _invalid(error, asked, client, token) from None
     except failures() as error:
@@ -116,13 +122,19 @@ def _addition(operation: Add) -> CommitOperationAdd:
 
 
 def _upload(
-    api: HfApi, repo: str, operations: Sequence[Add], adds: dict[str, CommitOperationAdd], progress: Progress | None
+    api: HfApi,
+    repo: str,
+    operations: Sequence[Add],
+    adds: dict[str, CommitOperationAdd],
+    progress: Progress | None,
+    revision: str | None,
 ) -> None:
     """Send what is large, group by group, and compare what was hashed on the way with what was promised."""
     large = [operation for operation in operations if operation.digest.size > IN_MEMORY]
     done, total = 0, sum(operation.digest.size for operation in large)
     for group in _groups(large):
-        api.preupload_lfs_files(repo, [adds[operation.path] for operation in group], free_memory=False)
+        additions = [adds[operation.path] for operation in group]
+        api.preupload_lfs_files(repo, additions, free_memory=False, revision=revision)
         for operation in group:
             if operation.digest.sha256 != adds[operation.path].upload_info.sha256.hex():
                 raise _changed(operation.path)

@@ -16,7 +16,17 @@ from saesync.hub import Hub
 from saesync.inspection.places import HubPlace, LocalPlace, Place
 from saesync.inspection.reference import Reference, parse_reference
 
-__all__ = ["Found", "Inspection", "Reference", "headers", "inspect_hub", "inspect_local", "inspect_source", "parse_reference"]
+__all__ = [
+    "Found",
+    "Inspection",
+    "Reference",
+    "headers",
+    "inspect_hub",
+    "inspect_local",
+    "inspect_source",
+    "natural",
+    "parse_reference",
+]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 # Headers cost a few ranged requests each; a repository with more SAEs than this is of one kind, which its first ones show.
@@ -88,8 +98,8 @@ def inspect_hub(hub: Hub, reference: Reference) -> Inspection:
     return _inspect(HubPlace(hub, repo, head.sha), reference.path, reference, head.sha)
 
 
-def headers(place: Place, files: Mapping[str, str]) -> Headers:
-    """Headers of ``files`` (relative name -> name at ``place``).
+def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
+    """Headers of ``files`` (relative name -> name at ``place``). ``where`` becomes ``Headers.place``.
 
     Raises:
         Refused: one of them is damaged or oversized.
@@ -110,15 +120,15 @@ def headers(place: Place, files: Mapping[str, str]) -> Headers:
         elif name.endswith(WEIGHT_SUFFIXES):
             file = _torchzip.parse(source, name)
             tensors[name], globals_[name] = file.tensors, file.globals
-    return Headers(tuple(sorted(files)), json, tensors, globals_)
+    return Headers(tuple(sorted(files)), json, tensors, globals_, where)
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:
     spots = _spots(sorted(place.names()), path.strip("/"))
     if not spots:
         raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
-    paths = sorted(spots, key=_natural)
-    looked = [_look(place, spot, spots[spot]) for spot in paths[:LIMIT]]
+    paths = sorted(spots, key=natural)
+    looked = [_look(place, spot, spots[spot], reference) for spot in paths[:LIMIT]]
     # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
     homes = {found.path for found in looked if found.candidates}
     kept = tuple(found for found in looked if found.candidates or found.path.rpartition("/")[0] not in homes)
@@ -134,7 +144,7 @@ def _spots(names: Sequence[str], path: str) -> dict[str, dict[str, str]]:
     # A format may keep its weights one folder below its config, so parents are asked too, inside of what was asked for.
     folders = {name.rpartition("/")[0] for name in weights}
     folders |= {parent for folder in folders if (parent := folder.rpartition("/")[0]).startswith(path)}
-    spots = {folder: claim for folder in sorted(folders, key=_natural) if (claim := _claims(_under(names, folder), folder))}
+    spots = {folder: claim for folder in sorted(folders, key=natural) if (claim := _claims(_under(names, folder), folder))}
     claimed = {listed for claim in spots.values() for listed in claim.values()}
     for name in weights:
         if name not in claimed:
@@ -153,9 +163,11 @@ def _claims(names: Sequence[str], path: str) -> dict[str, str]:
     return files
 
 
-def _look(place: Place, path: str, files: Mapping[str, str]) -> Found:
+def _look(place: Place, path: str, files: Mapping[str, str], reference: Reference) -> Found:
+    where = Path(reference.path).absolute().as_posix() if reference.repo is None else reference.repo
+    where = where if path in ("", where.rsplit("/", 1)[-1]) else f"{where}/{path}"
     try:
-        found = headers(place, files)
+        found = headers(place, files, where)
     except Refused as refusal:
         return Found(path, Headers(tuple(sorted(files))), problem=refusal.diagnostics[0].detail)
     candidates = [candidate for known in formats().values() if (candidate := known.sniff(found)) is not None]
@@ -171,7 +183,7 @@ def _under(names: Sequence[str], folder: str) -> Sequence[str]:
     return names[start : bisect_left(names, f"{folder}0", lo=start)]
 
 
-def _natural(path: str) -> list[tuple[int, str]]:
+def natural(path: str) -> list[tuple[int, str]]:
     """layer_2 before layer_10."""
     digits, parts = "", []
     for character in f"{path}\0":

@@ -16,8 +16,9 @@ from saesync.inspection import Found, Inspection
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
+_BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # JSON allows them raw, YAML does not
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
-_RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN_TENSORS = 12
 _UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
 
@@ -131,19 +132,19 @@ def release_name(inspection: Inspection, said: str | None = None) -> str:
     Raises:
         Refused: what was said cannot be a release's name, which is a file's name, too.
     """
-    if said is not None and not _RELEASE.fullmatch(said):
+    if said is not None and not RELEASE.fullmatch(said):
         detail = (
             f"{plain(said)!r}: a release's name has only letters, digits, `.`, `_` and `-`, and begins with a letter or digit."
         )
         raise Refused("Not a release name", detail)
-    return said or _slug(_title(inspection), slashes=False) or "my-saes"
+    return said or slug(_title(inspection), slashes=False) or "my-saes"
 
 
 def yaml(value: Any) -> str:
     """A YAML scalar: plain where that is safe, JSON (which is YAML) elsewhere."""
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return _BREAKING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def _block(found: Found) -> list[str]:
@@ -221,6 +222,7 @@ def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]
     return [
         f"  id: {yaml(_id(found, candidate))}",
         *_hook(candidate.facts.get("hook"), "  "),
+        *([f"  hook_out: {yaml(candidate.facts['hook_out'])}"] if "hook_out" in candidate.facts else []),
         *(f"  {line}" for line in source),
         f"  dtype: {yaml(candidate.facts.get('dtype', 'float32'))}",
     ]
@@ -232,8 +234,9 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     chosen = [_best(found) for found in saes]
     for found, candidate in zip(saes, chosen, strict=True):
         row = {"id": _id(found, candidate), "path": _join(inspection, found.path, folder), "format": candidate.format}
-        if any("hook" in one.facts for one in chosen):
-            row["hook"] = candidate.facts.get("hook", _UNSAID)
+        for name in ("hook", "hook_out"):
+            if any(name in one.facts for one in chosen):
+                row[name] = candidate.facts.get(name, _UNSAID)
         rows.append({**row, **candidate.options, "dtype": candidate.facts.get("dtype", "float32")})
     common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
     common = {key: value for key, value in common.items() if key not in ("id", "path")}
@@ -245,11 +248,12 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         return yaml(common[key]) if key in common else f'"{{{key}}}"'
 
     needs = sorted({name for one in chosen for name in one.needs})
-    options = sorted(shared - {"id", "path", "format", "hook", "dtype"})
+    options = sorted(shared - {"id", "path", "format", "hook", "hook_out", "dtype"})
     return [
         *lines,
         '  id: "{id}"',
         *([f"  hook: {value('hook')}"] if "hook" in shared else _hook(None, "  ")),
+        *([f"  hook_out: {value('hook_out')}"] if "hook_out" in shared else []),
         "  source:",
         *_location(inspection, '"{path}"', "    "),
         f"    format: {value('format')}",
@@ -267,10 +271,11 @@ def _hook(hook: Any, indent: str) -> list[str]:
 
 def _id(found: Found, candidate: Candidate) -> str:
     stem = re.sub(r"\.(safetensors|pth|pt|bin|npz)$", "", found.path)
-    return _slug(stem) or _slug(str(candidate.facts.get("hook") or "")) or "sae"
+    return slug(stem) or slug(str(candidate.facts.get("hook") or "")) or "sae"
 
 
-def _slug(text: str, slashes: bool = True) -> str:
+def slug(text: str, slashes: bool = True) -> str:
+    """A name made of ``text`` that can be an SAE's id (with ``slashes``) or a release's; "" when nothing of it can stay."""
     text = _UNSAFE.sub("-", text if slashes else text.rsplit("/", 1)[-1])
     return "/".join(part for piece in text.split("/") if (part := piece.strip(".-")))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
@@ -20,7 +20,7 @@ from saesync.manifest.releases import release_of
 from saesync.manifest.yaml12 import MAX_BYTES, Node, decode, parse
 from saesync.model import Release
 
-__all__ = ["DEFAULT_FOLDER", "find", "load", "read_tree", "with_neighbours"]
+__all__ = ["DEFAULT_FOLDER", "find", "load", "load_confined", "looks_like_one", "read_tree", "with_neighbours"]
 
 DEFAULT_FOLDER = Path("manifests")
 MAX_SHOWN = 100
@@ -61,19 +61,39 @@ def with_neighbours(files: Sequence[Path]) -> list[Path]:
     return _once(found)
 
 
-def load(files: Sequence[Path], *, roots: Sequence[Path] = ()) -> tuple[Release, ...]:
+def load(
+    files: Sequence[Path], *, roots: Sequence[Path] = (), read: Callable[[Path], bytes] | None = None
+) -> tuple[Release, ...]:
     """The releases of ``files``, in their order. ``roots`` are folders that local paths may lead to besides the project.
+
+    ``read`` gives the bytes of a manifest where these are not on disk (an earlier version of it).
 
     Raises:
         ManifestError: everything that is wrong in all of them, sorted by place.
     """
+    return _load(files, read or read_bytes, lambda file: Bounds.of(file, roots))
+
+
+def load_confined(files: Sequence[Path], checkout: Path, read: Callable[[Path], bytes] | None = None) -> tuple[Release, ...]:
+    """As ``load``, of manifests that anybody may have written: no path leads out of ``checkout``, and no link is followed.
+
+    Raises:
+        ManifestError: everything that is wrong in all of them, sorted by place.
+    """
+    return _load(files, read or read_bytes, lambda file: Bounds.within(file, checkout))
+
+
+def _load(
+    files: Sequence[Path], read: Callable[[Path], bytes], bounds: Callable[[Path], Bounds]
+) -> tuple[Release, ...]:  # fmt: skip
     budget = Budget()
     releases: list[Release] = []
     wrong: list[Diagnostic] = []
     for file in files:
         try:
-            expanded = check(read_tree(file), str(file), budget)
-            releases.append(release_of(expanded, Bounds.of(file, roots)))
+            where = bounds(file)
+            tree = parse(decode(read(file), str(file))[1], str(file))
+            releases.append(release_of(check(tree, str(file), budget), where))
         except ManifestError as error:
             wrong += _first(error.diagnostics, file)
     wrong += collisions(releases)[:MAX_SHOWN]
@@ -104,6 +124,11 @@ def read_bytes(file: Path) -> bytes:
             return stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise ManifestError("Manifest cannot be read", f"{file}: {error.strerror}.") from error
+
+
+def looks_like_one(name: str, data: bytes) -> bool:
+    """Whether a file of this name with these bytes would be taken for a manifest among others in a folder."""
+    return name.endswith(_SUFFIXES) and not name.startswith(".") and _LOOKS_LIKE_ONE.search(data) is not None
 
 
 def _existing(path: Path) -> Path:

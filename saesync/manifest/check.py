@@ -88,14 +88,34 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
         else:
             budget.take(rows.count, root.place(("saes", "for_each")).origin(file))
             made = []
+            droppable = _droppable(saes)
             for row in rows.make():
-                made.append((row, section if fill is None else fill(row), set_value if set_fill is None else set_fill(row)))
+                filled = _without_nulls(section if fill is None else fill(row), droppable)
+                made.append((row, filled, set_value if set_fill is None else set_fill(row)))
                 budget.characters -= templates.length(row)
                 if budget.characters < 0:
                     detail = f"All placeholders together expand to more than {MAX_EXPANDED:,} characters. Shorten the values."
                     raise ManifestError("Text is too long", detail, root.place(("saes", "for_each")).origin(file))
             return _fitting(root, file, made)
     raise ManifestError.of(found)
+
+
+def _droppable(saes: Node) -> frozenset[str]:
+    """Keys of ``entry`` whose value is a text, and so may be a placeholder that stands for null."""
+    entry = saes.get("entry")
+    if entry is None or not isinstance(entry.value, dict):
+        return frozenset()
+    return frozenset(name for name, node in entry.value.items() if isinstance(node.value, str))
+
+
+def _without_nulls(section: dict[str, Any], droppable: frozenset[str]) -> dict[str, Any]:
+    """A filled section without the keys of ``entry`` that a row has no value for."""
+    if not droppable:
+        return section
+    entry = section["entry"]
+    if all(entry[name] is not None for name in droppable):
+        return section
+    return {**section, "entry": {name: value for name, value in entry.items() if value is not None or name not in droppable}}
 
 
 def _rows(root: Node, file: str, found: list[Diagnostic]) -> Rows | None:

@@ -12,7 +12,13 @@ from saesync.model import Release, Sae
 def collisions(releases: Sequence[Release]) -> list[Diagnostic]:
     """Every collision once per pair of places, at the later place, naming the earlier."""
     found: dict[tuple[str, Origin | None, Origin | None], Diagnostic] = {}
-    for first, diagnostic in (*_names(releases), *_folders(releases), *_records(releases), *_neuronpedia(releases)):
+    for first, diagnostic in (
+        *_names(releases),
+        *_folders(releases),
+        *_ways(releases),
+        *_records(releases),
+        *_neuronpedia(releases),
+    ):
         found.setdefault((diagnostic.summary, first, diagnostic.origin), diagnostic)
     return list(found.values())
 
@@ -32,12 +38,14 @@ def _names(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnos
 
 
 def _folders(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
-    """Folders per target; without one, ids need only differ within their release."""
+    """Folders per target. What is published by somebody else has no folder of ours: its ids only have to differ."""
     seen: dict[tuple[str, str], Sae] = {}
     placed: list[tuple[str, str, Sae]] = []
     for release in releases:
-        target = release.publish.target if release.publish is not None else ""
-        base = _folded(release.publish.location if release.publish is not None else release.name)
+        if release.publish is None:
+            yield from _ids(release)
+            continue
+        target, base = release.publish.target, _folded(release.publish.location)
         for sae in release.saes:
             folder = f"{base}/{_folded(sae.id)}"
             first = seen.setdefault((target, folder), sae)
@@ -54,6 +62,14 @@ def _folders(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagn
                 yield holder.origin, Diagnostic("Folder is inside another", detail, sae.origin)
 
 
+def _ids(release: Release) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    seen: dict[str, Sae] = {}
+    for sae in release.saes:
+        first = seen.setdefault(sae.id, sae)
+        if first is not sae:
+            yield first.origin, Diagnostic("Id is taken", _same_folder(sae, first), sae.origin)
+
+
 def _same_folder(sae: Sae, first: Sae) -> str:
     if sae.origins is first.origins:
         return (
@@ -67,6 +83,21 @@ def _above(folder: str) -> Iterator[str]:
     while "/" in folder:
         folder = folder.rpartition("/")[0]
         yield folder
+
+
+def _ways(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    """A repo is written to in one way: directly, or by the one pull request that all releases there share."""
+    seen: dict[tuple[str, str], Release] = {}
+    for release in releases:
+        if (spec := release.publish) is None:
+            continue
+        first = seen.setdefault((spec.target, _folded(spec.location)), release)
+        if first.publish is not None and first.publish.pull_request != spec.pull_request:
+            origins = release.saes[0].origins if release.saes else {}
+            place = origins.get("publish.pull_request", origins.get("publish", release.origin))
+            way = f"{'not ' * spec.pull_request}by pull request"
+            detail = f"{first.name} ({first.origin}) is published to {spec.location}, too, and {way}. Say the same in both."
+            yield first.origin, Diagnostic("Repository is published to in two ways", detail, place)
 
 
 def _records(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
@@ -91,13 +122,25 @@ def _neuronpedia(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, D
     seen: dict[str, Sae] = {}
     for release in releases:
         for sae in release.saes:
-            if sae.neuronpedia_id is None:
+            name = _neuronpedia_id(sae)
+            if name is None:
                 continue
-            first = seen.setdefault(_folded(sae.neuronpedia_id), sae)
+            first = seen.setdefault(_folded(name), sae)
             if first is not sae:
-                place, other = (each.origins.get("neuronpedia.set", each.origin) for each in (sae, first))
-                detail = (
-                    f"{sae.address} and {first.address} ({other}) would both be {sae.neuronpedia_id}. "
+                place, other = (_place_of_neuronpedia(each) for each in (sae, first))
+                advice = (
                     "Give each its own set; it may hold placeholders, such as `res-{width}-acme`."
+                    if sae.neuronpedia_id is not None
+                    else "One SAE has one id there, and one entry with it."
                 )
+                detail = f"{sae.address} and {first.address} ({other}) would both be {name}. {advice}"
                 yield other, Diagnostic("Neuronpedia id is taken", detail, place)
+
+
+def _neuronpedia_id(sae: Sae) -> str | None:
+    return sae.neuronpedia_id if sae.neuronpedia_id is not None else sae.entry.get("neuronpedia")
+
+
+def _place_of_neuronpedia(sae: Sae) -> Origin | None:
+    name = "neuronpedia.set" if sae.neuronpedia_id is not None else "entry.neuronpedia"
+    return sae.origins.get(name, sae.origin)

@@ -67,6 +67,12 @@ class Template:
         """
         if self.whole is not None:
             return row[self.whole]
+        for name in self.names:
+            if row[name] is None:
+                detail = (
+                    f"{name} is null here, which stands for nothing: only a value under `entry` that is all `{{{name}}}` may be."
+                )
+                raise ManifestError("Placeholder has no value", detail, self.origin)
         try:
             filled = self.text.format_map(row)
         except ValueError as error:

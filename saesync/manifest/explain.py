@@ -25,6 +25,7 @@ _KINDS = {
     "integer": "a whole number",
     "number": "a number",
     "boolean": "true or false",
+    "null": "nothing",
 }
 
 
@@ -72,7 +73,7 @@ class _Explainer:
         """``anyOf`` and ``oneOf``: of keys, of a value or a placeholder, or of values told apart by their type."""
         branches = error.validator_value
         if all(set(branch) == {"required"} for branch in branches):
-            self._exclusive(error, path, [branch["required"][0] for branch in branches])
+            self._exclusive(error, path, [" with ".join(branch["required"]) for branch in branches])
             return
         chosen = 0 if branches[-1] == PLACEHOLDER else _branch_of_type(branches, error.instance)
         if chosen is None:
@@ -92,7 +93,8 @@ class _Explainer:
             detail = f"{_name(path)} takes only one of {_listed(names)}; found {' and '.join(found)}. Remove one."
             self._add(Diagnostic("Keys exclude each other", detail, origin))
         else:
-            detail = f"{_name(path)} needs {'one' if error.validator == 'oneOf' else 'at least one'} of {_listed(names)}."
+            count, why = "one" if error.validator == "oneOf" else "at least one", error.schema.get("$comment")
+            detail = f"{_name(path)} needs {count} of {_listed(names)}{f', {why}' if why else ''}."
             self.missing.append((path, tuple(names), Diagnostic("Missing key", detail, self._origin(path))))
 
     def _unknown_key(self, error: Any, path: Path) -> None:

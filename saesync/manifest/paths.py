@@ -18,7 +18,9 @@ class Bounds:
 
     folder: Path
     allowed: tuple[Path, ...]
+    confined: bool = False  # no link on the way either, and nothing of git's own
     _resolved: dict[Path, Path] = field(default_factory=dict)
+    _clean: set[Path] = field(default_factory=set)
 
     @classmethod
     def of(cls, manifest: Path, roots: Sequence[Path]) -> Bounds:
@@ -38,6 +40,23 @@ class Bounds:
         allowed = [each for index, each in enumerate(candidates) if each != each.parent or index >= len(candidates) - len(roots)]
         return cls(folder, tuple(dict.fromkeys(allowed)))
 
+    @classmethod
+    def within(cls, manifest: Path, checkout: Path) -> Bounds:
+        """The bounds of a manifest that anybody may have written: the checkout it came in, without following any link.
+
+        Raises:
+            ManifestError: the manifest itself is reached through a link.
+        """
+        root, path = lexical(checkout), lexical(manifest)
+        if not path.is_relative_to(root):
+            raise ManifestError("Path is refused", f"{manifest} is not inside {checkout}. Name a manifest of this checkout.")
+        link = links_between(root, path)
+        if link is not None:
+            detail = f"{manifest} is reached through the link {link}; links are not followed in an untrusted checkout."
+            raise ManifestError("Link is refused", detail)
+        real = root.resolve()
+        return cls(real / path.parent.relative_to(root), (real,), confined=True)
+
     def resolve(self, text: str, origin: Origin) -> str:
         """The absolute path that ``text`` names, whether or not something is there.
 
@@ -48,6 +67,8 @@ class Bounds:
             raise ManifestError(
                 "Path is refused", "`~` is not expanded in manifests. Write the path from the manifest's folder on.", origin
             )
+        if self.confined:
+            self._refuse_links(Path(os.path.normpath(self.folder / text)), origin)
         try:
             found = self._real(self.folder / text)
         except (OSError, ValueError, RuntimeError) as error:
@@ -57,6 +78,19 @@ class Bounds:
             detail = f"The path leads to {found}, which is outside {inside}. To allow it, add `--root {found.parent}`."
             raise ManifestError("Path leads outside the project", detail, origin)
         return str(found)
+
+    def _refuse_links(self, path: Path, origin: Origin) -> None:
+        (root,) = self.allowed
+        if not path.is_relative_to(root):
+            return  # which is said by itself
+        if ".git" in (part.lower() for part in path.relative_to(root).parts):
+            raise ManifestError("Path is refused", "What git keeps in `.git` is no source, and no place to publish to.", origin)
+        if path not in self._clean:
+            link = links_between(root, path) or link_below(path)
+            if link is not None:
+                detail = f"{link} is a link; links are not followed in an untrusted checkout. Put the file itself there."
+                raise ManifestError("Link is refused", detail, origin)
+            self._clean.add(path)
 
     def _real(self, path: Path) -> Path:
         """``path`` with symlinks resolved. Folders are resolved once: thousands of SAEs share one."""
@@ -68,3 +102,27 @@ class Bounds:
             parent = self._resolved[path.parent] = path.parent.resolve()
         found = parent / path.name
         return found.resolve() if found.is_symlink() else found
+
+
+def lexical(path: Path) -> Path:
+    """``path`` as an absolute one, by its words alone: no link is looked at."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def links_between(root: Path, path: Path) -> Path | None:
+    """The first link among ``path`` and its parents below ``root``, which it is in; ``root`` itself is taken as it is."""
+    at = root
+    for part in path.relative_to(root).parts:
+        at = at / part
+        if at.is_symlink():
+            return at
+    return None
+
+
+def link_below(folder: Path) -> Path | None:
+    """The first link in a folder or the folders in it, none of which is followed."""
+    for base, folders, files in os.walk(folder, followlinks=False):
+        for name in (*folders, *files):
+            if (found := Path(base, name)).is_symlink():
+                return found
+    return None

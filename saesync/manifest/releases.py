@@ -32,7 +32,7 @@ _LATER = (
     ("neuronpedia", "inference"),
 )
 _SOURCE_KEYS = frozenset({"repo", "revision", "path", "format"})
-_NOT_A_TARGET = frozenset({"license", "private"})
+_NOT_A_TARGET = frozenset({"license", "private", "pull_request"})
 
 
 def release_of(manifest: Expanded, bounds: Bounds) -> Release:
@@ -73,27 +73,27 @@ class _Maker:
         return Sae(
             release,
             section["id"],
-            section["hook"],
+            section.get("hook", ""),
             model,
             self._source(section["source"]) if "source" in section else None,
             section.get("dtype", "float32"),
             validate,
             self.origins["id"],
-            self._neuronpedia(section["hook"], set_),
+            self._neuronpedia(section, set_),
             None if train is None else MappingProxyType(train),
             MappingProxyType(section.get("cfg", {})),
-            self.origins,
+            MappingProxyType(section.get("entry", {})),
+            origins=self.origins,
+            hook_out=section.get("hook_out"),
         )
 
     def _source(self, section: Mapping[str, Any]) -> SourceSpec:
         repo, path = section.get("repo"), section.get("path", "")
-        whole = _whole_options(section["format"])
+        format_ = section.get("format", "")
+        whole = _whole_options(format_)
         options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
-        if repo is None:
-            path = self._local(path, "source.path")
-        return SourceSpec(
-            repo, section.get("revision"), path.strip("/") if repo else path, section["format"], MappingProxyType(options)
-        )
+        path = self._local(path, "source.path") if repo is None else _inside(path)
+        return SourceSpec(repo, section.get("revision"), path, format_, MappingProxyType(options))
 
     def _model(self) -> ModelSpec:
         section = self.fixed["model"]
@@ -144,7 +144,12 @@ class _Maker:
             return None
         target = next(key for key in section if key not in _NOT_A_TARGET)
         location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
-        return PublishSpec(target, location, section.get("license"), section.get("private", False))
+        proposed = section.get("pull_request", False)
+        if proposed and target != "huggingface":
+            detail = f"Only the Hub has pull requests; {name} goes to {target}. Remove pull_request."
+            self._say("Target has no pull requests", detail, self.origins[f"{name}.pull_request"])
+        origin = self.origins[f"{name}.{target}"]
+        return PublishSpec(target, location, section.get("license"), section.get("private", False), proposed, origin)
 
     def _register(self) -> RegisterSpec | None:
         section = self.fixed.get("register")
@@ -153,11 +158,30 @@ class _Maker:
         registry = section["saelens"]
         if registry.startswith((".", "/")):
             registry = self._local(registry, "register.saelens")
-        return RegisterSpec(registry, section.get("partial", False), origin=self.origins["register"])
+        conversion_func = section.get("conversion_func")
+        if conversion_func is not None and "publish" in self.fixed:
+            detail = (
+                "What this release publishes is in SAELens's own layout, which it loads without a conversion_func. Remove "
+                "the key; to register somebody else's repository as it is, remove `publish`."
+            )
+            self._say("Loader does not fit", detail, self.origins["register.conversion_func"])
+        return RegisterSpec(
+            registry,
+            section.get("partial", False),
+            conversion_func,
+            section.get("model"),
+            MappingProxyType(section.get("links", {})),
+            MappingProxyType(section.get("config_overrides", {})),
+            self.origins["register"],
+        )
 
-    def _neuronpedia(self, hook: str, set_: Any) -> str | None:
+    def _neuronpedia(self, sae: Mapping[str, Any], set_: Any) -> str | None:
         if set_ is None:
             return None
+        hook = sae["hook"]
+        if "neuronpedia" in sae.get("entry", {}):
+            detail = "The section `neuronpedia` says which id each SAE has there. Remove this key, or that section."
+            self._say("Two Neuronpedia ids", detail, self.origins["entry.neuronpedia"])
         layer = layer_of(hook)
         if layer is None:
             detail = (
@@ -195,6 +219,11 @@ class _Maker:
 
     def _say(self, summary: str, detail: str, origin: Origin | None) -> None:
         self.wrong.setdefault((summary, origin), Diagnostic(summary, detail, origin))
+
+
+def _inside(path: str) -> str:
+    """A path in a repo, "" for its root; `.` is the root, too, which needs a name where rows differ in their path."""
+    return "" if path == "." else path.strip("/")
 
 
 def _origins(root: Node, file: str) -> dict[str, Origin]:

@@ -12,12 +12,27 @@ from saesync import __version__
 from saesync.cache import write_atomic
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
-from saesync.model import Item, Plan, Release, Sae, Status, StepKind
+from saesync.model import Item, Plan, ReasonCode, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
+from saesync.planfile.digests import plan_digest, release_digests
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 
-__all__ = ["VERSION", "Difference", "approved", "check", "compare", "plan_json", "read", "show_json", "verb_of", "write"]
+__all__ = [
+    "TYPE",
+    "VERSION",
+    "Difference",
+    "approved",
+    "check",
+    "compare",
+    "plan_digest",
+    "plan_json",
+    "read",
+    "release_digests",
+    "show_json",
+    "verb_of",
+    "write",
+]
 
 TYPE = "saesync-plan"
 VERSION = 1
@@ -33,6 +48,14 @@ _VERBS: Mapping[Status, str] = {
     Status.UNPROVEN: "validate",
     Status.RETIRED: "delete",
 }
+# What one step of a release or SAE makes of the whole, whatever its status.
+_STEP_VERBS = (
+    (StepKind.CREATE, "create"),
+    (StepKind.CARD, "card"),
+    (StepKind.ADOPT, "adopt"),
+    (StepKind.TAG, "tag"),
+    (StepKind.REGISTER, "register"),
+)
 
 
 def verb_of(item: Item) -> str:
@@ -41,26 +64,41 @@ def verb_of(item: Item) -> str:
         return "unknown" if item.status is Status.UNKNOWN else "held"
     if not item.steps:
         return str(item.status)
-    for step, verb in ((StepKind.CREATE, "create"), (StepKind.CARD, "card"), (StepKind.ADOPT, "adopt")):
+    for step, verb in _STEP_VERBS:
         if step in item.steps:
             return verb
     return _VERBS[item.status]
 
 
-def plan_json(plan: Plan, asked: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
-    """The JSON form of a plan. ``asked`` is what stood on the command line, kept so that ``apply`` can ask the same again."""
+def plan_json(
+    plan: Plan, asked: Mapping[str, Sequence[str]] | None = None, scope: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The JSON form of a plan. ``asked`` is what stood on the command line, kept so that ``apply`` can ask the same again.
+
+    ``complete`` says that nothing was out of sight. ``scope`` adds ``untrusted``, ``changed`` and ``review`` where the plan is of
+    somebody's changes.
+    """
     saes = {sae.address: sae for release in plan.releases for sae in release.saes}
     items = [_item(item, saes.get(item.address) if item.id is not None else None) for item in plan.items]
+    digests = release_digests({"items": items})
     return {
         "type": TYPE,
         "version": VERSION,
         "saesync": __version__,
         "digest": plan.digest,
         "asked": {name: list((asked or {}).get(name, ())) for name in _LISTS},
-        "releases": [_release(release) for release in plan.releases],
+        "complete": not any(_unseen(item) for item in plan.items),
+        **(scope or {}),
+        "releases": [{**_release(release), "digest": digests.get(release.name)} for release in plan.releases],
         "items": items,
         "totals": _totals(plan),
     }
+
+
+def _unseen(item: Item) -> bool:
+    """Whether something that the item rests on could not be looked at."""
+    unseen = (ReasonCode.NOT_VISIBLE, ReasonCode.SOURCE_NOT_HERE)
+    return item.status is Status.UNKNOWN or any(reason.code in unseen for reason in item.reasons)
 
 
 def _totals(plan: Plan) -> dict[str, int]:
@@ -72,21 +110,23 @@ def _totals(plan: Plan) -> dict[str, int]:
         own_trouble = item.held and (item.release, item.reasons[0].code) not in spoken
         if StepKind.CREATE in item.steps:
             created.add(item.basis.get("asked.target"))
-        elif item.id is not None or item.steps or own_trouble:
+        elif item.id is not None or item.steps or own_trouble or item.status is Status.WAITING:
             counts[verb_of(item)] += 1
     counts["create"] = len(created)
     gone = counts["orphaned"] + counts["delete"]
-    saes = sum(item.id is not None for item in plan.items) - gone
+    registered = sum(len(release.saes) for release in plan.releases if release.home is None)  # they have no items of their own
+    saes = sum(item.id is not None for item in plan.items) - gone + registered
     return {"saes": saes, **dict(sorted((+counts).items()))}
 
 
 def _release(release: Release) -> dict[str, Any]:
-    publish = release.publish
+    home = release.home
     return {
         "name": release.name,
         "manifest": release.manifest,
-        "target": publish.target if publish else None,
-        "location": publish.location if publish else None,
+        "target": home.target if home else None,
+        "location": home.location if home else None,
+        "registry": release.register.registry if release.register else None,
         "saes": len(release.saes),
         "validate": any(sae.validate is not None for sae in release.saes),
         "pinned": all(sae.source is None or sae.source.repo is None or bool(sae.source.revision) for sae in release.saes),
@@ -110,6 +150,7 @@ def _item(item: Item, sae: Sae | None) -> dict[str, Any]:
         found["move_from"] = item.move_from
     if sae is not None and item.steps:
         found |= {"hook": sae.hook, "dtype": sae.dtype, "source": _source(sae)}
+        found |= {} if sae.hook_out is None else {"hook_out": sae.hook_out}
     return found
 
 

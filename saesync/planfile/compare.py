@@ -156,10 +156,11 @@ def _place(name: str, item: Item, sae: Sae | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Effects:
-    """What the saved plan's steps do beside the SAEs: targets they create, releases whose card they write."""
+    """What the saved plan's steps do beside the SAEs: targets they create, releases whose card they write, or whose tag."""
 
     places: frozenset[Any]
     cards: frozenset[str]
+    tags: frozenset[str]
 
 
 def _effects(saved: Saved) -> _Effects:
@@ -167,6 +168,7 @@ def _effects(saved: Saved) -> _Effects:
     return _Effects(
         frozenset(old["basis"].get("asked.target") for old in saved["items"] if StepKind.CREATE in old["steps"]),
         frozenset(old["release"] for old in saved["items"] if writers & set(old["steps"])),
+        frozenset(old["release"] for old in saved["items"] if StepKind.TAG in old["steps"]),
     )
 
 
@@ -174,7 +176,7 @@ def _observed(old: Saved, item: Item, effects: _Effects, reasked: bool) -> list[
     before, after = _part(old["basis"], OBSERVED), _part(item.basis, OBSERVED)
     differing = {name for name in {*before, *after} if before.get(name) != after.get(name)}
     if item.id is None:
-        differing -= _own_effects(item, effects)
+        differing -= _own_registration(old, item) if StepKind.REGISTER in old["steps"] else _own_effects(item, effects)
     elif _own_progress(old, item, differing, reasked):
         return []
     if not differing:
@@ -193,7 +195,20 @@ def _own_effects(item: Item, effects: _Effects) -> set[str]:
         own |= {"observed.exists", "observed.visibility"}
     if item.release in effects.cards or basis.get("observed.card") == basis.get("asked.card"):
         own.add("observed.card")
+    if item.release in effects.cards:
+        own.add("observed.pull")
+    if basis.get("observed.tag") != "moved" and item.release in effects.cards | effects.tags:
+        own.add("observed.tag")
     return own
+
+
+def _own_registration(old: Saved, item: Item) -> set[str]:
+    """What may differ of a registry entry because of the saved plan's own step: it was done, or done as far as the branch."""
+    reached = item.status in (Status.CURRENT, Status.WAITING)
+    pushed = item.basis.get("entry") is not None and item.basis.get("observed.branch") == item.basis["entry"]
+    if not (reached or pushed):
+        return set()
+    return {"observed.branch", "observed.pull", *(["observed.entry"] if reached else [])}
 
 
 def _own_progress(old: Saved, item: Item, differing: set[str], reasked: bool) -> bool:
@@ -235,7 +250,7 @@ def _words(before: Basis, after: Basis, differing: Iterable[str]) -> str:
 def _steps(old: Saved, item: Item) -> list[Difference]:
     """More would be done now than was planned, for the same reasons: say, numbers of a failed measurement are not here."""
     more = [step for step in item.steps if step not in old["steps"]]
-    if not more or (item.id is None and StepKind.CARD in item.steps):
+    if not more or (item.id is None and {StepKind.CARD, StepKind.TAG} & set(item.steps)):
         return []
     return [Difference(item.address, f"would now also {', '.join(more)}", str(item.origin) if item.origin else None)]
 

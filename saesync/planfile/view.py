@@ -41,12 +41,14 @@ def _desired(sae: Sae, inputs: Inputs | None) -> dict[str, Any]:
     source, spec = sae.source, sae.validate
     return {
         "hook": sae.hook,
+        "hook_out": sae.hook_out,
         "dtype": sae.dtype,
         "model": {"name": sae.model.label, "revision": sae.model.revision, "loader": sae.model.loader},
         "source": source and {"repo": source.repo, "revision": source.revision, "path": source.path, "format": source.format},
         "validate": spec and {"dataset": spec.dataset.label, "tokens": spec.tokens, "context": spec.context},
         "require": [_requirement(bound) for bound in spec.require] if spec is not None else [],
         "neuronpedia_id": sae.neuronpedia_id,
+        "entry": _flat(sae.entry),
         "keys": inputs and {"weights": inputs.weights_key, "build": inputs.build_key, "measure": inputs.measure_key},
     }
 
@@ -73,6 +75,7 @@ def _observed(sae_id: str, observed: Observed | None, entry: SaeRecord | None) -
         "visible": observed.unknown is None,
         "files": files,
         "missing": sorted(set(recorded) - set(found)),
+        "evidence_only": entry is not None and not recorded,
         "keys": {"weights": entry.weights_key, "build": entry.build_key} if entry is not None else None,
         "adopted": entry.adopted if entry is not None else False,
         "about": _flat(entry.about) if entry is not None else {},
@@ -84,12 +87,13 @@ def _evidence(
     evidence: Evidence, require: tuple[Requirement, ...], entry: SaeRecord | None, asked: str | None, published: bool
 ) -> dict[str, Any]:
     weights = entry.files.get(WEIGHTS_FILE) if entry is not None else None
+    alone = entry is not None and not entry.files  # evidence of weights that we do not publish: there are no others to compare
     missed, missing = judge(evidence, require), unmeasured(evidence, require)
     return {
         "measure_key": evidence.measure_key,
         "published": published,
         "as_asked": evidence.measure_key == asked,
-        "of_these_weights": weights is not None and weights.sha256 == evidence.weights_sha256,
+        "of_these_weights": alone or (weights is not None and weights.sha256 == evidence.weights_sha256),
         "metrics": {
             name: {"value": shown(metric.value), "stderr": shown(metric.stderr)}
             for name, metric in sorted(evidence.metrics.items())

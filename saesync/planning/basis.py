@@ -6,10 +6,10 @@ Names begin with ``asked.`` or ``observed.``; anything else (``at``) only helps 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from saesync.digest import short
+from saesync.digest import key_of, short
 from saesync.model import Item, Observed, Release, nothing
 from saesync.planning.case import Case, Files, Place
 from saesync.record import Record, SaeRecord
@@ -22,6 +22,8 @@ INPUTS = "asked.inputs."
 REQUIRE = "asked.require."
 
 Basis = dict[str, Any]
+Part = tuple[tuple[str, str, str], Sequence[str], Mapping[str, Any]]
+"""What of an item a plan's digest covers: its key, its steps, its basis."""
 
 
 def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
@@ -57,8 +59,12 @@ def of_orphan(release: Release, place: Place, sae_id: str, choice: str | None) -
 
 def of_release(release: Release, observed: Observed, record: Record | None, card: str | None) -> Basis:
     """Basis of a release as a whole. ``card`` is the digest of the card that the observed record would give."""
-    publish = release.publish
+    publish, pull = release.publish, observed.pull
+    proposed = {"asked.pull_request": True} if publish is not None and publish.pull_request else {}
+    found = {"observed.pull": f"#{pull.num} {pull.status}"} if pull is not None else {}
     return {
+        **proposed,
+        **found,
         "at": _at(observed),
         "asked.target": _target(release),
         "asked.license": publish.license if publish else None,
@@ -72,6 +78,11 @@ def of_release(release: Release, observed: Observed, record: Record | None, card
     }
 
 
+def of_tag(release: Release, observed: Observed, state: str) -> Basis:
+    """Basis of a release's tag: whether the one that the observed record asks for is there."""
+    return {"at": _at(observed), "asked.target": _target(release), "observed.tag": state}
+
+
 def key_of_item(item: Item) -> tuple[str, str, str]:
     """What tells the items of a plan apart: release, SAE id, and the manifest's section for release-level ones."""
     return item.release, item.id or "", str(item.basis.get(SECTION, ""))
@@ -80,6 +91,12 @@ def key_of_item(item: Item) -> tuple[str, str, str]:
 def compared(basis: Mapping[str, Any]) -> Basis:
     """The part of a basis that counts."""
     return {name: value for name, value in basis.items() if name.startswith((ASKED, OBSERVED))}
+
+
+def digest_of(parts: Iterable[Part]) -> str:
+    """Digest of items, in an order that does not depend on the manifests'."""
+    rows = [[*key, list(steps), compared(basis)] for key, steps, basis in parts]
+    return key_of(sorted(rows, key=lambda row: (row[0], row[1], row[2])))
 
 
 def _observed(place: Place, entry: SaeRecord | None, files: Files) -> Basis:
@@ -104,4 +121,4 @@ def _at(observed: Observed) -> str:
 
 
 def _target(release: Release) -> str | None:
-    return f"{release.publish.target}:{release.publish.location}" if release.publish else None
+    return f"{release.home.target}:{release.home.location}" if release.home else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from saesync.model import WEIGHTS_FILE, Observed, Reason, ReasonCode, Release, Status, StepKind
@@ -183,9 +183,9 @@ ROWS: tuple[Callable[[Case], Decision | None], ...] = (
 )
 
 
-def decide(case: Case) -> Decision:
+def decide(case: Case, rows: Iterable[Callable[[Case], Decision | None]] = ROWS) -> Decision:
     """The first row that matches, then what this machine and this location may not do."""
-    decision = next(found for row in ROWS if (found := row(case)) is not None)
+    decision = next(found for row in rows if (found := row(case)) is not None)
     for limit in (_without_source, _without_trainer, _in_public):
         decision = limit(case, decision)
     return decision

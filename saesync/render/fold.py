@@ -15,11 +15,14 @@ SYMBOLS: Mapping[str, str] = {
     "publish": "+",
     "adopt": "+",
     "create": "+",
+    "tag": "+",
+    "waiting": "…",
     "restore": "~",
     "rebuild": "~",
     "relabel": "~",
     "validate": "~",
     "card": "~",
+    "register": "+",
     "move": ">",
     "delete": "-",
     "held": "!",
@@ -28,9 +31,23 @@ SYMBOLS: Mapping[str, str] = {
     "orphaned": "·",
     "current": "=",
 }
+_DOES = {
+    "open": "open a pull request",
+    "push": "push a branch",
+    "add": "add to the file",
+    "change": "change the file",
+    "remove": "take out of the file",
+}
 _UNSAID = ("fetch", "publish")
 _WHOLE = ("publish", "restore", "rebuild", "adopt")
-_STATUS = {"held": "held", "unknown": "unknown", "failing": "failing", "orphaned": "not asked for", "current": "up to date"}
+_STATUS = {
+    "held": "held",
+    "unknown": "unknown",
+    "failing": "failing",
+    "orphaned": "not asked for",
+    "current": "up to date",
+    "waiting": "waiting",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +61,8 @@ class Line:
     @property
     def symbol(self) -> str:
         """The sign a line begins with."""
-        return SYMBOLS.get(self.verb, "·")
+        changed = self.verb == "register" and self.items[0]["status"] != "absent"
+        return "~" if changed else SYMBOLS.get(self.verb, "·")
 
 
 def lines_of(items: list[Item], unfold: bool) -> list[Line]:
@@ -60,13 +78,23 @@ def lines_of(items: list[Item], unfold: bool) -> list[Line]:
         alone = item["id"] if unfold or item["id"] is None else None
         key = (item["verb"], tuple(item["steps"]), why, alone, item["id"] is None, item["section"])
         groups.setdefault(key, []).append(item)
-    found = [Line(key[0], what_of(key[0], key[1]), tuple(members)) for key, members in groups.items()]
+    found = [Line(key[0], _entry_step(members[0]) or what_of(key[0], key[1]), tuple(members)) for key, members in groups.items()]
     return sorted(found, key=lambda line: line.verb in LAST)
+
+
+def _entry_step(item: Item) -> str | None:
+    """What is done to a registry's entry; None for all else."""
+    if item["verb"] != "register":
+        return None
+    number = item["basis"].get("number")
+    if item["basis"].get("does") == "update" and isinstance(number, int):
+        return f"update #{number}"
+    return _DOES.get(str(item["basis"].get("does")), "register")
 
 
 def what_of(verb: str, steps: tuple[str, ...]) -> str:
     """What is done, in the words of ``StepKind``; fetching is not worth saying, publishing again neither."""
-    if verb == "create":
+    if verb in ("create", "tag"):
         return "create"
     if verb == "card":
         return "write the card again"
@@ -81,6 +109,12 @@ def what_of(verb: str, steps: tuple[str, ...]) -> str:
 def place_of(item: Item) -> str:
     """The repo or folder a release is published to."""
     return str(item["basis"].get("asked.target") or "").partition(":")[2]
+
+
+def section_of(item: Item) -> str | None:
+    """What a release-level item is about, in people's words; None for the release's own place."""
+    section = item["section"]
+    return "SAELens" if section == "register" else section
 
 
 def by_release(items: list[Item]) -> dict[str, list[Item]]:
@@ -104,6 +138,13 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word[:-1]}ies" if word.endswith("y") else f"{number:,} {word}s"
 
 
+def changed_said(changed: Mapping[str, Any]) -> str:
+    """Which manifests the plan is about, where it is only about those that were changed."""
+    kinds = [(len(changed[kind]), kind) for kind in ("added", "modified", "renamed", "deleted")]
+    said = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number) or "none changed"
+    return f"Manifests: {said}; {counted(changed['unchanged'], 'other')} not looked at."
+
+
 _TOTALS = (
     ("publish", "to publish"),
     ("rebuild", "to rebuild"),
@@ -115,12 +156,15 @@ _TOTALS = (
     ("delete", "to delete"),
     ("create", "to create"),
     ("card", "to write again"),
+    ("register", "to register"),
+    ("tag", "to create"),
+    ("waiting", "waiting for others"),
     ("failing", "failing"),
     ("held", "held"),
     ("unknown", "unknown"),
     ("orphaned", "in no manifest"),
 )
-_NOUNS = {"create": "place", "card": "card"}
+_NOUNS = {"create": "place", "card": "card", "tag": "tag", "register": "release"}
 
 
 def totals_said(totals: Mapping[str, int], current: bool = True) -> list[str]:

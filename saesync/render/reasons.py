@@ -106,6 +106,55 @@ def _visibility(data: Data) -> Parts:
     return ("the repo is ", Quoted(data.get("found")), ", the manifest asks for ", Quoted(data.get("asked")))
 
 
+def _count(data: Data, name: str) -> str:
+    return number(_float(data.get(name)))
+
+
+def _whole(data: Data) -> str:
+    """A pull request's number: never grouped."""
+    value = data.get("number", data.get("num"))
+    return str(value) if isinstance(value, int) else "?"
+
+
+def _review(data: Data) -> Parts:
+    said = f"waiting for review of #{_whole(data)}"
+    return (said, "; not green there: ", Quoted(data["checks"])) if data.get("checks") else (said,)
+
+
+def _after_saes(data: Data) -> Parts:
+    return ("after the SAEs that pass",) if data.get("partial") else (f"after all {_count(data, 'count')} pass",)
+
+
+def _moved_tag(data: Data) -> Parts:
+    found = Quoted(short(str(data.get("found"))))
+    return (Quoted(data.get("tag")), " was moved to ", found, ": --replace ", Quoted(data.get("release")), " puts it back")
+
+
+def _not_tagged(data: Data) -> Parts:
+    tag = data.get("tag")
+    return ("once all of it is published",) if tag is None else ("the completed release is to be named ", Quoted(tag))
+
+
+def _waiting(data: Data) -> Parts:
+    draft = ", a draft" if data.get("status") == "draft" else ""
+    return (f"waiting for merge of #{_whole(data)}{draft} (", Quoted(data.get("url")), ")")
+
+
+def _closed(data: Data) -> Parts:
+    return (f"#{_whole(data)} was closed without merging: reopen it, or remove pull_request",)
+
+
+def _not_allowed(data: Data) -> Parts:
+    """The place in the manifest stands in the words: the plan's line shows none."""
+    at = data.get("at")
+    where = (" (", Quoted(at), ")") if at else ()
+    return (Quoted(data.get("file")), " does not allow ", Quoted(data.get("key")), " ", Quoted(data.get("value")), *where)
+
+
+def _no_repo(data: Data) -> Parts:
+    return (Quoted(data.get("location")), " does not exist, and a pull request needs a repo: create it, or remove pull_request")
+
+
 _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
     {
         ReasonCode.NOT_PUBLISHED: lambda data: ("not in ", Quoted(data.get("location")), " yet"),
@@ -146,7 +195,33 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.REPLACE: _fixed("--replace"),
         ReasonCode.NEEDED_BY: lambda data: ("kept: ", Quoted(data.get("id")), " would be copied from it, but misses its gate"),
         ReasonCode.RESUMED: _fixed("an interrupted run is completed"),
+        ReasonCode.NOT_REGISTERED: lambda data: ("not in ", Quoted(data.get("registry")), " yet"),
+        ReasonCode.NOT_ON_HUB: _fixed("SAELens loads from the Hub only, and this release is published to a folder"),
+        ReasonCode.AFTER_SAES: _after_saes,
+        ReasonCode.AFTER_MERGE: _fixed("once the pull request on the Hub is merged"),
+        ReasonCode.WAITS_FOR: lambda data: (f"waits for {_count(data, 'count')} of {_count(data, 'of')} SAEs",),
+        ReasonCode.WAITS_FOR_REVIEW: _review,
+        ReasonCode.BRANCH_PUSHED: lambda data: ("pushed to ", Quoted(data.get("branch")), ", waiting for it to be merged"),
+        ReasonCode.DECLINED: lambda data: (f"#{_whole(data)} was closed without merging: reopen it, or change the manifest",),
+        ReasonCode.RECORD_BY: lambda data: (
+            "the record was last written by ",
+            Quoted(data.get("account") or "somebody unknown"),
+            ", whom the policy's publishers do not name",
+        ),
+        ReasonCode.ENTRY_REFUSED: lambda data: (Quoted(data.get("detail")),),
+        ReasonCode.NEURONPEDIA_TAKEN: lambda data: (
+            "Neuronpedia id ",
+            Quoted(data.get("id")),
+            " belongs to release ",
+            Quoted(data.get("release")),
+        ),
+        ReasonCode.NOT_TAGGED: _not_tagged,
+        ReasonCode.TAG_MOVED: _moved_tag,
+        ReasonCode.WAITING_FOR_MERGE: _waiting,
+        ReasonCode.PULL_CLOSED: _closed,
+        ReasonCode.PULL_NEEDS_REPO: _no_repo,
         ReasonCode.NOT_IN_THIS_VERSION: lambda data: ("this version of saesync cannot carry out ", Quoted(data.get("section"))),
+        ReasonCode.NOT_ALLOWED: _not_allowed,
     }
 )
 

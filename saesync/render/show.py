@@ -57,17 +57,28 @@ def _value(value: Any) -> str:
     return plain(value)
 
 
+def _exact(value: Any) -> str:
+    """A number as the manifest says it: nothing was measured, so that nothing is rounded."""
+    return str(value) if isinstance(value, float) else plain(value)
+
+
 def _desired(desired: Mapping[str, Any] | None) -> Pairs:
     if desired is None:
         return [("nothing", "no manifest asks for it")]
     source, validate, model = desired["source"], desired["validate"], desired["model"]
-    pairs = [("hook", plain(desired["hook"])), ("dtype", plain(desired["dtype"])), ("model", _versioned(model["name"], model))]
+    hooks = " to ".join(plain(desired[name]) for name in ("hook", "hook_out") if desired.get(name))
+    pairs = [
+        ("hook", hooks or "not said"),
+        ("dtype", plain(desired["dtype"])),
+        ("model", _versioned(model["name"], model)),
+    ]
     if source:
         place = f"{_versioned(source['repo'], source)} {plain(source['path'])}" if source["repo"] else plain(source["path"])
-        pairs.append(("source", f"{place.strip()} ({plain(source['format'])})"))
+        pairs.append(("source", f"{place.strip()} ({plain(source['format'])})" if source["format"] else place.strip()))
     if validate:
         spec = f"{plain(validate['dataset'])}, {validate['tokens']:,} tokens, context {validate['context']:,}"
         pairs.append(("validate", spec))
+    pairs += [(f"entry {plain(name, 60)}", _exact(value)) for name, value in desired["entry"].items()]
     for bound in desired["require"]:
         at = f"   ({plain(bound['at'])})" if bound["at"] else ""
         pairs.append(("require", f"{plain(bound['metric'])} {bound['kind']} {_value(bound['bound'])}{at}"))
@@ -95,7 +106,9 @@ def _observed(observed: Mapping[str, Any] | None) -> Pairs:
         found = short(str(digest.get("sha256") or digest.get("blob_id")))
         pairs.append((plain(name), f"{digest['size']:,} bytes  {found}  {known}"))
     pairs += [(plain(name), "missing") for name in observed["missing"]]
-    if not observed["files"] and not observed["missing"]:
+    if observed.get("evidence_only"):
+        pairs.append(("files", "none: only evidence stands here, the weights stay at their source"))
+    elif not observed["files"] and not observed["missing"]:
         pairs.append(("files", "none"))
     if observed["adopted"]:
         pairs.append(("adopted", "yes: these bytes were found here and proved"))

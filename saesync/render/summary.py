@@ -15,6 +15,7 @@ _OUTCOMES = (
     ("failed", "failed"),
     ("failing", "failing"),
     ("deleted", "deleted"),
+    ("registered", "registered"),
     ("held", "held"),
     ("unknown", "unknown"),
     ("skipped", "skipped"),

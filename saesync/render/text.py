@@ -8,13 +8,15 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import pad, plain, width
-from saesync.render.fold import LAST, Line, by_release, counted, lines_of, place_of, totals_said
+from saesync.render.fold import LAST, Line, by_release, changed_said, counted, lines_of, place_of, section_of, totals_said
 from saesync.render.reasons import reason_text, reasons_joined
+from saesync.render.review import review_text
 from saesync.render.style import Style, command, show_command
 
 _LABEL, _WHAT, _HEAD = 36, 27, 60
 _PLACES = {"huggingface": "repository", "local": "folder"}
 _FEW, _ALL = 3, 1000
+_NAMED = 10
 _PLAN_FILE = "plan.json"
 
 
@@ -33,7 +35,7 @@ def plan_text(
     was saved. ``next_commands`` says which commands come next. ``verbose`` unfolds like changes, and lists what is current.
     """
     style = Style(color)
-    blocks = [_header(data)]
+    blocks = [_header(data), _review(data, style)]
     manifests = {release["name"]: release["manifest"] for release in data["releases"]}
     parts = {name: lines_of(items, verbose) for name, items in by_release(data["items"]).items()}
     columns = _columns([line for lines in parts.values() for line in lines])
@@ -52,8 +54,22 @@ def _header(data: Mapping[str, Any]) -> str:
     hub = sum(target == "huggingface" for target, _ in places)
     seen = [counted(hub, "Hub repository")] if hub else []
     seen += [counted(len(places) - hub, "folder")] if len(places) > hub else []
-    looked = f" Looked at {' and '.join(seen)}." if seen else ""
-    return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}"
+    registries = sorted({release["registry"] for release in data["releases"] if release.get("registry")})
+    seen += [plain(registries[0])] if len(registries) == 1 else [counted(len(registries), "registry")] if registries else []
+    looked = f" Looked at {_listed(seen)}." if seen else ""
+    changed = f"\n{changed_said(data['changed'])}" if data.get("changed") else ""
+    return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}{changed}"
+
+
+def _review(data: Mapping[str, Any], style: Style) -> str:
+    """What somebody has to look at, before all else and without folding."""
+    items = data.get("review") or ()
+    rows = [f"  {style.symbol('!')} {review_text(item)}" for item in items]
+    return "\n".join([style.paint("Needs review:", "bold"), *rows]) if rows else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _columns(lines: Sequence[Line]) -> tuple[int, int]:
@@ -70,7 +86,7 @@ def label_of(line: Line) -> str:
             return "README.md"
         if line.verb == "create":
             return _PLACES.get(str(first["basis"].get("asked.target")).partition(":")[0], plain(place_of(first)))
-        return plain(first["section"] or place_of(first) or first["release"])
+        return plain(section_of(first) or place_of(first) or first["release"])
     ids = [plain(item["id"]) for item in line.items]
     if len(ids) < 3:
         return ", ".join(ids)
@@ -108,7 +124,7 @@ def _end(data: Mapping[str, Any], style: Style) -> list[str]:
     said = totals_said(totals)
     pending = any(item["steps"] for item in data["items"])
     if not said:
-        first = "Nothing to do: no SAE is asked for."
+        first = f"Nothing to do{'' if totals['saes'] else ': no SAE is asked for'}."
     elif pending:
         first = f"Plan: {', '.join(said)}."
     elif set(totals) <= {"saes", "current"}:
@@ -116,10 +132,16 @@ def _end(data: Mapping[str, Any], style: Style) -> list[str]:
     else:
         first = f"Nothing to do: {', '.join(said)}."
     unmeasured = [plain(release["name"]) for release in data["releases"] if release["manifest"] and not release["validate"]]
-    notes = [f"Not measured (no validate section): {', '.join(unmeasured)}."] if unmeasured and pending else []
+    notes = [f"Not measured (no validate section): {_several(unmeasured)}."] if unmeasured and pending else []
     loose = [plain(release["name"]) for release in data["releases"] if not release["pinned"]]
-    notes += [f"Source not pinned to a commit: {', '.join(loose)}."] if loose else []
+    notes += [f"Source not pinned to a commit: {_several(loose)}."] if loose else []
     return [style.paint(first, "bold"), *notes, f"Digest: {short(data['digest'])}"]
+
+
+def _several(names: Sequence[str]) -> str:
+    """Names, the first of very many."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | str | None) -> list[str]:

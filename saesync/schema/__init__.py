@@ -4,7 +4,8 @@ The schema is the validation: ``saesync.manifest`` knows keys and values only fr
 the reference in the docs is made of its descriptions. ``manifest.json`` beside this module is ``build()``, committed.
 
 Keywords of our own, which validators ignore: ``patternErrorMessage`` (editors show it) says in words what a pattern asks
-for, and ``x-pin`` names the key of a repo whose commit hash `saesync pin` fills in.
+for, and ``x-pin`` names the key of a repo whose commit hash `saesync pin` fills in. A ``$comment`` beside a choice of keys says
+what they are needed for.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def build() -> Schema:
             "retire": sections.retire(),
         },
         "required": ["apiVersion", "release", "model", "saes"],
-        "anyOf": [{"required": [name]} for name in ("publish", "register", "dashboards", "neuronpedia")],
+        "anyOf": [{"required": names} for names in sections.PURPOSES],
         "additionalProperties": False,
-        "allOf": [sections.pinned_unless_only_registered()],
+        "allOf": sections.whole_manifest(),
         "$defs": parts.definitions(),
     }
 

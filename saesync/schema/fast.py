@@ -14,7 +14,7 @@ from typing import Any
 Check = Callable[[Any], bool]
 Schema = Mapping[str, Any]
 
-ANNOTATIONS = frozenset({"$schema", "$defs", "title", "description", "default", "patternErrorMessage", "x-pin"})
+ANNOTATIONS = frozenset({"$schema", "$defs", "$comment", "title", "description", "default", "patternErrorMessage", "x-pin"})
 
 
 def compile_schema(schema: Schema) -> Check:
@@ -145,6 +145,7 @@ _TYPES: Mapping[str, Check] = {
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
     "boolean": lambda value: isinstance(value, bool),
+    "null": lambda value: value is None,
     "number": _is_number,
     "integer": lambda value: _is_number(value) and (isinstance(value, int) or value.is_integer()),
 }
@@ -189,7 +190,7 @@ def _unique(wanted: bool) -> Check:
         if not isinstance(value, list):
             return True
         # 1 and 1.0 are equal, 1 and true are not. Elements that are no scalars fail the schema beside this keyword.
-        keys = {(isinstance(each, bool), each if isinstance(each, int | float | str) else repr(each)) for each in value}
+        keys = {(isinstance(each, bool), each if isinstance(each, int | float | str | None) else repr(each)) for each in value}
         return len(keys) == len(value)
 
     return check

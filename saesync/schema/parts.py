@@ -110,9 +110,9 @@ def definitions() -> Schema:
         "dataset": _dataset(),
         "axis": _axis(),
         "axisValue": {
-            "type": ["integer", "number", "string"],
+            "type": ["integer", "number", "string", "null"],
             "maxLength": 500,
-            "description": "What a placeholder stands for.",
+            "description": "What a placeholder stands for; null under `saes.entry` only, where it leaves the key out.",
         },
     }
 

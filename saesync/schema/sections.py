@@ -13,6 +13,13 @@ Options = Mapping[str, tuple[str, Mapping[str, Any]]]  # format name -> (summary
 DTYPES = ["float32", "float16", "bfloat16"]
 LOADERS = ["TransformerBridge", "HookedTransformer", "AutoModelForCausalLM"]
 ARCHITECTURES = ["standard", "gated", "topk", "jumprelu", "batchtopk", "matryoshka_batchtopk"]
+LOADERS_OF_SAELENS = [
+    "connor_rob_hook_z", "deepseek_r1", "dictionary_learning_1", "gemma_2", "gemma_2_transcoder", "gemma_3", "goodfire",
+    "llama_scope", "llama_scope_r1_distill", "mntss_clt_layer_transcoder", "mwhanna_transcoder", "qwen_scope", "sparsify",
+    "temporal",
+]  # fmt: skip
+# What a manifest may be there for: it has at least one of these.
+PURPOSES = (["publish"], ["register"], ["records", "validate"], ["dashboards"], ["neuronpedia"])
 LATER = " Accepted and checked, but held in the plan: this version cannot do it yet."
 
 
@@ -54,7 +61,7 @@ def model() -> Schema:
                 "kwargs": section("Weight processing of TransformerLens that changes activations.", kwargs),
             },
             oneOf=one_of("name", "path"),
-            dependentRequired={"name": ["revision"], "revision": ["name"]},
+            dependentRequired={"revision": ["name"]},
         ),
         "x-pin": "name",
     }
@@ -67,20 +74,30 @@ def saes(options: Options) -> Schema:
         {
             "for_each": _for_each(),
             "id": templated(ref("saeId", "Name of the SAE in the release, and its folder where it is published.")),
-            "hook": templated(
-                {
-                    **text("Hook the SAE reads, in the loader's naming, such as `blocks.{layer}.hook_resid_post`."),
-                    **rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces"),
-                }
+            "hook": _hook(
+                "Hook the SAE reads, in the loader's naming, such as `blocks.{layer}.hook_resid_post`. "
+                "Only a release that does nothing but `register` may do without."
+            ),
+            "hook_out": _hook(
+                "Hook whose activation a transcoder predicts, such as `blocks.{layer}.hook_mlp_out`; not for SAEs."
             ),
             "source": _source(options),
             "train": _train(),
             "dtype": templated(choice("Number type of the published weights.", DTYPES, "float32")),
             "cfg": section("Fields of SAELens's cfg.json that the source does not say, or says wrongly.", templated_all(_cfg())),
+            "entry": section(
+                "What the SAE's entry in the registry says beyond id and path; a placeholder that is null leaves its key out.",
+                templated_all(_entry()),
+            ),
         },
-        required=["id", "hook"],
+        required=["id"],
         oneOf=one_of("source", "train"),
     )
+
+
+def _hook(description: str) -> Schema:
+    letters = rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces")
+    return templated({**text(description), **letters})
 
 
 def _for_each() -> Schema:
@@ -122,9 +139,15 @@ def _source(options: Options) -> Schema:
         "repo": templated(ref("hubId", "Hub id of the repo that holds the weights; without it `path` is local.")),
         "revision": templated(ref("commit", "Commit hash of that repo; `saesync pin` fills it in.")),
         "path": templated(
-            ref("localPath", "File or folder in the repo (left out: its root), or local from the manifest's folder on.")
+            ref("localPath", "File or folder in the repo (left out, or `.`: its root), or local from the manifest's folder on.")
         ),
-        "format": templated(choice("Weight format; `saesync inspect` finds it. Its options stand beside it.", sorted(options))),
+        "format": templated(
+            choice(
+                "Weight format; `saesync inspect` finds it. Its options stand beside it. A release that does nothing but "
+                "`register` may name `register.conversion_func` instead.",
+                sorted(options),
+            )
+        ),
     }
     any_option = {name: True for _, schema in options.values() for name in schema["properties"]}
     in_repo = {
@@ -135,7 +158,6 @@ def _source(options: Options) -> Schema:
     return section(
         "Where the original weights are.",
         {**base, **any_option},
-        required=["format"],
         dependentRequired={"revision": ["repo"]},
         allOf=[in_repo, *(_format_options(name, list(base), *each) for name, each in options.items())],
     )
@@ -182,6 +204,26 @@ def _cfg() -> Schema:
     }
 
 
+def _entry() -> Schema:
+    return {
+        "l0": {
+            "description": "Mean number of features that are active per token, as its authors say.",
+            "type": "number",
+            "minimum": 0,
+        },
+        "variance_explained": {"description": "Explained variance, as its authors say.", "type": "number", "maximum": 1},
+        "neuronpedia": {
+            **text("Neuronpedia's id, `model/source`; in a release that only registers, where `neuronpedia:` does not make it."),
+            **rule(r"^[^/\s{}]+/[^/\s{}]+$", "a Neuronpedia id is `model/source`: one slash, no spaces"),
+        },
+        "norm_scaling_factor": {
+            "description": "Factor inputs are multiplied by, where the weights ask for one.",
+            "type": "number",
+            "exclusiveMinimum": 0,
+        },
+    }
+
+
 def validate(metrics: Mapping[str, str]) -> Schema:
     """How SAEs are measured, and what they must reach."""
     bound = {
@@ -217,6 +259,11 @@ def publish(places: Places) -> Schema:
                 **rule("^[a-z0-9][a-z0-9.+_-]*$", "a license id is in lower case, without spaces"),
             },
             "private": flag("Whether a Hub repo must be private. A public repo is never used for a private release.", False),
+            "pull_request": flag(
+                "Commit to one pull request of ours on the Hub, found again and updated, instead of the main branch. "
+                "Needs no write access, and no tag is made.",
+                False,
+            ),
         },
         oneOf=one_of(*places),
     )
@@ -237,13 +284,33 @@ def register() -> Schema:
         "Registration in SAELens's list of pretrained SAEs, by pull request.",
         {
             "saelens": {
-                **text("The registry's GitHub repository (`owner/name`), or any git repository by URL or path.", 500),
+                **text(
+                    "The registry's GitHub repository (`owner/name`), any git repository by URL or path, or the path of a "
+                    "registry file.",
+                    500,
+                ),
                 **rule(
                     r"^([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+|https://[^\s@]+|ssh://[^\s:@]+@[^\s@]+|git@[^\s@]+|\.{0,2}/[^\s]*)$",
                     "a registry is `owner/name`, a git URL without credentials, or a path beginning with `./`, `../` or `/`",
                 ),
             },
             "partial": flag("Register the SAEs that pass while others fail.", False),
+            "conversion_func": {
+                "description": "SAELens's loader of somebody else's files; null, or left out, where `format` says it.",
+                "anyOf": [{"enum": LOADERS_OF_SAELENS}, {"type": "null"}],
+            },
+            "model": text("The registry's word for the model, where it is not `model.name`."),
+            "links": {
+                "description": "Links of the entry by name, such as `model`, `dashboards` or `publication`.",
+                "type": "object",
+                "patternProperties": {"": text("An address.", 2000)},
+                "maxProperties": 100,
+            },
+            "config_overrides": {
+                "description": "Fields of cfg.json that SAELens sets when it loads these SAEs.",
+                "type": "object",
+                "maxProperties": 100,
+            },
         },
         required=["saelens"],
     )
@@ -290,8 +357,29 @@ def retire() -> Schema:
     return flag("Delete what this release published: only files that are as its record says.", False)
 
 
-def pinned_unless_only_registered() -> Schema:
-    """Only a release that does nothing but register may leave its source unpinned."""
-    needs_weights = [{"required": [name]} for name in ("publish", "validate", "dashboards", "neuronpedia")]
-    pinned = {"properties": {"saes": {"properties": {"source": {"dependentRequired": {"repo": ["revision"]}}}}}}
-    return {"if": {"anyOf": needs_weights}, "then": pinned}
+def whole_manifest() -> list[Schema]:
+    """What is needed depends on what is done: a release that does nothing but register asks for less.
+
+    Its weights are never read, so that source and model may be unpinned, and hook and format unsaid.
+    """
+    uses_weights = {"anyOf": [{"required": [name]} for name in ("publish", "validate", "dashboards", "neuronpedia")]}
+    pinned = {
+        "properties": {
+            "model": {"dependentRequired": {"name": ["revision"]}},
+            "saes": {
+                "required": ["hook"],
+                "properties": {"source": {"dependentRequired": {"repo": ["revision"]}, "required": ["format"]}},
+            },
+        }
+    }
+    loader = {"properties": {"conversion_func": {"type": "string"}}, "required": ["conversion_func"]}
+    loaded = {"properties": {"register": loader}, "required": ["register"]}
+    formatted = {"properties": {"saes": {"properties": {"source": {"required": ["format"]}}}}}
+    own = {"properties": dict.fromkeys(("repo", "revision", "path", "format"), True), "additionalProperties": False}
+    without_options = {"properties": {"saes": {"properties": {"source": {"if": {"required": ["format"]}, "else": own}}}}}
+    kept = {"anyOf": [{"required": [name]} for name in ("publish", "records")], "$comment": "for what `validate` finds"}
+    return [
+        {"if": uses_weights, "then": pinned},
+        {"if": loaded, "then": without_options, "else": formatted},
+        {"if": {"required": ["validate"]}, "then": kept},
+    ]

@@ -12,24 +12,29 @@ from types import MappingProxyType
 
 from saesync.cache import Cache
 from saesync.errors import Missing
+from saesync.restraint import restrained
 from saesync.targets.base import Target
 
 GROUP = "saesync.targets"
 
 
-@functools.cache
 def targets() -> Mapping[str, type[Target]]:
-    """All targets by name.
+    """All targets by name. Without plugins under restraint.
 
     Raises:
         Missing: a package offers a target that cannot be loaded, or one whose name is taken.
     """
+    return _targets(plugins=not restrained())
+
+
+@functools.cache
+def _targets(plugins: bool) -> Mapping[str, type[Target]]:
     found: dict[str, type[Target]] = {}
     for module in pkgutil.iter_modules(__path__):
         kind = getattr(importlib.import_module(f"{__name__}.{module.name}"), "TARGET", None)
         if kind is not None:
             found[kind.name] = kind
-    for entry in importlib.metadata.entry_points(group=GROUP):
+    for entry in importlib.metadata.entry_points(group=GROUP) if plugins else ():
         try:
             kind = entry.load()
             name = str(kind.name)

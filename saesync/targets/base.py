@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from saesync.cache import Cache
 from saesync.digest import FileDigest
+from saesync.errors import Refused
 from saesync.model import Observed, nothing
 from saesync.record import Record, SaeRecord
 
@@ -45,6 +46,7 @@ class Batch:
     message: str = ""
     replace: frozenset[str] = frozenset()  # SAE folders that may overwrite files we did not record (--replace, --adopt)
     private: bool = False  # visibility for a repo that has to be created
+    pull_request: bool = False  # commit to our pull request instead of the main branch; only for targets that ``Proposing``
 
 
 @runtime_checkable
@@ -83,3 +85,51 @@ class Target(Protocol):
     def fetch(self, location: str, observed: Observed, path: str, into: Path, progress: Progress | None = None) -> FileDigest:
         """Bring one published file to ``into`` and check its digest (for validate and adopt)."""
         ...
+
+
+@runtime_checkable
+class Proposing(Protocol):
+    """A target that can also be published to by pull request (``Batch.pull_request``), without write access."""
+
+    def observe_proposed(self, location: str) -> Observed:
+        """As ``Target.observe``; as long as a pull request of ours is open, what stands in it."""
+        ...
+
+    def check_proposing(self, location: str) -> None:
+        """Before any work: may we open a pull request here?
+
+        Raises:
+            Missing: no, and what to do about it.
+        """
+        ...
+
+
+@runtime_checkable
+class Tagging(Protocol):
+    """A target whose commits can be named."""
+
+    def tag(self, location: str, release: str, at: Observed, replace: bool = False) -> str:
+        """Name the commit ``at.head`` after the record of ``release`` in it, and return the name. Idempotent.
+
+        ``replace``: a tag of that name that points at something else is moved back.
+
+        Raises:
+            Conflict: there is such a tag, and it may not be moved.
+            Missing, NotVisible, Unavailable: as named.
+        """
+        ...
+
+
+def look_at(target: Target, location: str, proposed: bool) -> Observed:
+    """What is at a location of a target: as published, or as proposed by our pull request.
+
+    Raises:
+        Refused: this target has no pull requests.
+    """
+    if not proposed:
+        return target.observe(location)
+    if not isinstance(target, Proposing):
+        raise Refused(
+            "Target has no pull requests", f"{target.name} cannot be published to by pull request: remove pull_request."
+        )
+    return target.observe_proposed(location)

@@ -1,18 +1,33 @@
-"""Target ``huggingface``: a model repository on the Hugging Face Hub. One batch is one commit."""
+"""Target ``huggingface``: a model repository on the Hugging Face Hub. One batch is one commit: on the main branch, or in our one
+pull request. A completed release can be tagged."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
-from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Unsettled
-from saesync.model import CARD_FILE, Observed, Reason, ReasonCode
-from saesync.record import MAX_RECORD_BYTES
+from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Proposal, Unsettled
+from saesync.model import CARD_FILE, HubPull, Observed, Reason, ReasonCode
+from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, RecordUnreadable, parse_record, record_path
+from saesync.tags import intact, tag_name
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file
+from saesync.targets.pulls import Pulls
 from saesync.targets.reading import read_card, read_records
+
+
+@dataclass(frozen=True, slots=True)
+class _Tip:
+    """What a batch is put on: a commit, and the branch it is the head of (None: main). ``ended`` is the pull request that was
+    merged meanwhile: nothing can be added to it."""
+
+    head: Head
+    revision: str | None = None
+    ended: Proposal | None = None
 
 
 class HuggingFace:
@@ -23,19 +38,36 @@ class HuggingFace:
 
     def __init__(self, cache: Cache, hub: Hub | None = None) -> None:
         self._hub = hub if hub is not None else Hub(cache)
+        self._pulls = Pulls(self._hub)
+
+    # ----------------------------------------------------------------------------------------------- looking
 
     def observe(self, location: str) -> Observed:
-        """See ``Target.observe``. Warm (tree and records cached by content), this is one request."""
+        """See ``Target.observe``. Warm (tree and records cached by content), this is one request, and one for the tags where
+        there is a record."""
         try:
-            head = self._hub.head(location)
-            if head is None:
-                return Observed(self.name, location)
-            if head.renamed_to is not None:
-                reason = Reason(ReasonCode.REPO_RENAMED, {"location": location, "now": head.renamed_to})
-                return Observed(self.name, location, unknown=reason)
-            return self._at(location, head)
+            found = self._main(location)
+            return self._with_tags(found) if found.records else found
         except SaesyncError as error:  # one place that cannot be read never stops the plan of the others
             return Observed(self.name, location, unknown=_unseen(location, error))
+
+    def observe_proposed(self, location: str) -> Observed:
+        """See ``Proposing.observe_proposed``. Warm: head, our pull requests, and the head of ours; who we are is asked once."""
+        try:
+            main = self._main(location)
+            pull = self._pulls.current(location) if main.exists else None
+            return main if pull is None else self._proposed(main, pull)
+        except SaesyncError as error:
+            return Observed(self.name, location, unknown=_unseen(location, error))
+
+    def _main(self, location: str) -> Observed:
+        head = self._hub.head(location)
+        if head is None:
+            return Observed(self.name, location)
+        if head.renamed_to is not None:
+            reason = Reason(ReasonCode.REPO_RENAMED, {"location": location, "now": head.renamed_to})
+            return Observed(self.name, location, unknown=reason)
+        return self._at(location, head)
 
     def _at(self, location: str, head: Head) -> Observed:
         files = self._hub.tree(location, head.sha)
@@ -56,6 +88,46 @@ class HuggingFace:
             readme=read_card(files, read),
         )
 
+    def _with_tags(self, found: Observed) -> Observed:
+        tags = self._hub.tags(found.location)
+        moved = set()
+        for record in found.records.values():
+            commit = tags.get(name := tag_name(record))
+            if commit is not None and not self._holds(found.location, commit, record):
+                moved.add(name)
+        return replace(found, tags=tags, moved=frozenset(moved))
+
+    def _holds(self, location: str, commit: str, record: Record) -> bool:
+        """Whether a commit has what the tag of ``record`` promises: a record that gives this name, and the files it names."""
+        files = self._hub.tree(location, commit)
+        path = record_path(record.release)
+        digest = files.get(path)
+        if digest is None or digest.size > MAX_RECORD_BYTES:
+            return False
+        try:
+            there = parse_record(self._hub.read(location, commit, path, digest, limit=MAX_RECORD_BYTES), record.release)
+        except (RecordUnreadable, RecordNewer):
+            return False
+        return tag_name(there) == tag_name(record) and intact(there, files)
+
+    def _proposed(self, main: Observed, pull: Proposal) -> Observed:
+        """What stands in a pull request while it is open; what is on main otherwise."""
+        known = HubPull(pull.num, pull.url, pull.status)
+        if pull.status == "merged":
+            return replace(main, pull=known)
+        try:
+            tip = self._hub.head(main.location, pull.revision)
+        except Missing:
+            tip = None  # the branch of a closed one may be gone
+        if tip is None:
+            return replace(main, pull=known)
+        there = self._at(main.location, replace(tip, private=main.visibility == "private"))
+        if pull.open:
+            return replace(there, pull=replace(known, head=tip.sha, ahead=_ahead(there, main)))
+        return replace(main, pull=replace(known, head=tip.sha, records=there.records))
+
+    # -------------------------------------------------------------------------------------------- publishing
+
     def publish(self, location: str, batch: Batch, expect: Observed, progress: Progress | None = None) -> Observed:
         """See ``Target.publish``.
 
@@ -64,29 +136,51 @@ class HuggingFace:
         """
         patience = self._hub.patience()
         while True:
-            head = self._head(location, batch.private, expect)
-            now = self._at(location, head)
+            tip = self._tip(location, batch, expect, patience)
+            now = self._at(location, tip.head)
             change = merge(batch, expect, now)
             if change.nothing:
                 return now
+            if tip.ended is not None:
+                raise _ended(location, tip.ended)
             operations = self._operations(change, now)
             message = batch.message or f"{batch.release}: {len(batch.uploads)} SAEs (saesync)"
             try:
-                sha = self._hub.commit(location, operations, message, head.sha, progress)
+                sha = self._hub.commit(location, operations, message, tip.head.sha, progress, tip.revision)
             except Unsettled as unsettled:
                 patience.wait(unsettled.trouble)
                 continue
-            after = self._at(location, Head(sha, head.private))
+            after = self._at(location, Head(sha, tip.head.private))
             _check_landed(operations, after)
             return after
 
-    def _head(self, location: str, private: bool, expect: Observed) -> Head:
+    def _tip(self, location: str, batch: Batch, expect: Observed, patience: Patience) -> _Tip:
+        """Where the batch goes: the repo's head, or that of our pull request; both made if need be."""
+        head = self._head(location, batch, expect)
+        if not batch.pull_request:
+            return _Tip(head)
+        expected = expect.pull.num if expect.pull is not None and expect.pull.open else None
+        pull = self._pulls.ensure(location, expected, patience)
+        if pull.status == "merged":
+            return _Tip(head, ended=pull)
+        if not pull.open:
+            raise _ended(location, pull)
+        tip = self._hub.head(location, pull.revision)
+        if tip is None:
+            raise Unavailable(
+                "Pull request is not visible", f"#{pull.num} on {location} has no branch. Run the same command again."
+            )
+        return _Tip(replace(tip, private=head.private), pull.revision)
+
+    def _head(self, location: str, batch: Batch, expect: Observed) -> Head:
         """The repo's head, created if need be."""
         head = self._hub.head(location)
         if head is None:
             if expect.exists:
                 raise Conflict("Target changed meanwhile", f"{location} was deleted since the plan looked. Make a new plan.")
-            self._hub.create_repo(location, private)
+            if batch.pull_request:
+                raise _no_repo(location)
+            self._hub.create_repo(location, batch.private)
             head = self._hub.head(location)
             if head is None:
                 detail = f"{location} was created but is not visible yet. Run the same command again."
@@ -94,7 +188,7 @@ class HuggingFace:
         if head.renamed_to is not None:
             detail = f"{location} is called {head.renamed_to} now. Write the new name; old names are not followed."
             raise NotVisible("Repository was renamed", detail)
-        if private and not head.private:
+        if batch.private and not head.private:
             detail = f"{location} is public, but the manifest asks for a private one. Make it private, or choose another name."
             raise Conflict("Repository is public", detail)
         return head
@@ -114,6 +208,25 @@ class HuggingFace:
                 found.append(Add(name, content, digest_bytes(content)))
         return found
 
+    def tag(self, location: str, release: str, at: Observed, replace: bool = False) -> str:
+        """See ``Tagging.tag``. After a lost reply the tag is looked for before anything is said of it."""
+        record, commit = at.records.get(release), at.head
+        if record is None or commit is None:
+            raise Missing("Nothing to tag", f"{location} holds no record of {release}.")
+        name = tag_name(record)
+        if replace and (found := self._hub.tags(location).get(name)) is not None:
+            if self._holds(location, found, record):
+                return name
+            self._hub.delete_tag(location, name)
+        if not self._hub.create_tag(location, name, commit):
+            found = self._hub.tags(location).get(name)
+            if found is None or not self._holds(location, found, record):
+                detail = f"{name} in {location} points at something else. `saesync apply --replace {release}` moves it back."
+                raise Conflict("Tag was moved", detail)
+        return name
+
+    # ------------------------------------------------------------------------------------------------- rights
+
     def check_write(self, location: str, private: bool) -> None:
         """See ``Target.check_write``."""
         try:
@@ -126,6 +239,20 @@ class HuggingFace:
                 f"Publishing to the {which}repository {location} needs a token with write access: `hf auth login` or HF_TOKEN."
             )
             raise Missing("No write access", detail)
+
+    def check_proposing(self, location: str) -> None:
+        """See ``Proposing.check_proposing``: on a public repo anybody may who is logged in, but not with a read-only token."""
+        try:
+            who = self._hub.whoami()
+            head = self._hub.head(location)
+        except NotVisible as error:
+            raise Missing(error.diagnostics[0].summary, error.diagnostics[0].detail) from None
+        if who is None or _read_only(who):
+            what = "a token" if who is None else "a token that is not read-only"
+            detail = f"Opening a pull request on {location} needs {what}, of any account: `hf auth login` or HF_TOKEN."
+            raise Missing("Token may not open pull requests", detail)
+        if head is None:
+            raise _no_repo(location)
 
     def fetch(
         self, location: str, observed: Observed, path: str, into: Path, progress: Progress | None = None
@@ -140,6 +267,35 @@ class HuggingFace:
 def _unseen(location: str, error: SaesyncError) -> Reason:
     found = error.diagnostics[0]
     return Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": f"{found.summary}: {found.detail}"})
+
+
+def _ahead(there: Observed, main: Observed) -> frozenset[str]:
+    """Releases whose record, or recorded files, are not on main as they are in the pull request."""
+
+    def on_main(release: str, record: Record) -> bool:
+        path = record_path(release)
+        same = path in main.files and main.files[path].same_bytes(there.files[path])
+        return same and (intact(record, main.files) or not intact(record, there.files))
+
+    return frozenset(release for release, record in there.records.items() if not on_main(release, record))
+
+
+def _ended(location: str, pull: Proposal) -> Conflict:
+    return Conflict(
+        "Pull request was ended", f"#{pull.num} on {location} was {pull.status} while it was added to. Make a new plan."
+    )
+
+
+def _no_repo(location: str) -> Missing:
+    return Missing(
+        "No repository", f"{location} does not exist, and a pull request needs a repository: create it, or remove pull_request."
+    )
+
+
+def _read_only(who: Mapping[str, object]) -> bool:
+    auth = who.get("auth")
+    token = auth.get("accessToken") if isinstance(auth, dict) else None
+    return isinstance(token, dict) and token.get("role") == "read"
 
 
 def _check_landed(operations: list[Operation], after: Observed) -> None:

@@ -13,6 +13,7 @@ from saesync.cache import Cache
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
 from saesync.planner import plan as make_plan
+from saesync.registering import observe_registries
 from saesync.resolve import Resolver
 from saesync.targets import open_target
 from saesync.workers import Launcher, spawn
@@ -37,14 +38,16 @@ class Run:
         observed: Mapping[tuple[str, str], Observed] = observe(releases, self.cache)
         resolver = Resolver(self.cache)
         wanted: Mapping[str, Wanted] = resolver.resolve(releases, observed)
-        plan = make_plan(releases, wanted, observed, self.choices)
+        registries = observe_registries(releases, self.cache)
+        plan = make_plan(releases, wanted, observed, self.choices, registries=registries)
         context = Context(
             self.cache,
             resolver,
             wanted,
             observed,
             lambda name: open_target(name, self.cache),
-            self.choices,
+            registries,
+            choices=self.choices,
             devices=("cpu",),
             start=self.start,
         )

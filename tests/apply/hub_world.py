@@ -41,7 +41,7 @@ publish:
   huggingface: {target}
   license: mit
   private: {private}
-"""
+{more}"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HubWorld:
 
     def manifest(self, target: str = TARGET, private: bool = False, **other: str) -> Path:
         """The manifest, written anew."""
-        values = {"model": MODEL, "data": DATA, "sources": SOURCES, "target": target, "private": str(private).lower()}
+        values = {"model": MODEL, "data": DATA, "sources": SOURCES, "target": target, "private": str(private).lower(), "more": ""}
         shas = {"model_sha": self.model_sha, "data_sha": self.data_sha, "sources_sha": self.sources_sha}
         path = self.folder / "manifests" / "hub.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)

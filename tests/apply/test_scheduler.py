@@ -64,6 +64,36 @@ def test_a_failure_skips_what_needs_it_and_nothing_else() -> None:
     assert isinstance(log.settled["a"].error, Refused)
 
 
+def test_what_comes_after_runs_however_the_others_end() -> None:
+    log = Log()
+
+    def fail(_lane: int, tasks: Sequence[Task]) -> None:
+        raise Refused("No", "No.")
+
+    tasks = [
+        log.task("a", run=fail),
+        log.task("b", needs="a"),
+        log.task("c"),
+        log.task("last", resource="b", after=frozenset("abc")),
+        log.task("strict", resource="b", needs="c", after=frozenset("b")),
+    ]
+    states = log.go(tasks)
+    assert states == {"a": State.FAILED, "b": State.SKIPPED, "c": State.DONE, "last": State.DONE, "strict": State.DONE}
+    assert [keys for keys in log.ran if keys[0] in ("last", "strict")] == log.ran[-2:]
+
+
+def test_what_comes_after_is_dropped_with_the_rest_on_a_stop() -> None:
+    log = Log()
+    stop = StopFlag()
+
+    def ask(_lane: int, tasks: Sequence[Task]) -> None:
+        stop.request()
+        time.sleep(0.3)
+
+    states = log.go([log.task("a", run=ask), log.task("b", needs="a"), log.task("c", "b", after=frozenset("ab"))], stop=stop)
+    assert states == {"a": State.DONE, "b": State.STOPPED, "c": State.STOPPED}
+
+
 def test_one_of_a_group_may_fail_alone() -> None:
     log = Log()
 

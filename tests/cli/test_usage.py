@@ -10,7 +10,7 @@ import pytest
 from cli_support import PROGRAM, Place, masked
 from planning import golden
 
-COMMANDS = ("init", "inspect", "check", "plan", "apply", "show", "pin", "formats", "targets", "schema", "demo")
+COMMANDS = ("init", "inspect", "check", "plan", "apply", "show", "pin", "formats", "targets", "schema", "demo", "registry")
 
 
 def test_help_fits_and_no_summary_is_cut(applied: Place) -> None:

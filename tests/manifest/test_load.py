@@ -89,7 +89,9 @@ records: {{local: ./records}}
 retire: true
 """
     found = release(here, GOOD + more)
-    assert [name for name, _ in found.later] == ["register", "dashboards", "neuronpedia.postgres", "neuronpedia.export"]
+    assert found.register is not None
+    assert (found.register.registry, found.register.partial) == ("decoderesearch/SAELens", True)
+    assert [name for name, _ in found.later] == ["dashboards", "neuronpedia.postgres", "neuronpedia.export"]
     assert all(origin.line > GOOD.count("\n") for _, origin in found.later)
     assert found.records == PublishSpec("local", str(here / "records"))
     assert found.retire

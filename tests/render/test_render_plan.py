@@ -13,7 +13,7 @@ from planning import BOUND, HUB, SPEC, World, evidence_of, files_of, golden, inp
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
 from saesync.inert import width
-from saesync.model import WEIGHTS_FILE, PublishSpec, Reason, ReasonCode
+from saesync.model import WEIGHTS_FILE, PublishSpec, Reason, ReasonCode, RegisterSpec
 from saesync.planfile import plan_json
 from saesync.render import markdown, plan_text
 from saesync.render.markdown import MAX_CHARACTERS
@@ -33,7 +33,7 @@ def big_world() -> World:
     mlp = release(MLP, [f"layer_{n}/seed_{s}" for n in (6, 12) for s in (0, 1)] + ["layer_18/seed_0"], location="acme/mlp")
     world = published(llama, mlp)
     ids = [f"layer_{n}" for n in range(26) if n != 13]
-    gemma = release(GEMMA, ids, location="acme/gemma-2-2b-res-saes", later=(("register", Origin("manifests/gemma.yaml", 30, 1)),))
+    gemma = release(GEMMA, ids, location="acme/gemma-2-2b-res-saes", register=RegisterSpec("decoderesearch/SAELens"))
     tokens = replace(llama.saes[0], validate=replace(SPEC, tokens=409600))
     world.releases = [gemma, replace(llama, saes=(tokens,)), replace(mlp, saes=mlp.saes[:-1])]
     new = World([gemma])

@@ -911,7 +911,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.reply(400, {"error": "invalid_grant", "error_description": "subject token refused"})
         tok = "hf_oidc_" + uuid.uuid4().hex
         self.store.tokens[tok] = {"user": known["user"], "role": "write", "orgs": known.get("orgs", {})}
-        self.reply(200, {"access_token": tok, "token_type": "bearer", "expires_in": 3600,
+        self.reply(200, {"access_token": tok, "token_type": "bearer", "expires_in": known.get("expires_in", 3600),
                          "issued_token_type": "urn:ietf:params:oauth:token-type:access_token"})
 
     def h_whoami(self):
@@ -1268,7 +1268,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     e["error"] = {"code": 404, "message": "Object does not exist"}
                 out.append(e)
             return self.reply(200, {"transfer": "basic", "objects": out}, ctype=lfs_ct)
-        t = self.need_write(r, t)
+        t = self.need_write(r, t, (d.get("ref") or {}).get("name"))
         multi = "multipart" in d.get("transfers", [])
         for o in d["objects"]:
             sha, size = o["oid"], o["size"]
@@ -1371,7 +1371,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def h_verify(self, tp, rid):
         d = self.json()
-        if "sig" in self.q1 and not self.headers.get("Authorization"):   # git-lfs sends no credentials here
+        if "sig" in self.q1:                 # given to who may upload; git-lfs sends no credentials here
             q = self.hub.check_sig("POST", self.upath, self.q1)
             r = self.store.repos.get(q["repo"])
             if not r or q["oid"] != d.get("oid"):

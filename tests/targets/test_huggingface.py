@@ -306,7 +306,7 @@ def test_gitattributes_stay_and_large_records_work(place: Place, tmp_path: Path)
 
 
 def test_cost_of_observing(place: Place, tmp_path: Path) -> None:
-    """Cold: head, tree pages, README, one record per release. Warm: the head alone."""
+    """Cold: head, tree pages, README, one record per release, tags. Warm: head and tags. Without a record: the head alone."""
     server = server_of(place)
     for release in ("res", "mlp"):
         saes = {f"{release}_{n}": upload(tmp_path / f"{release}{n}", n) for n in range(4)}
@@ -318,11 +318,16 @@ def test_cost_of_observing(place: Place, tmp_path: Path) -> None:
     assert len(seen.files) == 16 + 4  # README, .gitattributes, two records
     assert server.count("repo.info") == 1
     assert server.count("resolve.get") == 3
-    assert server.count() == 1 + server.count("tree") + 3
+    assert server.count("refs") == 1
+    assert server.count() == 1 + server.count("tree") + 3 + 1
     assert server.count("tree") == 3
     server.restart_counters()
     assert cold.observe(REPO) == seen
-    assert server.count() == server.count("repo.info") == 1
+    assert (server.count("repo.info"), server.count("refs"), server.count()) == (1, 1, 2)
+    server.create_repo("alice/empty")
+    server.restart_counters()
+    cold.observe("alice/empty")
+    assert (server.count("repo.info"), server.count("refs")) == (1, 0)
 
 
 def test_name_no_hub_can_have(place: Place) -> None:
