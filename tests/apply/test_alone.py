@@ -49,14 +49,14 @@ def test_a_hook_that_is_not_there(world: TinyWorld, look: Look, hook: str, words
     assert "hook:" in world.good.read_text().splitlines()[diagnostic.origin.line - 1]
 
 
-def test_an_sae_that_cannot_be_measured(world: TinyWorld, look: Look) -> None:
+def test_a_transcoder_without_its_second_hook(world: TinyWorld, look: Look) -> None:
     shape = {"d_in": 32, "d_sae": 64, "d_out": 32, "apply_b_dec_to_input": False}
     write_example(world.sources / "coder", 0, architecture="transcoder", **shape)
     text = world.good.read_text()
     world.good.write_text(text.replace("format: goodfire, path: goodfire/layer_0.pth", "format: saelens, path: coder"))
     failure = only_failure(look(world.good).apply(), "tiny-res/layer_0/standard")
-    assert failure.step is StepKind.VALIDATE
-    assert [diagnostic.summary for diagnostic in failure.diagnostics] == ["Transcoders are not measured"]
+    assert failure.step is StepKind.CONVERT
+    assert [diagnostic.summary for diagnostic in failure.diagnostics] == ["Needs hook_out"]
 
 
 def test_the_proof_takes_all_rows_that_were_captured(world: TinyWorld, look: Look) -> None:

@@ -147,6 +147,8 @@ def test_trouble_that_all_share_is_said_once(hub_place: Place, hub_server: HubSe
     planned = hub_place.run("plan", "--check", HF_TOKEN="hf_mistyped")
     assert planned.code == 1
     assert "5 unknown." in planned.out
+    plain = hub_place.run("plan", HF_TOKEN="hf_mistyped")
+    assert (plain.code, plain.out) == (0, planned.out), "the plan was made, and says what it could not see"
     hub_server.fault(route="commit", status=503, times=-1)
     hub_place.world.good.write_text(hub_place.world.good.read_text().replace("  license: mit", "  license: mit\n  private: true"))
     broken = hub_place.run("apply", "-y", "manifests/good.yaml")

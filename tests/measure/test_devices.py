@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from measure_world import CONTEXT, D_MODEL, THIRD_PARTY, only
+from measure_world import CONTEXT, D_MODEL, THIRD_PARTY, make_sae, only
 from pretend_device import GIB, Machine, pretend
 from safetensors.torch import load_file
 
 from benchmarks import bench_device
 from saesync.errors import Missing, Refused
 from saesync.executors import validate
-from saesync.jobs import CaptureJob, MeasureJob, MeasureResult
+from saesync.jobs import CaptureJob, MeasureJob, MeasureResult, MeasureSae
 from saesync.measure import engine
 from saesync.measure.devices import device_for, limits_for, out_of_memory
 from saesync.measure.engine import Engine
@@ -177,6 +177,17 @@ def test_the_numbers_are_those_of_the_cpu(world: SimpleNamespace, on_cpu: Any, l
 )
 def test_other_dtypes_and_processed_weights(world: SimpleNamespace, device: str, changes: dict[str, Any]) -> None:
     job = replace(only(world.job, "topk", "standard-z"), **changes)
+    expected = validate.run(job)
+    with machine(device):
+        near(validate.run(replace(job, device=device)), expected, rel=2e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_transcoder_reads_one_hook_and_predicts_another(world: SimpleNamespace, device: str) -> None:
+    fields = {"d_out": D_MODEL, "apply_b_dec_to_input": False}
+    folder = make_sae(world.root / "gpu-coder", "jumprelu_skip_transcoder", "blocks.1.ln2.hook_normalized", 3, **fields)
+    sae = MeasureSae("rel/coder", "c", str(folder), "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out")
+    job = replace(world.job, saes=(sae, *only(world.job, "topk").saes))
     expected = validate.run(job)
     with machine(device):
         near(validate.run(replace(job, device=device)), expected, rel=2e-6)
