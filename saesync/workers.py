@@ -34,7 +34,22 @@ class WorkerLost(SaesyncError):
 
 
 _KEPT = ("PATH", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
-_KEPT_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_", "PYTORCH_", "TORCH_", "ROCR_", "HIP_")
+_KEPT_PREFIXES = (
+    "LC_",
+    "CUDA_",
+    "NVIDIA_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "KMP_",
+    "GOMP_",
+    "PYTORCH_",
+    "TORCH_",
+    "ROCR_",
+    "HIP_",
+    "HSA_",
+    "CUBLAS_",
+)
 _NEVER = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "_KEY", "DSN")
 _LAST_WORDS = 20  # lines of stderr kept
 _SHOWN_WORDS = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -272,3 +273,20 @@ def test_looking_at_a_demo_imports_nothing_heavy(tiny_world: TinyWorld) -> None:
     command = [sys.executable, "-c", program, str(tiny_world.folder), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_newcomers_walk(tmp_path: Path) -> None:
+    """What `make demo` runs, on an empty folder and an empty cache: the demo itself, and every exit code on the way."""
+    walk = Path(__file__).parent.parent / "tools" / "demo.py"
+    done = subprocess.run(
+        [sys.executable, str(walk), "demo"], cwd=tmp_path, env={**os.environ, "SAESYNC_CACHE": str(tmp_path / "cache")},
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "unigram entropy" in done.stdout
+    assert "Done in" in done.stderr
+    assert "7 published" in done.stderr
+    assert "(exit code 1, as it should be)" in done.stdout
+    assert "Nothing to do: 1 failing, 8 up to date." in done.stdout
+    assert re.search(r"^(\w+SAE): \w+, d_in 128, d_sae \d+, hook blocks\.\d\.hook_resid_post$", done.stdout, re.MULTILINE)

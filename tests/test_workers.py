@@ -65,6 +65,8 @@ def test_the_allow_list_is_an_allow_list(tmp_path: Path) -> None:
     environment = scrubbed({"PATH": "/bin", "LC_ALL": "C", "LC_SECRET": "s", "PGPASSWORD": "p", "OMP_NUM_THREADS": "2"}, tmp_path)
     assert (environment["PATH"], environment["LC_ALL"], environment["OMP_NUM_THREADS"]) == ("/bin", "C", "2")
     assert not {"LC_SECRET", "PGPASSWORD"} & set(environment)
+    drivers = {"HSA_OVERRIDE_GFX_VERSION": "10.3.0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "CUDA_VISIBLE_DEVICES": "1"}
+    assert drivers.items() <= scrubbed(drivers, tmp_path).items(), "without these some GPUs cannot be used"
     assert environment["OMP_WAIT_POLICY"] == "passive"
 
 

@@ -12,7 +12,7 @@ from saesync.workers import Launcher, Worker
 
 _CONVERT_NEEDS = ("torch", "sae_lens", "saesync.executors.convert")
 _MEASURE_NEEDS = ("torch", "sae_lens", "transformers", "transformer_lens", "saesync.executors.validate")
-_GPU_NODES = ("nvidia[0-9]*", "kfd", "dxg")  # Linux device files without which there is no GPU to ask torch for
+_GPU_NODES = ("nvidia[0-9]*", "nvhost-*", "kfd", "dxg")  # Linux device files without which there is no GPU to ask torch for
 
 
 class Crew:

@@ -13,6 +13,7 @@ import pytest
 from apply_world import Run
 from tiny import TinyWorld
 
+from saesync import preflight
 from saesync.apply import Outcome, StopFlag, apply
 from saesync.model import Choices, PublishSpec, Release, Requirement, StepKind
 from saesync.record import parse_record
@@ -160,6 +161,39 @@ def test_move_and_prune_at_once(world: TinyWorld, look: Look) -> None:
     result = look(world.good, edit=rename, choices=Choices(prune=("tiny-res",))).apply()
     assert result.outcomes == {"tiny-res/layer_0/renamed": Outcome.PUBLISHED, "tiny-res/layer_0/topk": Outcome.DELETED}
     assert (world.published / "layer_0" / "renamed" / "sae_weights.safetensors").exists()
+
+
+def test_retire_takes_a_release_back_and_nothing_else(world: TinyWorld, look: Look) -> None:
+    """What others wrote beside it stays: a file in an SAE's folder, text in the README, another release."""
+    look(world.good, world.failing).apply()
+    note, readme = world.published / "layer_0" / "topk" / "note.txt", world.published / "README.md"
+    note.write_text("mine")
+    readme.write_text(readme.read_text() + "\nBy hand.\n")
+    world.good.write_text(world.good.read_text() + "\nretire: true\n")
+    run = look(world.good, world.failing)
+    result = run.apply()
+    deleted = {f"tiny-res/{name}" for name in ("layer_0/topk", "layer_0/standard", "layer_1/batchtopk")}
+    assert {address for address, outcome in result.outcomes.items() if outcome is Outcome.DELETED} == deleted
+    assert not {"fetch", "convert", "validate"} & {event["step"] for event in run.told("step_started")}
+    left = {name for name in tree(world.published) if not name.startswith("sweep/")}
+    assert left == {"README.md", "layer_0/topk/note.txt", "saesync/tiny-res.json", "saesync/tiny-sweep.json"}
+    assert not record(world).saes
+    assert "By hand." in readme.read_text()
+    assert "tiny-sweep" in readme.read_text()
+    assert "layer_0/standard" not in readme.read_text()
+    assert look(world.good).plan().pending == ()
+
+
+def test_packages_that_are_not_installed_are_named_at_once(world: TinyWorld, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    there = importlib.util.find_spec
+    gone = ("transformer_lens", "pyarrow")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in gone else there(name, *rest))
+    found = preflight.check(*look(world.good).look())
+    assert [diagnostic.summary for diagnostic in found] == ["Package is missing"] * 2
+    assert "pip install transformer-lens" in found[0].detail
+    assert "pip install pyarrow" in found[1].detail
 
 
 def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, look: Look) -> None:
