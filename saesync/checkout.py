@@ -10,17 +10,20 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saesync.digest import digest_bytes
 from saesync.errors import ManifestError, Missing, Refused
-from saesync.manifest import load_confined, looks_like_one
+from saesync.manifest import looks_like_one
 from saesync.manifest.paths import lexical, links_between
 from saesync.manifest.yaml12 import MAX_BYTES
 from saesync.model import Release
 
+Read = Callable[[Path], bytes]
+Load = Callable[[Sequence[Path], Read], tuple[Release, ...]]
+_SUFFIXES = (".yaml", ".yml")
 _FILE_MODES = ("100644", "100755")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SAFE = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "safe.directory=*", "protocol.allow=never")
@@ -92,7 +95,7 @@ class Checkout:
         (root,) = (each for each in found if each is not None)
         for path in paths:
             if (link := links_between(root, lexical(path))) is not None:
-                detail = f"{path} is reached through the link {link}; links are not followed in an untrusted checkout."
+                detail = f"{path} is reached through the link {link}, which is not followed here. Name the folder itself."
                 raise Refused("Link is refused", detail)
         return cls(root)
 
@@ -161,34 +164,64 @@ class Checkout:
             return None
 
 
-def changes(checkout: Checkout, since: str, paths: Sequence[Path], base: str | None = None) -> Changes:
+def changes(checkout: Checkout, since: str, paths: Sequence[Path], load: Load, base: str | None = None) -> Changes:
     """How the manifests that ``paths`` (files, or folders) name differ from the commit ``since``.
 
-    ``base`` is where the releases before stand, when that is not ``since``: another commit, or a folder that is a checkout.
+    ``load`` makes releases of manifests, given what reads one. ``base`` is where the releases before stand, when that is not
+    ``since``: another commit, or a folder that is a checkout.
 
     Raises:
         Missing: there is no such commit.
     """
     folders = tuple(dict.fromkeys(path if path.is_dir() or not path.suffix else path.parent for path in paths))
-    only = {lexical(path) for path in paths if lexical(path) not in map(lexical, folders)}
-    commit = checkout.commit(since)
-    old = {path: blob for path, blob in checkout.blobs(commit, folders).items() if not only or path in only}
-    now = {path: _blob_id(path) for path in _files(checkout, folders) if not only or path in only}
-    stood = {path: blob for path, (blob, size) in old.items() if size <= MAX_BYTES and _was_manifest(checkout, path, blob)}
-    before = _before(checkout, commit, folders, base)
-    added = [path for path in now if path not in stood]
-    deleted = [path for path in stood if path not in now]
+    only = {lexical(path) for path in paths} - set(map(lexical, folders))
+    now = {path: _blob_id(path) for path in _files(checkout, folders)}
+    then = _Then.of(checkout, checkout.commit(since), folders, now)
+    stood = {path: then.blobs[path] for path in then.manifests() if not only or path in only}
+    now = {path: blob for path, blob in now.items() if not only or path in only}
+    added, deleted = [path for path in now if path not in stood], [path for path in stood if path not in now]
     renamed = _renamed(stood, now, added, deleted)
     shown = _Names(checkout.root, folders)
     return Changes(
-        commit,
+        then.commit,
         tuple(shown(path) for path in added if path not in renamed.values()),
         tuple(shown(path) for path in now if path in stood and stood[path] != now[path]),
         tuple((shown(old_path), shown(path)) for old_path, path in renamed.items()),
         tuple(shown(path) for path in deleted if path not in renamed),
         sum(stood.get(path) == blob for path, blob in now.items()),
-        before,
+        _before(then, shown, load, base),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Then:
+    """The files of some folders as a commit has them.
+
+    What stands unchanged in the folder is read there: a git process per manifest would take seconds for a few hundred.
+    """
+
+    checkout: Checkout
+    commit: str
+    blobs: Mapping[Path, str]
+    now: Mapping[Path, str]
+    _read: dict[Path, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkout: Checkout, commit: str, folders: Sequence[Path], now: Mapping[Path, str]) -> _Then:
+        blobs = checkout.blobs(commit, folders)
+        return cls(checkout, commit, {path: blob for path, (blob, size) in blobs.items() if size <= MAX_BYTES}, now)
+
+    def read(self, path: Path) -> bytes:
+        """The bytes of a file, however its path is written."""
+        path = lexical(path)
+        if path not in self._read:
+            same = self.now.get(path) == self.blobs[path]
+            self._read[path] = _bytes(path) if same else self.checkout.blob(self.blobs[path])
+        return self._read[path]
+
+    def manifests(self) -> list[Path]:
+        """Those that are manifests, by absolute path."""
+        return [path for path in self.blobs if path.suffix in _SUFFIXES and looks_like_one(path.name, self.read(path))]
 
 
 def _root_of(path: Path) -> Path | None:
@@ -217,10 +250,6 @@ def _blob_id(path: Path) -> str:
     return str(digest_bytes(_bytes(path)).blob_id)
 
 
-def _was_manifest(checkout: Checkout, path: Path, blob: str) -> bool:
-    return path.suffix in (".yaml", ".yml") and looks_like_one(path.name, checkout.blob(blob))
-
-
 def _renamed(stood: Mapping[Path, str], now: Mapping[Path, str], added: list[Path], deleted: list[Path]) -> dict[Path, Path]:
     """Deleted manifests whose bytes stand under another name now."""
     fresh = {now[path]: path for path in added}
@@ -239,19 +268,20 @@ class _Names:
         return path.relative_to(self.root) if folder is None else folder / path.name
 
 
-def _before(checkout: Checkout, commit: str, folders: Sequence[Path], base: str | None) -> tuple[Release, ...]:
+def _before(then: _Then, shown: _Names, load: Load, base: str | None) -> tuple[Release, ...]:
     """The releases before the change; none when they cannot be read, so that everything counts as new."""
-    read: Callable[[Path], bytes]
+    checkout, names, read = then.checkout, then.manifests(), then.read
     if base is not None and Path(base).is_dir():
         there = lexical(Path(base))
-        twins = {path: there / path.relative_to(checkout.root) for path in _twins(checkout, there, folders)}
-        names, read = list(twins), lambda path: _bytes(twins[lexical(path)])
-    else:
-        found = checkout.blobs(commit if base is None else checkout.commit(base), folders)
-        blobs = {path: blob for path, (blob, size) in found.items() if size <= MAX_BYTES and _was_manifest(checkout, path, blob)}
-        names, read = list(blobs), lambda path: checkout.blob(blobs[lexical(path)])
+        names = _twins(checkout, there, shown.folders)
+
+        def read(path: Path) -> bytes:
+            return _bytes(there / lexical(path).relative_to(checkout.root))
+    elif base is not None:
+        other = _Then.of(checkout, checkout.commit(base), shown.folders, then.now)
+        names, read = other.manifests(), other.read
     try:
-        return load_confined([_Names(checkout.root, tuple(folders))(path) for path in names], checkout.root, read)
+        return load([shown(path) for path in names], read)
     except ManifestError:
         return ()
 

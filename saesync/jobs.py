@@ -56,12 +56,16 @@ class AdoptJob:
 
 @dataclass(frozen=True, slots=True)
 class MeasureSae:
-    """One SAE to measure. ``folder`` is in SAELens layout; ``key`` is its measure_key."""
+    """One SAE to measure. ``folder`` is in SAELens layout; ``key`` is its measure_key.
+
+    ``hook_out`` is what a transcoder is compared with; None leaves it to cfg.json's ``hook_name_out``.
+    """
 
     address: str
     key: str
     folder: str
     hook: str
+    hook_out: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

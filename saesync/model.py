@@ -143,6 +143,7 @@ class Sae:
 
     ``hook`` is empty where nothing needs it (a release that only registers). ``entry`` holds what the manifest says of this
     SAE's registry entry (``l0``, ``variance_explained``, ``neuronpedia``, ``norm_scaling_factor``): somebody else's numbers.
+    ``hook_out`` is the hook a transcoder predicts; None for SAEs, and where the source's own config says it.
     ``origins`` maps dotted manifest keys ("hook", "source.revision", "validate.tokens") to their places.
     """
 
@@ -159,6 +160,7 @@ class Sae:
     cfg: Mapping[str, Json] = field(default_factory=nothing)
     entry: Mapping[str, Json] = field(default_factory=nothing)
     origins: Mapping[str, Origin] = field(default_factory=nothing, compare=False)
+    hook_out: str | None = None
 
     @property
     def address(self) -> str:

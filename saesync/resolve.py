@@ -214,6 +214,7 @@ class Resolver:
             return None
         return {
             "hook": sae.hook,
+            **({} if sae.hook_out is None else {"hook_out": sae.hook_out}),
             **self._model(sae.model, recorded),
             **self._dataset(spec.dataset, recorded),
             "validate.tokens": spec.tokens,
@@ -318,8 +319,14 @@ def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:
         found["neuronpedia_id"] = sae.neuronpedia_id
     if sae.validate is not None:
         found |= {"prepend_bos": sae.validate.prepend_bos, "context_size": sae.validate.context}
-    hf_name = hf_hook_name(sae.hook, model_type) if hooked else sae.hook
-    return found if hf_name is None or model_type is None else {**found, "hf_hook_name": hf_name}
+    if sae.hook_out is not None:
+        found["hook_name_out"] = sae.hook_out
+    if model_type is not None:
+        named = {"hf_hook_name": sae.hook, "hf_hook_name_out": sae.hook_out}
+        for key, hook in named.items():
+            hf_name = hf_hook_name(hook, model_type) if hooked and hook is not None else hook
+            found |= {} if hf_name is None else {key: hf_name}
+    return found
 
 
 def snapshot_names(names: Iterable[str]) -> list[str]:

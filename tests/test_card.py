@@ -101,6 +101,12 @@ def test_nothing_measured_is_said() -> None:
     assert "not measured" in text
 
 
+def test_a_transcoder_names_both_hooks() -> None:
+    one, other = (release(saes=(sae(hook_out=hook),)) for hook in (None, "blocks.0.hook_mlp_out"))
+    assert "`blocks.0.hook_resid_post` to `blocks.0.hook_mlp_out`" in card_of(other)
+    assert card_digest(one, record_of(one)) != card_digest(other, record_of(other))
+
+
 def test_digest_follows_what_the_card_says_and_nothing_else() -> None:
     one = release()
     record = record_of(one)

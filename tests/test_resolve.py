@@ -231,3 +231,17 @@ def test_thousands_of_sources_in_one_folder(disk: Disk) -> None:
     found = Resolver(disk.cache).resolve([disk.release], {disk.place: disk.observed})
     assert len({wanted.inputs.weights_key for wanted in found.values() if wanted.inputs}) == 300
     assert listed == 1
+
+
+def test_a_predicted_hook_is_measured_and_labelled_under_keys_of_its_own(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    before = disk.wanted()
+    asked = replace(disk.release.saes[0], hook_out="blocks.0.hook_mlp_out")
+    disk.release = replace(disk.release, saes=(asked,))
+    after = disk.wanted()
+    assert before.inputs is not None
+    assert after.inputs is not None
+    assert after.inputs.weights_key == before.inputs.weights_key
+    assert after.inputs.build_key != before.inputs.build_key
+    assert after.inputs.measure_key != before.inputs.measure_key
+    assert after.inputs.build["metadata.hook_name_out"] == "blocks.0.hook_mlp_out"

@@ -12,7 +12,7 @@ from saesync.digest import key_of
 from saesync.jobs import CaptureJob, MeasureJob, MeasureSae
 from saesync.model import DatasetSpec, ModelSpec, ValidateSpec
 
-_NOT_CAPTURED = ("validate.tokens", "metrics")  # parts of a measure_key that activations do not depend on
+_NOT_CAPTURED = ("validate.tokens", "metrics", "hook_out")  # parts of a measure_key that activations do not depend on
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def measure_job(works: Sequence[Work], model: Path, text: Text, device: str, cac
     for work in works:
         if work.folder is None or work.inputs.measure_key is None:
             raise ValueError(f"{work.address} cannot be measured yet")
-        saes.append(MeasureSae(work.address, work.inputs.measure_key, str(work.folder), work.sae.hook))
+        saes.append(MeasureSae(work.address, work.inputs.measure_key, str(work.folder), work.sae.hook, work.sae.hook_out))
     spec = _validated(works[0])
     return MeasureJob(**_common(works[0], model, text, device, cache), tokens=spec.tokens, saes=tuple(saes))
 

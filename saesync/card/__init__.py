@@ -82,7 +82,8 @@ def _asked_of(sae: Sae | None) -> list[Any]:
     if sae is None:
         return [None]
     bounds = [[bound.metric, bound.kind, bound.bound] for bound in sae.validate.require] if sae.validate else None
-    return [sae.hook, sae.model.label, bounds]
+    hooks = [sae.hook] if sae.hook_out is None else [sae.hook, sae.hook_out]
+    return [*hooks, sae.model.label, bounds]
 
 
 def _held_of(entry: SaeRecord) -> list[Any]:

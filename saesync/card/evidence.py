@@ -49,7 +49,7 @@ def _row(cells: list[str]) -> str:
 
 def _hook(sae: Sae | None, entry: SaeRecord) -> str:
     if sae is not None:
-        return code(sae.hook)
+        return code(sae.hook) + (f" to {code(sae.hook_out)}" if sae.hook_out is not None else "")
     found = entry.evidence[0].inputs.get("hook") if entry.evidence else None
     return code(found) if isinstance(found, str) else ""
 

@@ -42,11 +42,11 @@ def _pattern(text: str) -> re.Pattern[str]:
     anchored = "/" in text.rstrip("/")
     body, below = text.strip("/"), text.endswith("/")
     parts = []
-    for piece in re.findall(r"\*\*/|/\*\*|\*|\?|[^*?/]+|/", body):
+    for piece in re.findall(r"/\*\*/|\*\*/|/\*\*|\*|\?|[^*?/]+|/", body):
         parts.append(_PIECES.get(piece, re.escape(piece)))
     start = "" if anchored or text.startswith("/") else "(?:.*/)?"
     end = "/.*" if below else "" if anchored and body.endswith("*") else "(?:/.*)?"
     return re.compile(start + "".join(parts) + end)
 
 
-_PIECES = {"**/": "(?:.*/)?", "/**": "/.*", "*": "[^/]*", "?": "[^/]", "/": "/"}
+_PIECES = {"/**/": "/(?:.*/)?", "**/": "(?:.*/)?", "/**": "/.*", "*": "[^/]*", "?": "[^/]", "/": "/"}

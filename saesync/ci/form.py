@@ -133,7 +133,7 @@ _RELEASE = _object(
         "validate": _bool,
         "pinned": _bool,
     },
-    {},
+    {"registry": _maybe(_text)},
 )
 _PLAN: Mapping[str, Check] = {
     "digest": lambda value: isinstance(value, str) and _DIGEST.fullmatch(value) is not None,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from saesync import planfile, render
 from saesync.cli.common import PLAN_SUFFIX, Asked, asked_options, format_option, look, manifests_only, verbose_option
 from saesync.cli.output import colored, put, say, writing
-from saesync.cli.scope import policy_of, policy_option, scope_of
+from saesync.cli.scope import Whose, policy_of, scope_options
 from saesync.model import Plan, Status
 from saesync.restraint import restraint
 
@@ -26,12 +29,7 @@ PENDING, TROUBLE = 3, 1
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan to a file, for `saesync apply`."
 )
-@policy_option
-@click.option(
-    "--untrusted", is_flag=True, help="The manifests are anybody's: no token, no plugin, no path out of their checkout."
-)
-@click.option("--changed-since", "since", metavar="REF", help="Only manifests that differ from this commit of their checkout.")
-@click.option("--base", metavar="REF|DIR", help="What to compare with for review, when it is not --changed-since.")
+@scope_options
 @click.option("--check", is_flag=True, help="Exit 3 when steps are pending, else 1 when something is failing, held or unknown.")
 @click.pass_context
 def plan(
@@ -41,10 +39,7 @@ def plan(
     verbose: bool,
     out: Path | None,
     check: bool,
-    policy_file: Path | None,
-    untrusted: bool,
-    since: str | None,
-    base: str | None,
+    whose: Whose,
 ) -> None:
     """Show what would be done, and why. Changes nothing.
 
@@ -52,34 +47,32 @@ def plan(
     manifests/ unless given.
     """
     manifests_only(asked.paths)
-    if untrusted and asked.roots:
-        raise click.UsageError("--untrusted keeps every path inside the manifests' checkout; --root would lead out of it.", ctx)
-    if base is not None and since is None:
-        raise click.UsageError("--base says what changed manifests are compared with; it needs --changed-since.", ctx)
+    whose.check(asked.roots)
     if verbose and format_ != "text":
         raise click.UsageError("-v unfolds the text; --format markdown and json hold every SAE anyway.", ctx)
     if out is not None and out.suffix != PLAN_SUFFIX:
         raise click.UsageError(f"--out {out}: a plan file's name ends in {PLAN_SUFFIX}, so that apply knows it for one.", ctx)
-    with restraint() if untrusted else nullcontext():
-        policy = policy_of(policy_file, needed=untrusted)
-        world = look(asked, policy=policy, scope=scope_of(asked.paths, untrusted=untrusted, since=since, base=base))
+    with restraint() if whose.untrusted else nullcontext():
+        policy = policy_of(whose.policy_file, needed=whose.untrusted)
+        world = look(asked, policy=policy, scope=whose.scope(asked.paths, (*asked.roots, *policy.roots)))
     saved = planfile.plan_json(world.plan, asked=asked.to_json(), scope=world.scope.to_json(world.plan, world.named))
     if out is not None:
         with writing(out):
             planfile.write(out, saved)
-    if format_ == "json":
-        put(json.dumps(saved, indent=2, ensure_ascii=False))
-    elif format_ == "markdown":
-        put(render.markdown(saved))
-    else:
-        color = colored(ctx, sys.stdout)
-        words = (*asked.words(), *(("--policy", str(policy_file)) if policy_file is not None else ()))
-        put(render.plan_text(saved, arguments=words, plan_file=out, next_commands=not untrusted, verbose=verbose, color=color))
+    words = (*asked.words(), *whose.words())
+    text = partial(render.plan_text, arguments=words, plan_file=out, next_commands=not whose.untrusted)
+    put(_shown(saved, format_, partial(text, verbose=verbose, color=colored(ctx, sys.stdout))))
     if out is not None:
         say(f"Wrote {out}.")
     for note in world.notes:
         say(note)
     ctx.exit(check_code(world.plan) if check else 0)
+
+
+def _shown(saved: Mapping[str, Any], format_: str, text: Callable[[Mapping[str, Any]], str]) -> str:
+    if format_ == "json":
+        return json.dumps(saved, indent=2, ensure_ascii=False)
+    return render.markdown(saved) if format_ == "markdown" else text(saved)
 
 
 def check_code(plan: Plan) -> int:

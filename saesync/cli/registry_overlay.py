@@ -33,7 +33,7 @@ _Seen = Mapping[tuple[str, str], Observed]
     "--out", type=click.Path(path_type=Path), default=DEFAULT, show_default=True, help="The file to write; - for stdout."
 )
 def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None:
-    """Write an overlay: entries for releases that SAELens's list does not have.
+    """Write an overlay: releases that SAELens's list does not have.
 
     PATH is a manifest or a folder of manifests; manifests/ unless given. Looks at what is really published, as plan does; a
     release that is not is left out and named. `saesync registry run` and `saesync.overlay.install()` use the file.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from saesync import manifest
-from saesync.checkout import Changes, Checkout, changes
+from saesync.checkout import Changes, Checkout, Read, changes
 from saesync.errors import ManifestError, Missing
 from saesync.manifest.paths import lexical
 from saesync.model import Plan, Release
@@ -19,6 +21,8 @@ from saesync.policy import DEFAULT_FILE, OPEN, Policy, read_policy
 from saesync.review import review_items
 
 _NONE_THERE = ("No manifest found", "No such manifest")
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 policy_option = click.option(
     "--policy",
@@ -58,9 +62,7 @@ class Scope:
         Raises:
             ManifestError: with everything that is wrong in all of them.
         """
-        if self.checkout is not None:
-            return manifest.load_confined(files, self.checkout.root)
-        return manifest.load(files, roots=roots)
+        return _load(self.checkout, files, roots=roots)
 
     def covers(self, file: Path) -> bool:
         """Whether a manifest is planned."""
@@ -81,18 +83,76 @@ class Scope:
 EVERYTHING = Scope()
 
 
-def scope_of(paths: Sequence[Path], *, untrusted: bool, since: str | None, base: str | None) -> Scope:
-    """The scope that the options of ``saesync plan`` name.
+@dataclass(frozen=True)
+class Whose:
+    """What `saesync plan` was told of the manifests' author: the options that ``scope_options`` adds."""
 
-    Raises:
-        Refused, Missing: the paths are in no checkout, or it knows no such commit.
-    """
-    if not untrusted and since is None:
-        return EVERYTHING
-    named = tuple(paths) or (manifest.DEFAULT_FOLDER,)
-    checkout = Checkout.of(named)
-    changed = None if since is None else changes(checkout, since, named, base)
-    return Scope(checkout if untrusted else None, changed)
+    policy_file: Path | None
+    untrusted: bool
+    since: str | None
+    base: str | None
+
+    def words(self) -> tuple[str, ...]:
+        """The command-line words that later commands need, too."""
+        return () if self.policy_file is None else ("--policy", str(self.policy_file))
+
+    def check(self, roots: Sequence[Path]) -> None:
+        """Refuse words that do not go together.
+
+        Raises:
+            click.UsageError: they do not.
+        """
+        said = None
+        if self.untrusted and roots:
+            said = "--untrusted keeps every path inside the manifests' checkout; --root would lead out of it."
+        elif self.base is not None and self.since is None:
+            said = "--base says what changed manifests are compared with; it needs --changed-since."
+        if said is not None:
+            raise click.UsageError(said, click.get_current_context(silent=True))
+
+    def scope(self, paths: Sequence[Path], roots: Sequence[Path]) -> Scope:
+        """What is planned of the manifests that ``paths`` name.
+
+        Raises:
+            Refused, Missing: the paths are in no checkout, or it knows no such commit.
+        """
+        if not self.untrusted and self.since is None:
+            return EVERYTHING
+        named = tuple(paths) or (manifest.DEFAULT_FOLDER,)
+        checkout = Checkout.of(named)
+        confined = checkout if self.untrusted else None
+        if self.since is None:
+            return Scope(confined)
+        return Scope(confined, changes(checkout, self.since, named, partial(_load, confined, roots=roots), self.base))
+
+
+def _load(
+    confined: Checkout | None, files: Sequence[Path], read: Read | None = None, *, roots: Sequence[Path]
+) -> tuple[Release, ...]:
+    if confined is not None:
+        return manifest.load_confined(files, confined.root, read)
+    return manifest.load(files, roots=roots, read=read)
+
+
+def scope_options(command: Command) -> Command:
+    """Add --policy, --untrusted, --changed-since and --base, and hand them over as one ``whose``."""
+
+    @functools.wraps(command)
+    def wrapped(policy_file: Path | None, untrusted: bool, since: str | None, base: str | None, **rest: Any) -> Any:
+        return command(whose=Whose(policy_file, untrusted, since, base), **rest)
+
+    for decorate in (
+        click.option("--base", metavar="REF|DIR", help="What to compare with for review, when it is not --changed-since."),
+        click.option(
+            "--changed-since", "since", metavar="REF", help="Only manifests that differ from this commit of their checkout."
+        ),
+        click.option(
+            "--untrusted", is_flag=True, help="The manifests are anybody's: no token, no plugin, no path out of their checkout."
+        ),
+        policy_option,
+    ):
+        wrapped = decorate(wrapped)
+    return wrapped  # type: ignore[return-value]  # click's decorators keep what they wrap
 
 
 def policy_of(file: Path | None, *, needed: bool) -> Policy:

@@ -20,8 +20,9 @@ from saesync.convert.stock import Stock
 from saesync.convert.writer import is_exact
 from saesync.errors import ProofFailed
 from saesync.formats._bytes import LocalBytes
+from saesync.formats._lazy import whole
 from saesync.formats._safetensors import parse
-from saesync.formats.base import Format, SourceFiles, Weights
+from saesync.formats.base import FEATURE_SCALES, Format, SourceFiles, Weights
 from saesync.model import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ class Source:
     files: SourceFiles
     options: Any
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The authors' features and output, float64."""
-        return self.format.reference(self.files, self.options, x)
+    def forward(self, x: torch.Tensor, factors: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The authors' features, times ``factors [d_sae]``, and their output, float64."""
+        features, output = self.format.reference(self.files, self.options, x)
+        return features if factors is None else features * factors, output
 
 
 def prove(
@@ -51,6 +53,7 @@ def prove(
     weights: Weights,
     out: Path,
     dtype: str,
+    cfg: Mapping[str, Any],
     metadata: Mapping[str, Any],
     real: torch.Tensor | None = None,
     progress: Progress | None = None,
@@ -58,7 +61,8 @@ def prove(
     """Compare folder ``out`` (written from ``weights`` as ``dtype``) with the source; returns the flat proof.
 
     ``max_feature_diff`` and ``max_reconstruction_diff`` are relative to the largest value of their row; ``cast_*`` say what
-    storing and computing in ``dtype`` costs. ``real [n, d_in]`` are activations at the hook.
+    storing and computing in ``dtype`` costs. ``cfg`` and ``metadata`` are what was written besides the source's own;
+    ``real [n, d_in]`` are activations at the hook.
 
     Raises:
         ProofFailed: with the numbers.
@@ -66,24 +70,27 @@ def prove(
     exact = is_exact(weights, dtype)
     function = Stock(out, "float64", None if exact else weights)
     as_used = Stock(out, dtype)
-    _check_survival(as_used, weights, metadata)
+    _check_survival(as_used, {**weights.cfg, **cfg}, metadata)
+    factors = _factors(weights)
     rows = make_rows(function, real)
     gate, cast = Gate(function, EPSILON["float64"]), Gate(function, EPSILON[dtype])
     for part in _batches(rows, function.d_sae):
         x, plain = rows.x[part], rows.plain[part]
         ours = function.forward(x)
-        gate.compare(x, source.forward(x), ours)
+        gate.compare(x, source.forward(x, factors), ours)
         if bool(plain.any()):
             cast.compare(x[plain], (ours[0][plain], ours[1][plain]), as_used.forward(x[plain]))
         if progress is not None:
             progress(min(part.stop, len(rows.x)), len(rows.x))
-    proof = _report(gate, rows) | _cast_report(cast, dtype, exact) | {"batch_diff": _batch_difference(function, rows)}
+    proof = _report(gate, rows, weights) | _cast_report(cast, dtype, exact) | {"batch_diff": _batch_difference(function, rows)}
     _judge(proof, dtype)
     return proof
 
 
-def prove_published(source: Source, published: Path, real: torch.Tensor | None = None) -> dict[str, Any]:
+def prove_published(source: Source, weights: Weights, published: Path, real: torch.Tensor | None = None) -> dict[str, Any]:
     """Whether a folder somebody else wrote is the source's function, to the precision its weights are stored in.
+
+    ``weights`` is the source in canonical form; only its feature scale matters here.
 
     Raises:
         ProofFailed: with the numbers.
@@ -92,11 +99,11 @@ def prove_published(source: Source, published: Path, real: torch.Tensor | None =
     stored = {extent.info.dtype for extent in parse(LocalBytes(published / WEIGHTS_FILE), WEIGHTS_FILE).values()}
     dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
     function = Stock(published, "float64")
-    rows = make_rows(function, real)
+    rows, factors = make_rows(function, real), _factors(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
     plain, edges = Gate(function, EPSILON[dtype]), Gate(function, EPSILON[dtype])
     for part in _batches(rows, function.d_sae):
-        reference, ours = source.forward(rows.x[part]), function.forward(rows.x[part])
+        reference, ours = source.forward(rows.x[part], factors), function.forward(rows.x[part])
         if reference[0].shape != ours[0].shape or reference[1].shape != ours[1].shape:
             raise ProofFailed("Not the same function", "The published SAE has other dimensions than the source.")
         for gate, mask in ((plain, rows.plain[part]), (edges, ~rows.plain[part])):
@@ -104,7 +111,12 @@ def prove_published(source: Source, published: Path, real: torch.Tensor | None =
                 gate.compare(rows.x[part][mask], (reference[0][mask], reference[1][mask]), (ours[0][mask], ours[1][mask]))
     excess = max(plain.tally.excess, edges.tally.excess)
     unexplained = plain.tally.unexplained + edges.tally.unexplained
-    proof = _report(plain, rows) | {"dtype": dtype, "tolerance": EPSILON[dtype], "excess": excess, "fvu": plain.tally.fvu}
+    proof = _report(plain, rows, weights) | {
+        "dtype": dtype,
+        "tolerance": EPSILON[dtype],
+        "excess": excess,
+        "fvu": plain.tally.fvu,
+    }
     proof |= {"support_changes": unexplained, "rows": plain.tally.rows + edges.tally.rows}
     if not (excess <= 1 and unexplained == 0 and plain.tally.fvu <= FVU_LIMIT[dtype]):
         raise ProofFailed("Not the same function", f"The published SAE is not the source's function: {_numbers(proof)}.")
@@ -116,15 +128,31 @@ def _batches(rows: Rows, d_sae: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, len(rows.x), step))
 
 
-def _check_survival(stock: Stock, weights: Weights, metadata: Mapping[str, Any]) -> None:
+def _factors(weights: Weights) -> torch.Tensor | None:
+    """What the authors' features are multiplied by to give SAELens's, float64 ``[d_sae]``; None for 1.
+
+    Raises:
+        ProofFailed: the declared scale and the factors contradict each other.
+    """
+    if weights.feature_scale == "raw" and weights.feature_factors is None:
+        return None
+    if weights.feature_scale not in FEATURE_SCALES or weights.feature_scale == "raw" or weights.feature_factors is None:
+        raise ProofFailed("Feature scale is unknown", f"The format says {weights.feature_scale!r}, and its factors do not fit.")
+    factors = whole(weights.feature_factors).double()
+    if not bool((factors.isfinite() & (factors > 0)).all()):
+        raise ProofFailed("Feature scale is no scale", f"Factors of {weights.feature_scale} must be positive numbers.")
+    return factors
+
+
+def _check_survival(stock: Stock, wanted: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """SAELens drops fields it does not know and metadata it does not trust, without a word."""
     kept, cfg = stock.metadata(), stock.cfg()
     for name, value in metadata.items():
         if kept.get(name) != value:
             raise ProofFailed("Metadata is lost", f"SAELens reads metadata {name} as {kept.get(name)!r}, written was {value!r}.")
-    for name in ("architecture", "d_in", "d_sae", "d_out", "k", "rescale_acts_by_decoder_norm"):
-        if name in weights.cfg and cfg.get(name) != weights.cfg[name]:
-            raise ProofFailed("Config is lost", f"SAELens reads {name} as {cfg.get(name)!r}, written was {weights.cfg[name]!r}.")
+    for name, value in wanted.items():
+        if cfg.get(name) != value:
+            raise ProofFailed("Config is lost", f"SAELens reads {name} as {cfg.get(name)!r}, written was {value!r}.")
 
 
 def _batch_difference(stock: Stock, rows: Rows) -> float:
@@ -139,7 +167,7 @@ def _batch_difference(stock: Stock, rows: Rows) -> float:
     return worst
 
 
-def _report(gate: Gate, rows: Rows) -> dict[str, Any]:
+def _report(gate: Gate, rows: Rows, weights: Weights) -> dict[str, Any]:
     import torch
 
     tally = gate.tally
@@ -151,7 +179,7 @@ def _report(gate: Gate, rows: Rows) -> dict[str, Any]:
         "rows": tally.rows,
         "real_rows": rows.real,
         "tolerance": EXACT,
-        "feature_scale": "raw",
+        "feature_scale": weights.feature_scale,
         "sae_lens": version("sae-lens"),
         "torch": torch.__version__,
     }

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # with an upgrade, and without a version of at least 6 SAELens reads cfg.json as legacy and drops all metadata.
 CFG_LAYOUT = "6.54.12"
 # Fields a manifest may set for a format whose files do not say them. The proof decides whether they are true.
-OVERRIDABLE = ("apply_b_dec_to_input", "normalize_activations", "reshape_activations")
+OVERRIDABLE = ("apply_b_dec_to_input", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm")
 _PIECE = 4 << 20
 _OF_HOOK = ("hf_hook_name", "hf_hook_name_out", "hook_name_out")
 _LOCAL_PATH = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|file:")
@@ -98,7 +98,23 @@ def _cfg_text(weights: Weights, dtype: str, cfg: Mapping[str, Any], metadata: Ma
     hook = str(merged.get("hook_name") or "")
     if fields.get("reshape_activations") == "hook_z" and hook and not hook.endswith("_z"):
         raise Refused("Hook does not fit", f"reshape_activations is hook_z; SAELens refuses that for the hook {hook[:100]!r}.")
+    _check_output(str(fields.get("architecture")), merged, metadata)
     return _dump(fields)
+
+
+def _check_output(architecture: str, merged: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """A transcoder predicts another hook than it reads: without that hook's name nobody can use it. SAEs have none."""
+    if not architecture.endswith("transcoder"):
+        if said.get("hook_name_out") is not None:
+            detail = (
+                f"hook_out is {str(said['hook_name_out'])[:100]!r}, but the source is no transcoder ({architecture}): what it "
+            )
+            raise Refused("Hook does not fit", detail + "reads is what it reconstructs. Remove `hook_out`.")
+    elif merged.get("hook_name") and not merged.get("hook_name_out"):
+        detail = (
+            f"The source is a {architecture}: it predicts the activation at another hook than {merged['hook_name'][:100]!r}. "
+        )
+        raise Refused("Needs hook_out", detail + "Name that hook as `hook_out` beside `hook`.")
 
 
 def _merged(source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:

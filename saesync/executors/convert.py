@@ -44,7 +44,7 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
     out = Path(job.out)
     digests = write_sae(weights, out, job.dtype, job.cfg, job.metadata, written)
     real = _activations(job.activations, weights)
-    proof = prove(source, weights, out, job.dtype, job.metadata, real, proved)
+    proof = prove(source, weights, out, job.dtype, job.cfg, job.metadata, real, proved)
     return ConvertResult(proof, {name: digest.to_json() for name, digest in digests.items()})
 
 
@@ -57,8 +57,8 @@ def adopt(job: AdoptJob) -> ConvertResult:
         Missing: a file of the job is not there.
     """
     source = _source(job.format, job.options, job.files)
-    source.format.read(source.files, source.options)  # refuses what a conversion would refuse
-    return ConvertResult(prove_published(source, Path(job.published)))
+    weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
+    return ConvertResult(prove_published(source, weights, Path(job.published)))
 
 
 def _source(name: str, options: Mapping[str, Json], files: Mapping[str, str]) -> Source:

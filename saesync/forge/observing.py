@@ -124,10 +124,10 @@ def _observe(place: Place, desk: Desk, names: Mapping[str, str]) -> RegistryStat
     if place.kind == "github":
         try:
             listed, forks = _pulls(place, desk, refs, names)
+            heads = _on_forks(desk, place, names, forks) | heads
         except SaesyncError as error:
             state = replace(state, pulls_unknown=unseen(place.registry, error))
         else:
-            heads = _on_forks(desk, place, names, forks) | heads
             state = replace(state, pulls={release: one.pull for release, one in listed.items()})
     branches = {release: _branch(desk, state, upstream, release, names[release], *heads[release]) for release in heads}
     return replace(state, branches=branches)

@@ -112,6 +112,9 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
         raise Refused("Cannot be expressed in SAELens", f"{CFG}: SAELens does not undo {norm!r} in a transcoder's output.")
     if architecture in BATCH and norm not in ("none", SCALED):
         raise Refused("Cannot be expressed in SAELens", f"{CFG}: {architecture} with {norm!r} has no known threshold units.")
+    reshape = _reshape(flat, metadata, legacy)
+    if transcoder and reshape != "none":
+        raise Refused("Cannot be expressed in SAELens", f"{CFG}: SAELens does not join attention heads for a transcoder.")
     subtract = _flag(flat, "apply_b_dec_to_input", default=not transcoder)
     if transcoder and subtract:
         raise Refused("Cannot be expressed in SAELens", f"{CFG}: a transcoder cannot subtract b_dec from its input.")
@@ -122,7 +125,7 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
         d_out=_count(flat, "d_out") if transcoder else d_in,
         apply_b_dec_to_input=subtract,
         norm=norm,
-        reshape=_reshape(flat, metadata, legacy),
+        reshape=reshape,
         k=_k(flat, architecture, d_sae),
         # Training classes default to True, the inference class to False; every saved cfg says it.
         rescale=_flag(flat, "rescale_acts_by_decoder_norm", default=architecture in BATCH),

@@ -1,6 +1,7 @@
 """What a weight format is: one module with a ``FORMAT`` object of this shape. No torch at import time.
 
-Orientation everywhere is SAELens's: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_in]``, ``b_enc [d_sae]``, ``b_dec [d_in]``.
+Orientation everywhere is SAELens's: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_out]``, ``b_enc [d_sae]``, ``b_dec [d_out]``,
+``W_skip [d_out, d_in]``; ``d_out`` is ``d_in`` except in transcoders.
 """
 
 from __future__ import annotations
@@ -36,12 +37,17 @@ class TensorInfo:
 @dataclass(frozen=True, slots=True)
 class Headers:
     """What can be known of a source without reading weights: its file names, the JSON side files, tensor headers, and
-    the globals named in a pickle. Keys are file names relative to the source path."""
+    the globals named in a pickle. Keys are file names relative to the source path.
+
+    ``place`` is that path itself, with the repo's name before it: in some formats nothing else says model and layer. What it
+    says is proposed to the user, never taken.
+    """
 
     names: tuple[str, ...]
     json: Mapping[str, Json] = field(default_factory=nothing)
     tensors: Mapping[str, Mapping[str, TensorInfo]] = field(default_factory=nothing)
     globals: Mapping[str, tuple[str, ...]] = field(default_factory=nothing)
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,25 @@ class LazyTensor(Protocol):
         ...
 
 
+# How features of the converted SAE stand to the authors' own: equal, or each times its decoder row's norm, times the scale of
+# the input, or both. Steering strengths, thresholds and dashboard values are in these units.
+FEATURE_SCALES = ("raw", "decoder_norm", "input_scale", "decoder_norm*input_scale")
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """A source in canonical form. ``cfg`` holds SAELens v6 top-level fields (architecture, d_in, d_sae, apply_b_dec_to_input,
-    normalize_activations, k ...) without dtype and device; ``metadata`` what the source itself says of model and data."""
+    normalize_activations, k ...) without dtype and device; ``metadata`` what the source itself says of model and data.
+
+    ``feature_scale`` is one of FEATURE_SCALES; unless it is "raw", ``feature_factors [d_sae]`` are what the authors' features
+    (those of ``Format.reference``) are multiplied by to give SAELens's.
+    """
 
     cfg: Mapping[str, Json]
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, Json] = field(default_factory=nothing)
+    feature_scale: str = "raw"
+    feature_factors: LazyTensor | None = None
 
 
 @runtime_checkable
@@ -94,6 +111,10 @@ class Format(Protocol):
 
     ``version`` is bumped by hand when the converted bytes should change. ``Options`` is a frozen dataclass whose fields
     (with ``metadata={"help": ...}``) become manifest keys beside ``format:`` and rows in the docs.
+
+    Two attributes are optional. ``variants``, a tuple of names (classes, layouts), says that ``example`` takes one of them as
+    a third argument; the conformance suite then runs over each. ``conversion_func`` is the word of SAELens's registry for the
+    loader that reads these files as they are.
     """
 
     name: str
@@ -124,7 +145,10 @@ class Format(Protocol):
         ...
 
     def reference(self, files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, output ``[n, d_out]``)."""
+        """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, output ``[n, d_out]``).
+
+        Features are the authors' own; ``Weights.feature_scale`` says how SAELens's stand to them.
+        """
         ...
 
     def example(self, folder: Path, seed: int) -> Any:

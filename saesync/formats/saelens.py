@@ -45,6 +45,7 @@ class Saelens:
     version = 1
     summary = "SAELens folders: v6, legacy, and training checkpoints (cfg.json + sae_weights.safetensors)"
     Options: type[Any] = SaelensOptions
+    variants = ("batchtopk", "gated", "topk", "transcoder", "jumprelu_skip_transcoder")
 
     def files(self, names: Sequence[str], path: str) -> Mapping[str, str]:
         """cfg.json and the weights in folder ``path`` (or beside the weights file ``path``), and the scaler if it is there."""
@@ -113,11 +114,12 @@ class Saelens:
         config, factor = _config(files, options)
         return forward(config, factor, files.paths[WEIGHTS], x)
 
-    def example(self, folder: Path, seed: int) -> SaelensOptions:
-        """A BatchTopK training checkpoint: the kind with most to fold."""
+    def example(self, folder: Path, seed: int, variant: str = "batchtopk") -> SaelensOptions:
+        """An SAE of architecture ``variant``; a BatchTopK training checkpoint has most to fold."""
         from saesync.formats._saelens_reference import write_example
 
-        write_example(folder, seed)
+        transcoder = {"d_out": 9, "apply_b_dec_to_input": False} if "transcoder" in variant else {}
+        write_example(folder, seed, architecture=variant, **transcoder)
         return SaelensOptions()
 
 

@@ -98,8 +98,8 @@ def inspect_hub(hub: Hub, reference: Reference) -> Inspection:
     return _inspect(HubPlace(hub, repo, head.sha), reference.path, reference, head.sha)
 
 
-def headers(place: Place, files: Mapping[str, str]) -> Headers:
-    """Headers of ``files`` (relative name -> name at ``place``).
+def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
+    """Headers of ``files`` (relative name -> name at ``place``). ``where`` becomes ``Headers.place``.
 
     Raises:
         Refused: one of them is damaged or oversized.
@@ -120,7 +120,7 @@ def headers(place: Place, files: Mapping[str, str]) -> Headers:
         elif name.endswith(WEIGHT_SUFFIXES):
             file = _torchzip.parse(source, name)
             tensors[name], globals_[name] = file.tensors, file.globals
-    return Headers(tuple(sorted(files)), json, tensors, globals_)
+    return Headers(tuple(sorted(files)), json, tensors, globals_, where)
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:
@@ -128,7 +128,7 @@ def _inspect(place: Place, path: str, reference: Reference, revision: str | None
     if not spots:
         raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
     paths = sorted(spots, key=natural)
-    looked = [_look(place, spot, spots[spot]) for spot in paths[:LIMIT]]
+    looked = [_look(place, spot, spots[spot], reference) for spot in paths[:LIMIT]]
     # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
     homes = {found.path for found in looked if found.candidates}
     kept = tuple(found for found in looked if found.candidates or found.path.rpartition("/")[0] not in homes)
@@ -163,9 +163,11 @@ def _claims(names: Sequence[str], path: str) -> dict[str, str]:
     return files
 
 
-def _look(place: Place, path: str, files: Mapping[str, str]) -> Found:
+def _look(place: Place, path: str, files: Mapping[str, str], reference: Reference) -> Found:
+    where = Path(reference.path).absolute().as_posix() if reference.repo is None else reference.repo
+    where = where if path in ("", where.rsplit("/", 1)[-1]) else f"{where}/{path}"
     try:
-        found = headers(place, files)
+        found = headers(place, files, where)
     except Refused as refusal:
         return Found(path, Headers(tuple(sorted(files))), problem=refusal.diagnostics[0].detail)
     candidates = [candidate for known in formats().values() if (candidate := known.sniff(found)) is not None]

@@ -222,6 +222,7 @@ def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]
     return [
         f"  id: {yaml(_id(found, candidate))}",
         *_hook(candidate.facts.get("hook"), "  "),
+        *([f"  hook_out: {yaml(candidate.facts['hook_out'])}"] if "hook_out" in candidate.facts else []),
         *(f"  {line}" for line in source),
         f"  dtype: {yaml(candidate.facts.get('dtype', 'float32'))}",
     ]
@@ -233,8 +234,9 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     chosen = [_best(found) for found in saes]
     for found, candidate in zip(saes, chosen, strict=True):
         row = {"id": _id(found, candidate), "path": _join(inspection, found.path, folder), "format": candidate.format}
-        if any("hook" in one.facts for one in chosen):
-            row["hook"] = candidate.facts.get("hook", _UNSAID)
+        for name in ("hook", "hook_out"):
+            if any(name in one.facts for one in chosen):
+                row[name] = candidate.facts.get(name, _UNSAID)
         rows.append({**row, **candidate.options, "dtype": candidate.facts.get("dtype", "float32")})
     common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
     common = {key: value for key, value in common.items() if key not in ("id", "path")}
@@ -246,11 +248,12 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         return yaml(common[key]) if key in common else f'"{{{key}}}"'
 
     needs = sorted({name for one in chosen for name in one.needs})
-    options = sorted(shared - {"id", "path", "format", "hook", "dtype"})
+    options = sorted(shared - {"id", "path", "format", "hook", "hook_out", "dtype"})
     return [
         *lines,
         '  id: "{id}"',
         *([f"  hook: {value('hook')}"] if "hook" in shared else _hook(None, "  ")),
+        *([f"  hook_out: {value('hook_out')}"] if "hook_out" in shared else []),
         "  source:",
         *_location(inspection, '"{path}"', "    "),
         f"    format: {value('format')}",

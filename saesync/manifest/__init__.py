@@ -61,19 +61,21 @@ def with_neighbours(files: Sequence[Path]) -> list[Path]:
     return _once(found)
 
 
-def load(files: Sequence[Path], *, roots: Sequence[Path] = ()) -> tuple[Release, ...]:
+def load(
+    files: Sequence[Path], *, roots: Sequence[Path] = (), read: Callable[[Path], bytes] | None = None
+) -> tuple[Release, ...]:
     """The releases of ``files``, in their order. ``roots`` are folders that local paths may lead to besides the project.
+
+    ``read`` gives the bytes of a manifest where these are not on disk (an earlier version of it).
 
     Raises:
         ManifestError: everything that is wrong in all of them, sorted by place.
     """
-    return _load(files, read_bytes, lambda file: Bounds.of(file, roots))
+    return _load(files, read or read_bytes, lambda file: Bounds.of(file, roots))
 
 
 def load_confined(files: Sequence[Path], checkout: Path, read: Callable[[Path], bytes] | None = None) -> tuple[Release, ...]:
-    """The releases of manifests that anybody may have written: no path leads out of ``checkout``, and no link is followed.
-
-    ``read`` gives the bytes of a manifest where these are not on disk (an earlier version of it).
+    """As ``load``, of manifests that anybody may have written: no path leads out of ``checkout``, and no link is followed.
 
     Raises:
         ManifestError: everything that is wrong in all of them, sorted by place.

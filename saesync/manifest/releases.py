@@ -83,7 +83,8 @@ class _Maker:
             None if train is None else MappingProxyType(train),
             MappingProxyType(section.get("cfg", {})),
             MappingProxyType(section.get("entry", {})),
-            self.origins,
+            origins=self.origins,
+            hook_out=section.get("hook_out"),
         )
 
     def _source(self, section: Mapping[str, Any]) -> SourceSpec:

@@ -54,8 +54,26 @@ def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: See
         if out_of_memory(error):
             raise
         return Diagnostic("SAE cannot be applied", f"{sae.address}: SAELens cannot run it on {sae.site.hook!r}: {reason(error)}.")
-    if output.shape != x.shape:
-        shapes = f"{output.shape[-1]} numbers for an activation of {x.shape[-1]}"
+    return _wrong_output(sae, seen, output)
+
+
+def _wrong_output(sae: LoadedSae, seen: Seen, output: torch.Tensor) -> Diagnostic | None:
+    """Why the output cannot be compared with, and put in place of, what the model has at the target."""
+    hook, read = sae.target.hook, sae.site.hook
+    before = layer_of(hook), layer_of(read)
+    if None not in before and before[0] < before[1]:  # type: ignore[operator]  # both are numbers
+        detail = f"{sae.address}: hook_out {hook!r} comes before the hook {read!r} that it would be predicted from."
+        return Diagnostic("Hooks are in the wrong order", f"{detail} Correct `hook_out`.")
+    try:
+        y = sae.target.read(seen.hooks[hook])
+    except KeyError:
+        detail = f"{sae.address}: the hook_out {hook!r} exists, but the model as it is loaded gives no tensor there."
+        return Diagnostic("Hook never fires", f"{detail} Use the hook of the module whose output the transcoder predicts.")
+    except IndexError:
+        detail = f"{sae.address}: metadata.hook_head_index_out is {sae.target.head}, but {hook!r} has no such head."
+        return Diagnostic("Attention head does not exist", f"{detail} Correct the metadata.")
+    if output.shape != y.shape:
+        shapes = f"{output.shape[-1]} numbers for an activation of {y.shape[-1]} at {hook!r}"
         return Diagnostic("SAE cannot be applied", f"{sae.address} reconstructs {shapes}; these must be equal.")
     return None
 

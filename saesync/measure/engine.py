@@ -9,6 +9,9 @@ Definitions are those of ``sae_lens.evals`` 6.54:
   next token; it counts when the position does, so the last position never does.
 - With the SAE, positions that do not count keep their activation; the ablation zeroes all positions.
 
+A transcoder reads one hook and is compared with, put in place of, and ablated at another (``hook_out``), where sae_lens.evals
+uses the hook it reads for all of them; a skip connection is part of its output. All it reads comes from the clean pass.
+
 Differences: the loss is taken in float32 whatever the model's dtype, sums in float64; and the cosine of a zero vector is 0
 where SAELens has NaN for the whole metric.
 
@@ -151,8 +154,9 @@ class Engine:
                 outcome.failures[request.address] = (unknown_hook(self.model, request.address, request.hook),)
                 continue
             # Weights are float32, and each site keeps its activations and a changed copy of them.
-            size, d_in = weights_size(request)
-            needed = size + (0 if request.hook in hooks else 2 * 4 * d_in * self._batch * self.rows.shape[1])
+            size, width = weights_size(request)
+            new = {request.hook, request.hook_out or request.hook} - hooks
+            needed = size + len(new) * 2 * 4 * width * self._batch * self.rows.shape[1]
             if group and held + needed > self.limits.resident:
                 yield group
                 group, hooks, held = [], set(), 0
@@ -161,18 +165,25 @@ class Engine:
             except SaesyncError as error:
                 outcome.failures[request.address] = error.diagnostics
                 continue
-            hooks.add(request.hook)
+            if (wrong := self._unknown_target(group[-1])) is not None:
+                outcome.failures[group.pop().address] = (wrong,)
+                continue
+            hooks |= {request.hook, group[-1].target.hook}
             held += needed
         if group:
             yield group
+
+    def _unknown_target(self, sae: LoadedSae) -> Diagnostic | None:
+        hook = sae.target.hook
+        return None if hook in self.model.points else unknown_hook(self.model, sae.address, hook)
 
     def _group(self, group: list[LoadedSae], outcome: Outcome, before: float, share: float) -> None:
         sound = self._sound(group, outcome)
         if not sound:
             return
         first = torch.from_numpy(self.rows[:1]).to(self.model.device, torch.long)
-        routes = self.model.routes(first, frozenset(sae.site.hook for sae in sound))
-        new = {sae.site for sae in sound} - self._sites.keys()
+        routes = self.model.routes(first, frozenset(sae.target.hook for sae in sound))
+        new = {sae.target for sae in sound} - self._sites.keys()
         self._sites.update({site: Tally(self._clusters) for site in new})
         measured = {sae.address: Measured(Tally(self._clusters), _no_counts(sae, self.model.device)) for sae in sound}
         count_clean = not self._clean.sums
@@ -181,7 +192,7 @@ class Engine:
             done = (batch.first + len(batch.tokens)) * self.rows.shape[1]
             self._progress(int(self.rows.size * before + done * share), self.rows.size)
         for sae in sound:
-            estimates = self._estimates(sae.site, measured[sae.address])
+            estimates = self._estimates(sae.target, measured[sae.address])
             wrong = _not_numbers(sae, estimates)
             if wrong:
                 outcome.failures[sae.address] = wrong
@@ -190,7 +201,7 @@ class Engine:
 
     def _sound(self, group: Sequence[LoadedSae], outcome: Outcome) -> list[LoadedSae]:
         tokens = torch.from_numpy(self.rows[:1]).to(self.model.device, torch.long)
-        _, seen = self.model.clean(tokens, frozenset(sae.site.hook for sae in group))
+        _, seen = self.model.clean(tokens, _hooks(group))
         sound = []
         for sae in group:
             wrong = misfit(self.model, sae, tokens, seen, self.limits.dense)
@@ -210,7 +221,7 @@ class Engine:
         count_clean: bool,
     ) -> None:
         blocks = frozenset(route.start - 1 for route in routes.values() if route.start and not route.direct)
-        logits, seen = self.model.clean(batch.tokens, frozenset(routes), blocks)
+        logits, seen = self.model.clean(batch.tokens, _hooks(group), blocks)
         if count_clean:
             counted = {"ce": _losses(logits, batch), "ce_count": batch.kept[:, :-1].sum(1), "count": batch.kept.sum(1)}
             self._clean.add(batch.first, counted)
@@ -218,10 +229,10 @@ class Engine:
         for site in new:
             self._site(batch, site, routes[site.hook], seen)
         for sae in group:
-            self._sae(batch, sae, routes[sae.site.hook], seen, measured[sae.address])
+            self._sae(batch, sae, routes[sae.target.hook], seen, measured[sae.address])
 
     def _site(self, batch: Batch, site: Site, route: Route, seen: Seen) -> None:
-        """What all SAEs at a site share: moments of x and the loss with x set to zero."""
+        """What all SAEs with one target share: moments of it and the loss with it set to zero."""
         x = site.read(seen.hooks[site.hook])
         logits = self.model.changed(
             batch.tokens, site.hook, route, lambda raw: site.write(raw, torch.zeros_like(site.read(raw))), seen
@@ -230,9 +241,9 @@ class Engine:
         self._sites[site].add(batch.first, sums)
 
     def _sae(self, batch: Batch, sae: LoadedSae, route: Route, seen: Seen, into: Measured) -> None:
-        site, keep = sae.site, batch.keep
+        site, keep = sae.target, batch.keep
+        coded = sae.coded(sae.site.read(seen.hooks[sae.site.hook]), keep, self.limits.dense)
         x = site.read(seen.hooks[site.hook])
-        coded = sae.coded(x, keep, self.limits.dense)
         x, output = x.to(torch.promote_types(x.dtype, torch.float32)), coded.output
         precise = wide(x.device)
         norm_in = torch.linalg.vector_norm(x, dim=-1, dtype=precise)
@@ -272,6 +283,11 @@ class Engine:
         }
 
 
+def _hooks(group: Iterable[LoadedSae]) -> frozenset[str]:
+    """All hooks these read and predict."""
+    return frozenset(hook for sae in group for hook in (sae.site.hook, sae.target.hook))
+
+
 def _no_counts(sae: LoadedSae, device: torch.device) -> torch.Tensor:
     return torch.zeros(sae.d_sae, dtype=torch.long, device=device)
 
@@ -308,7 +324,7 @@ def _not_numbers(sae: LoadedSae, estimates: Mapping[str, Estimate]) -> tuple[Dia
         if math.isfinite(estimate.value) and math.isfinite(estimate.stderr or 0):
             continue
         why = (
-            f"Setting {sae.site.hook!r} to zero does not change the model's loss, so there is nothing to compare with: "
+            f"Setting {sae.target.hook!r} to zero does not change the model's loss, so there is nothing to compare with: "
             "does the model use this hook's value?"
             if name == "ce_loss_score" and math.isfinite(estimates["ce_loss_with_sae"].value)
             else "Look for NaN or infinite weights, and for activations too large for the model's dtype."

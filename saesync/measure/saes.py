@@ -23,7 +23,7 @@ _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """``output [batch, ctx, d_in]`` is the reconstruction, ``active [batch, ctx]`` the non-zero features of each token,
+    """``output [batch, ctx, d_out]`` is the reconstruction, ``active [batch, ctx]`` the non-zero features of each token,
     ``fired [d_sae]`` how often each feature was non-zero at the positions kept."""
 
     output: torch.Tensor
@@ -33,11 +33,13 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSae:
-    """``site`` is what the SAE reads. ``rows`` says that tokens are encoded independently of each other, so that they may be
-    taken in blocks of any size."""
+    """``site`` is what the SAE reads, ``target`` what its output is compared with and put in place of: the same, except in
+    transcoders. ``rows`` says that tokens are encoded independently of each other, so that they may be taken in blocks of any
+    size."""
 
     address: str
     site: Site
+    target: Site
     sae: Any
     d_in: int
     d_sae: int
@@ -59,6 +61,8 @@ class LoadedSae:
     def _block(self, x: torch.Tensor, keep: torch.Tensor) -> Coded:
         features = self.sae.encode(x)
         output = self.sae.decode(features)
+        if hasattr(self.sae, "W_skip"):  # decode knows nothing of the input
+            output = output + x.to(output.dtype) @ self.sae.W_skip.T
         if features.is_sparse:
             features = features.to_dense()
         row, column = features.reshape(-1, self.d_sae).nonzero(as_tuple=True)
@@ -68,13 +72,15 @@ class LoadedSae:
 
 
 def weights_size(wanted: MeasureSae) -> tuple[int, int]:
-    """Bytes of the weights in float32, and d_in, from the file's header alone; zeros for what ``load_sae`` will refuse."""
+    """Bytes of the weights in float32, and the larger of d_in and d_out, from the file's header alone; zeros for what
+    ``load_sae`` will refuse."""
     try:
         with safe_open(str(Path(wanted.folder, WEIGHTS_FILE)), framework="pt") as stored:
             shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118  not a dict
     except (OSError, SafetensorError):
         return 0, 0
-    return 4 * sum(math.prod(shape) for shape in shapes.values()), max(shapes.get("b_dec", [0]))
+    widths = [shapes[name][0] for name in ("b_dec", "W_enc") if shapes.get(name)]
+    return 4 * sum(math.prod(shape) for shape in shapes.values()), max(widths, default=0)
 
 
 def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
@@ -97,12 +103,6 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
             raise
         raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason(error)}.") from error
     architecture = sae.cfg.architecture()
-    if hasattr(sae.cfg, "d_out"):
-        raise Refused(
-            "Transcoders are not measured",
-            f"{wanted.address} is a {architecture}: it predicts another hook than it reads, which these metrics do not cover. "
-            "Leave out `validate` for it.",
-        )
     if sae.cfg.normalize_activations in _UNFOLDED:
         raise Refused(
             "Input scale is not folded",
@@ -111,4 +111,14 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
         )
     sae.turn_off_forward_pass_hook_z_reshaping()  # heads are joined by the engine, as sae_lens.evals does
     site = Site(wanted.hook, sae.cfg.metadata.hook_head_index)
-    return LoadedSae(wanted.address, site, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture != "temporal")
+    target = _target(wanted, sae) if hasattr(sae.cfg, "d_out") else site
+    return LoadedSae(wanted.address, site, target, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture != "temporal")
+
+
+def _target(wanted: MeasureSae, sae: Any) -> Site:
+    """What a transcoder predicts: as the manifest says, else as its own cfg.json does."""
+    hook = wanted.hook_out or sae.cfg.metadata.hook_name_out
+    if not isinstance(hook, str) or not hook:
+        detail = f"{wanted.address} is a {sae.cfg.architecture()}: its output is compared with another hook than it reads. "
+        raise Refused("Needs hook_out", detail + "Name that hook as `hook_out` beside `hook`.")
+    return Site(hook, sae.cfg.metadata.hook_head_index_out)

@@ -150,6 +150,7 @@ def _item(item: Item, sae: Sae | None) -> dict[str, Any]:
         found["move_from"] = item.move_from
     if sae is not None and item.steps:
         found |= {"hook": sae.hook, "dtype": sae.dtype, "source": _source(sae)}
+        found |= {} if sae.hook_out is None else {"hook_out": sae.hook_out}
     return found
 
 

@@ -41,6 +41,7 @@ def _desired(sae: Sae, inputs: Inputs | None) -> dict[str, Any]:
     source, spec = sae.source, sae.validate
     return {
         "hook": sae.hook,
+        "hook_out": sae.hook_out,
         "dtype": sae.dtype,
         "model": {"name": sae.model.label, "revision": sae.model.revision, "loader": sae.model.loader},
         "source": source and {"repo": source.repo, "revision": source.revision, "path": source.path, "format": source.format},

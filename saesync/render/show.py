@@ -66,8 +66,9 @@ def _desired(desired: Mapping[str, Any] | None) -> Pairs:
     if desired is None:
         return [("nothing", "no manifest asks for it")]
     source, validate, model = desired["source"], desired["validate"], desired["model"]
+    hooks = " to ".join(plain(desired[name]) for name in ("hook", "hook_out") if desired.get(name))
     pairs = [
-        ("hook", plain(desired["hook"]) or "not said"),
+        ("hook", hooks or "not said"),
         ("dtype", plain(desired["dtype"])),
         ("model", _versioned(model["name"], model)),
     ]

@@ -74,14 +74,12 @@ def saes(options: Options) -> Schema:
         {
             "for_each": _for_each(),
             "id": templated(ref("saeId", "Name of the SAE in the release, and its folder where it is published.")),
-            "hook": templated(
-                {
-                    **text(
-                        "Hook the SAE reads, in the loader's naming, such as `blocks.{layer}.hook_resid_post`. "
-                        "Only a release that does nothing but `register` may do without."
-                    ),
-                    **rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces"),
-                }
+            "hook": _hook(
+                "Hook the SAE reads, in the loader's naming, such as `blocks.{layer}.hook_resid_post`. "
+                "Only a release that does nothing but `register` may do without."
+            ),
+            "hook_out": _hook(
+                "Hook whose activation a transcoder predicts, such as `blocks.{layer}.hook_mlp_out`; not for SAEs."
             ),
             "source": _source(options),
             "train": _train(),
@@ -95,6 +93,11 @@ def saes(options: Options) -> Schema:
         required=["id"],
         oneOf=one_of("source", "train"),
     )
+
+
+def _hook(description: str) -> Schema:
+    letters = rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces")
+    return templated({**text(description), **letters})
 
 
 def _for_each() -> Schema:

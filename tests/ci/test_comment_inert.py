@@ -16,14 +16,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from planning import World, published, release
 
 from saesync.ci import form, verdicts
 from saesync.ci.check import Digests
 from saesync.ci.event import Run
 from saesync.ci.pulls import Changes
+from saesync.digest import digest_bytes
 from saesync.inert import code
-from saesync.model import ReasonCode
-from saesync.planfile import plan_digest
+from saesync.model import WEIGHTS_FILE, Reason, ReasonCode, RegisterSpec
+from saesync.planfile import plan_digest, plan_json
 
 PAGE = "https://github.com/acme/saes/actions/runs/77"
 RUN = Run("acme/saes", "main", "a" * 40, "acme/saes", "p", "pull_request", "success", PAGE)
@@ -111,8 +113,8 @@ def with_text(text: str) -> dict[str, Any]:
             item["source"] = {"repo": text, "revision": text, "path": text, "format": text}
     for reason in reasons(text):
         plan["items"].append({**plan["items"][0], "id": json.dumps(reason)[:20] + text, "verb": "held", "reasons": [reason]})
-    for release in plan["releases"]:
-        release |= {"name": text, "manifest": text, "location": text, "validate": False}
+    for one in plan["releases"]:
+        one |= {"name": text, "manifest": text, "location": text, "registry": text, "validate": False}
     kinds = ("gone", "retired", "new_target", "public", "new_owner", "lowered", "trust", "native", text)
     data = dict.fromkeys(("manifest", "section", "value", "before", "after", "what", "name"), text)
     plan["review"] = [{"kind": kind, "release": text, "data": data, "origin": [text, 1, 2, 3]} for kind in kinds]
@@ -133,6 +135,28 @@ def test_no_text_acts(text: str) -> None:
     verdict = verdicts.planned(RUN, plan)
     check_inert(verdict.body)
     assert "Needs review** (9)" in verdict.body
+
+
+def test_plans_as_saesync_writes_them_pass() -> None:
+    """The form must not be narrower than the planner: published, drifted, failing, orphaned, unknown, registered."""
+    world = published(release("res", ["layer_0", "layer_1", "layer_2"]))
+    world.releases = [
+        release("res", ["layer_0", "layer_1"], register=RegisterSpec("decoderesearch/SAELens")),
+        release("new", ["layer_0"], location="acme/new", register=RegisterSpec("decoderesearch/SAELens", partial=True)),
+        release("hidden", ["layer_0"], location="acme/hidden"),
+    ]
+    fresh = World(world.releases)
+    world.observed |= {place: seen for place, seen in fresh.observed.items() if place not in world.observed}
+    world.wanted |= {address: one for address, one in fresh.wanted.items() if address not in world.wanted}
+    world.put(files={**world.at().files, f"layer_1/{WEIGHTS_FILE}": digest_bytes(b"changed")})
+    world.put("acme/hidden", unknown=Reason(ReasonCode.NOT_VISIBLE, {"location": "acme/hidden", "detail": "needs a token"}))
+    plan = json.loads(json.dumps(plan_json(world.plan())))
+    assert form.wrong(plan) is None
+    assert {"held", "orphaned", "unknown", "publish", "current"} <= {item["verb"] for item in plan["items"]}
+    verdict = verdicts.planned(RUN, plan)
+    check_inert(verdict.body)
+    assert verdict.conclusion == "neutral"
+    assert "SAELens" in verdict.body, verdict.body
 
 
 @pytest.mark.parametrize("text", NASTY)

@@ -15,7 +15,7 @@ from saesync.cache import Cache
 from saesync.errors import Missing, NotVisible, Refused, SaesyncError
 from saesync.forge import check_access, observe, propose, read_registry, status_of
 from saesync.forge.credentials import find_credentials
-from saesync.forge.places import server
+from saesync.forge.places import compare_by_hand, server
 from saesync.forge.types import RegistryState
 from saesync.model import ReasonCode
 
@@ -371,3 +371,27 @@ def test_the_file_of_the_installed_sae_lens(github: GitHubServer, cache: Cache) 
     assert done.pull is not None
     assert github.file("bot/real", BRANCH, PATH) == (text + entry(RELEASE, "tiny")).encode()
     assert github.git("bot/real", "diff", "--shortstat", "main", BRANCH).split()[3:4] == ["6"]
+
+
+def test_a_fork_that_cannot_be_reached_leaves_the_registry_visible(
+    github: GitHubServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    propose(REGISTRY, proposal(), cache)
+    monkeypatch.setenv("SAESYNC_RETRY_SECONDS", "1")
+    github.fault(route="git.refs", path=f"^/{FORK}", status=503, times=-1)
+    state = observe(REGISTRY, [RELEASE], cache)
+    assert (state.unknown, state.data) == (None, BASE.encode())
+    assert state.pulls_unknown is not None
+    assert FORK in str(state.pulls_unknown.data["detail"])
+
+
+@pytest.mark.parametrize(("url", "expected"), [
+    ("git@gitlab.com:lab/saes.git", "https://gitlab.com/lab/saes/-/compare/main...saesync/x"),
+    ("ssh://git@codeberg.org/lab/saes", "https://codeberg.org/lab/saes/compare/main...saesync/x"),
+    ("git@github.com:lab/saes.git", "https://github.com/lab/saes/compare/main...saesync/x?expand=1"),
+    ("https://git.lab.org/a b.git", "git fetch 'https://git.lab.org/a b.git' +main:refs/saesync/base +saesync/x:refs/saesync/new "
+     "&& git diff refs/saesync/base...refs/saesync/new"),
+    ("file:///srv/a%20b.git", "git -C '/srv/a b.git' diff main...saesync/x"),
+])  # fmt: skip
+def test_how_a_branch_is_looked_at(url: str, expected: str) -> None:
+    assert compare_by_hand(url, "main", "saesync/x") == expected

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from saesync import formats
 from saesync.errors import Refused
 from saesync.executors.convert import run
 from saesync.formats._saelens_reference import write_example
-from saesync.formats.base import SourceFiles
+from saesync.formats.base import Format, SourceFiles
 from saesync.jobs import AdoptJob, ConvertJob
 
 HOOK = "blocks.0.hook_resid_post"
+HOOK_OUT = "blocks.0.hook_mlp_out"
 METADATA: Mapping[str, Any] = {
     "hook_name": HOOK,
     "hf_hook_name": "transformer.h.0",
@@ -37,6 +39,40 @@ def source_files(format_name: str, folder: Path) -> SourceFiles:
     return SourceFiles({name: Path(path) for name, path in files_of(format_name, folder).items()})
 
 
+@dataclass(frozen=True)
+class Case:
+    """A format, and one of the variants it has examples of ("" for a format that has one kind only)."""
+
+    format: Format
+    variant: str
+
+    @property
+    def name(self) -> str:
+        return self.format.name
+
+    def example(self, folder: Path, seed: int) -> Any:
+        """Writes the example; returns its options."""
+        example: Callable[..., Any] = self.format.example
+        return example(folder, seed, self.variant) if self.variant else example(folder, seed)
+
+
+def cases() -> list[Case]:
+    found = formats.formats().values()
+    return [Case(format_, variant) for format_ in found for variant in getattr(format_, "variants", ("",))]
+
+
+def metadata_of(format_name: str, folder: Path, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a manifest would say: a transcoder's names the hook it predicts, and attention heads are at hook_z."""
+    chosen = formats.get(format_name)
+    weights = chosen.read(source_files(format_name, folder), formats.make_options(chosen, options))
+    metadata = dict(METADATA)
+    if "d_out" in weights.cfg:
+        metadata["hook_name_out"] = HOOK_OUT
+    if weights.cfg["reshape_activations"] == "hook_z":
+        metadata["hook_name"] = "blocks.0.attn.hook_z"
+    return metadata
+
+
 def convert(
     format_name: str, folder: Path, out: Path, dtype: str = "float32", options: Mapping[str, Any] | None = None, **more: Any
 ) -> Mapping[str, Any]:
@@ -48,8 +84,8 @@ def convert(
     return run(job).proof
 
 
-def adopt_job(format_name: str, folder: Path, published: Path) -> AdoptJob:
-    return AdoptJob("release/sae", format_name, {}, files_of(format_name, folder), str(published))
+def adopt_job(format_name: str, folder: Path, published: Path, options: Mapping[str, Any] | None = None) -> AdoptJob:
+    return AdoptJob("release/sae", format_name, dict(options or {}), files_of(format_name, folder), str(published))
 
 
 def saelens(folder: Path, seed: int = 0, **changes: Any) -> Path:

@@ -376,3 +376,95 @@ def test_a_round_trip_keeps_function_and_metadata(architecture: str, tmp_path: P
     assert after.cfg.architecture() == architecture
     for name, value in metadata.items():
         assert after.cfg.metadata[name] == value
+
+
+# ------------------------------------------------------------------------------------------------- features' scale
+
+
+def rescaled(folder: Path, scale: str, factors: Any) -> Any:
+    """A reader whose features are the authors' times 2 in even columns and times 3 in odd ones, with the same output."""
+    right = weights_of(folder)
+    by = torch.tensor([2.0, 3.0] * 20, dtype=torch.float64)
+    tensors = dict(right.tensors)
+    tensors["W_enc"] = _lazy.Mapped(right.tensors["W_enc"], lambda block, *_: block * by)
+    tensors["b_enc"] = _lazy.Mapped(right.tensors["b_enc"], lambda block, start, stop: block * by[start:stop])
+    tensors["W_dec"] = _lazy.Mapped(right.tensors["W_dec"], lambda block, start, stop: block / by[start:stop, None])
+    if factors == "right":
+        factors = _lazy.Mapped(_lazy.Filled(1.0, (40,)), lambda block, start, stop: by[start:stop])
+    return replace(right, tensors=tensors, feature_scale=scale, feature_factors=factors)
+
+
+def test_a_feature_scale_is_proved_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = saelens(tmp_path / "source", architecture="standard")
+    made = rescaled(source, "decoder_norm", "right")
+    monkeypatch.setattr(type(get("saelens")), "read", lambda *_: made)
+    assert run(job(source, tmp_path / "out")).proof["feature_scale"] == "decoder_norm"
+    assert adopt(adopt_job("saelens", source, tmp_path / "out")).proof["feature_scale"] == "decoder_norm"
+
+
+@pytest.mark.parametrize(
+    ("scale", "factors", "summary"),
+    [
+        ("raw", None, "Not the same function"),
+        ("input_scale", _lazy.Filled(2.0, (40,)), "Not the same function"),
+        ("raw", "right", "Feature scale is unknown"),
+        ("decoder_norm", None, "Feature scale is unknown"),
+        ("twice", "right", "Feature scale is unknown"),
+        ("decoder_norm", _lazy.Filled(-1.0, (40,)), "Feature scale is no scale"),
+        ("decoder_norm", _lazy.Filled(float("nan"), (40,)), "Feature scale is no scale"),
+    ],
+)
+def test_an_untold_or_untrue_feature_scale_fails(
+    scale: str, factors: Any, summary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = saelens(tmp_path / "source", architecture="standard")
+    made = rescaled(source, scale, factors)
+    monkeypatch.setattr(type(get("saelens")), "read", lambda *_: made)
+    with pytest.raises(ProofFailed) as caught:
+        run(job(source, tmp_path / "out"))
+    assert caught.value.diagnostics[0].summary == summary
+
+
+# ---------------------------------------------------------------------------------------------------- transcoders
+
+
+def transcoder(folder: Path, **said: Any) -> Path:
+    metadata = {"sae_lens_version": "6.54.12", "hook_name": HOOK, **said}
+    return saelens(folder, architecture="skip_transcoder", d_out=9, apply_b_dec_to_input=False, metadata=metadata)
+
+
+def test_the_hook_a_transcoder_predicts_comes_from_source_or_manifest(tmp_path: Path) -> None:
+    said = transcoder(tmp_path / "said", hook_name_out="blocks.0.hook_mlp_out", hf_hook_name_out="transformer.h.0.mlp")
+    unsaid = transcoder(tmp_path / "unsaid")
+    convert("saelens", said, tmp_path / "a", metadata={"hook_name": HOOK})
+    convert("saelens", unsaid, tmp_path / "b", metadata={"hook_name": HOOK, "hook_name_out": "blocks.0.hook_mlp_out"})
+    for out in ("a", "b"):
+        assert json.loads((tmp_path / out / "cfg.json").read_text())["metadata"]["hook_name_out"] == "blocks.0.hook_mlp_out"
+    with pytest.raises(Refused, match="Needs hook_out"):
+        convert("saelens", unsaid, tmp_path / "c", metadata={"hook_name": HOOK})
+    with pytest.raises(Refused, match="Needs hook_out"):  # what it said was of another hook
+        convert("saelens", said, tmp_path / "d", metadata={"hook_name": "blocks.1.hook_resid_post"})
+    with pytest.raises(Refused, match="no transcoder"):
+        convert("saelens", saelens(tmp_path / "sae"), tmp_path / "e", metadata={"hook_name": HOOK, "hook_name_out": HOOK})
+
+
+def test_another_predicted_hook_is_a_relabel(tmp_path: Path) -> None:
+    weights = weights_of(transcoder(tmp_path / "source"))
+    before = {"hook_name": HOOK, "hook_name_out": "blocks.0.hook_mlp_out"}
+    after = {**before, "hook_name_out": "blocks.0.hook_attn_out"}
+    write_sae(weights, tmp_path / "before", "float32", {}, before)
+    write_sae(weights, tmp_path / "after", "float32", {}, after)
+    text = rewrite_cfg((tmp_path / "before" / "cfg.json").read_bytes(), {}, after)
+    assert text == (tmp_path / "after" / "cfg.json").read_bytes()
+
+
+@pytest.mark.parametrize(("architecture", "fine"), [("topk", True), ("standard", False)])
+def test_rescaling_by_decoder_norms_may_be_declared_for_topk_alone(architecture: str, fine: bool, tmp_path: Path) -> None:
+    """SAELens ignores the field elsewhere without a word."""
+    source = saelens(tmp_path / "source", architecture=architecture)
+    cfg = {"rescale_acts_by_decoder_norm": True}
+    if fine:
+        convert("saelens", source, tmp_path / "out", cfg=cfg)
+        return
+    with pytest.raises(ProofFailed, match="rescale_acts_by_decoder_norm"):
+        convert("saelens", source, tmp_path / "out", cfg=cfg)

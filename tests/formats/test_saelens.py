@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import HOOK, METADATA, convert, edit_cfg, edit_tensors, refused, saelens, source_files
+from convert_support import HOOK, HOOK_OUT, METADATA, convert, edit_cfg, edit_tensors, refused, saelens, source_files
 from safetensors.torch import load_file
 
 from saesync import formats
@@ -47,7 +47,9 @@ def test_every_architecture_is_proved(variant: str, dtype: str, tmp_path: Path) 
     options = {"norm_scaling_factor": 0.37} if changes.get("normalize_activations") == SCALED else {}
     hook = "blocks.0.attn.hook_z" if variant == "hook_z" else HOOK
     source = saelens(tmp_path / "source", 1, **changes)
-    proof = convert("saelens", source, tmp_path / "out", dtype, options, metadata={"hook_name": hook})
+    metadata = {"hook_name": hook} | ({"hook_name_out": HOOK_OUT} if "d_out" in changes else {})
+    proof = convert("saelens", source, tmp_path / "out", dtype, options, metadata=metadata)
+    assert proof["feature_scale"] == "raw"
     assert max(proof["max_feature_diff"], proof["max_reconstruction_diff"]) < 1e-13
     cfg = json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))
     assert cfg["architecture"] == ("jumprelu" if changes.get("architecture", "batchtopk") in BATCH else changes["architecture"])
@@ -213,6 +215,12 @@ def test_the_manifest_overrides_and_none_removes(tmp_path: Path) -> None:
         ((), {"d_in": 13}, "Wrong shape", "W_dec"),
         ((), {"architecture": "standard"}, "Unknown tensor", "topk_threshold"),
         ((), {"architecture": "transcoder", "d_out": 12}, "Cannot be expressed in SAELens", "b_dec"),
+        (
+            (),
+            {"architecture": "transcoder", "d_out": 12, "apply_b_dec_to_input": False, "reshape_activations": "hook_z"},
+            "Cannot be expressed in SAELens",
+            "heads",
+        ),
     ],
 )
 def test_configs_that_are_refused(

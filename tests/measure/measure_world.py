@@ -91,7 +91,8 @@ def make_sae(folder: Path, architecture: str, hook: str, seed: int, **fields: An
             elif name in ("b_enc", "b_gate", "b_mag", "threshold"):
                 weight.copy_(noise.abs() * (0.5 if name == "threshold" else -0.5))
             elif name == "W_enc":
-                weight.copy_(sae.W_dec.T * 0.6 + 0.05 * noise)
+                alike = sae.W_dec.T * 0.6 if sae.W_dec.shape[1] == len(weight) else 0.2 * noise
+                weight.copy_(alike + 0.05 * noise)
             else:
                 weight.copy_(0.1 * noise)
     sae.save_model(folder)

@@ -150,10 +150,6 @@ def test_what_cannot_be_measured_is_named_and_the_rest_is_measured(world: Simple
         ),
         "tensor": (edited(world, "tensor", lambda t: t.__delitem__("b_dec")), resid, "SAE cannot be loaded", "b_dec"),
         "gone": (gone, resid, "SAE is incomplete", "lacks sae_weights.safetensors"),
-        "transcoder": (
-            make_sae(world.root / "coder", "transcoder", resid, 1, d_out=D_MODEL, apply_b_dec_to_input=False), resid,
-            "Transcoders are not measured", "predicts another hook",
-        ),
     }  # fmt: skip
     saes = tuple(MeasureSae(f"rel/{name}", name, str(folder), hook) for name, (folder, hook, _, _) in broken.items())
     result = validate.run(replace(world.job, saes=(*saes, *only(world.job, "topk").saes)))

@@ -187,6 +187,7 @@ def test_a_child_process_of_any_program_loads_by_name(hub_server: HubServer, ove
     }
 
 
+@pytest.mark.slow
 def test_an_overlay_that_names_an_official_release_ends_in_one_message(tmp_path: Path) -> None:
     path = tmp_path / "saesync-overlay.yaml"
     path.write_bytes(written([OFFICIAL]))
@@ -245,6 +246,7 @@ def test_programs_without_sae_lens_run_as_always(overlay: Path, tmp_path: Path) 
         ("a: b: c\n", "is no overlay. `saesync registry lint"),
         ("text\n", "is no overlay. `saesync registry lint"),
         (None, "cannot be read: No such file or directory."),
+        (written([OFFICIAL]).decode(), "is refused: gpt2-small-res-jb is a release of SAELens already"),
     ],
 )
 def test_a_damaged_file_behind_the_variable_ends_the_program(text: str | None, said: str, overlay: Path) -> None:

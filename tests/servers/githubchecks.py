@@ -221,7 +221,7 @@ class Handler(G.Handler):
     # --------------------------------------------------------------------------------------------------- checks
     def h_check_runs(self, repo: Any, sha: str) -> None:
         name = self.q1.get("check_name")
-        found = [run for run in repo.get("checks", []) if run["head_sha"] == sha and name in (None, run["name"])]
+        found = [run for run in repo.get("check_runs", []) if run["head_sha"] == sha and name in (None, run["name"])]
         number, size = int(self.q1.get("page", 1)), int(self.q1.get("per_page", 30))
         self.reply(200, {"total_count": len(found), "check_runs": found[(number - 1) * size : number * size]})
 
@@ -230,14 +230,14 @@ class Handler(G.Handler):
         self.gather(repo)
         if repo["git"].resolve(asked["head_sha"]) is None:
             raise fail(422, "No commit found for SHA: " + asked["head_sha"])
-        runs = repo.setdefault("checks", [])
+        runs = repo.setdefault("check_runs", [])
         run = {"id": 5000 + len(runs), "app": {"slug": self.token.get("app", self.token["user"])}, **asked}
         self.check_output(run)
         runs.append(run)
         self.reply(201, run)
 
     def h_edit_check(self, repo: Any, number: int) -> None:
-        for run in repo.get("checks", []):
+        for run in repo.get("check_runs", []):
             if run["id"] == number:
                 if run["app"]["slug"] != self.token.get("app", self.token["user"]):
                     raise fail(403, "Invalid app_id")

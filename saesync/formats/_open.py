@@ -1,0 +1,76 @@
+"""A weights file of any safe kind, opened: its tensors where they lie in it, mapped. torch is imported when rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saesync.errors import Refused
+from saesync.formats import _npz, _safetensors, _torchzip
+from saesync.formats._bytes import LocalBytes
+from saesync.formats._lazy import Stored, map_file
+from saesync.formats.base import TensorInfo
+
+TORCH = (".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Tensors by name. ``others`` names what a torch checkpoint holds beside tensors."""
+
+    tensors: Mapping[str, Stored]
+    others: tuple[str, ...] = ()
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        """Shapes and dtypes."""
+        return {name: stored.extent.info for name, stored in self.tensors.items()}
+
+
+def open_tensors(path: Path, name: str) -> Opened:
+    """Open a ``.safetensors``, ``.npz`` or torch file; ``name`` is its name for messages.
+
+    Raises:
+        Refused: the file is damaged, unsafe, or of no known kind.
+    """
+    source = LocalBytes(path)
+    others: tuple[str, ...] = ()
+    if name.endswith(".safetensors"):
+        extents = _safetensors.parse(source, name)
+    elif name.endswith(".npz"):
+        extents = _npz.locate(source, name)
+    elif name.endswith(TORCH):
+        file = _torchzip.parse(source, name, locate=True)
+        _torchzip.require_safe(file, name)
+        extents, others = dict(file.extents), file.others
+    else:
+        raise Refused("Unknown kind of file", f"{name} is none of .safetensors, .npz, {', '.join(TORCH)}.")
+    buffer = map_file(path)
+    return Opened({tensor: Stored(buffer, extent) for tensor, extent in extents.items()}, others)
+
+
+def choose(names: Sequence[str], path: str, main: Collection[str], suffixes: tuple[str, ...], what: str) -> str:
+    """The weights file at ``path``: that file itself, or the only one of the names ``main`` in that folder.
+
+    Raises:
+        Refused: there is none, or more than one.
+    """
+    chosen = path.rstrip("/")
+    if chosen in names:
+        found = [chosen] if chosen.endswith(suffixes) else []
+    else:
+        prefix = f"{chosen}/" if chosen else ""
+        present = set(names)
+        found = [prefix + name for name in main if prefix + name in present]
+    if len(found) != 1:
+        shown = f"{len(found)} of them" if found else "none"
+        raise Refused("Missing file", f"{what} is {' or '.join(main)}; {path or 'the root'} has {shown}.")
+    return found[0]
+
+
+def beside(names: Sequence[str], file: str, *others: str) -> dict[str, str]:
+    """``file`` and those of ``others`` that lie in its folder: relative name -> name as listed."""
+    folder, _, last = file.rpartition("/")
+    prefix, present = (f"{folder}/" if folder else ""), set(names)
+    return {last: file} | {name: prefix + name for name in others if prefix + name in present}

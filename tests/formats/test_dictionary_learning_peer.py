@@ -1,0 +1,125 @@
+"""The authors' own package, in an environment of its own, against ours: trained objects saved as its training loop saves them.
+
+It is taken from the package index; where that cannot be reached, the test says so and is skipped.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from convert_support import HOOK, convert, source_files
+
+from saesync import formats
+
+pytestmark = pytest.mark.slow
+
+VERSION = "0.1.0"
+# The package imports nnsight for its activation buffers alone; its classes and trainers need only torch and einops.
+PROGRAM = """
+import json, sys, types
+from pathlib import Path
+sys.modules["nnsight"] = types.ModuleType("nnsight")
+sys.modules["nnsight"].LanguageModel = object
+import torch
+from dictionary_learning.dictionary import AutoEncoderNew
+from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+from dictionary_learning.trainers.gdm import GatedSAETrainer
+from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer
+from dictionary_learning.trainers.standard import StandardTrainer, StandardTrainerAprilUpdate
+from dictionary_learning.trainers.top_k import TopKTrainer
+
+common = dict(steps=100_000, activation_dim=24, dict_size=80, layer=2, lm_name="EleutherAI/pythia-70m-deduped", device="cpu",
+              submodule_name="mlp_out_layer_2", seed=0)
+trainers = {
+    "AutoEncoder": StandardTrainer(**common),
+    "AprilUpdate": StandardTrainerAprilUpdate(**common),
+    "AutoEncoderNew": StandardTrainerAprilUpdate(**common, dict_class=AutoEncoderNew),
+    "GatedAutoEncoder": GatedSAETrainer(**common),
+    "AutoEncoderTopK": TopKTrainer(**common, k=7),
+    "BatchTopKSAE": BatchTopKTrainer(**common, k=7),
+    "MatryoshkaBatchTopKSAE": MatryoshkaBatchTopKTrainer(**common, k=7, group_fractions=[0.25, 0.75]),
+    "JumpReluAutoEncoder": JumpReluTrainer(**common),
+}
+out = Path(sys.argv[1])
+generator = torch.Generator().manual_seed(1)
+x = torch.randn(200, 24, generator=generator, dtype=torch.float64) * 3
+torch.save(x, out / "x.pt")
+for name, trainer in trainers.items():
+    ae = trainer.ae
+    with torch.no_grad():
+        for parameter in ae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / 4)
+    if isinstance(getattr(ae, "threshold", None), torch.nn.Parameter):
+        ae.threshold.data.abs_()
+    elif hasattr(ae, "threshold"):
+        ae.threshold.fill_(0.2)
+    with torch.no_grad():
+        ae.scale_biases(2.5) if hasattr(ae, "scale_biases") else None
+    folder = out / name
+    folder.mkdir()
+    config = dict(trainer.config) | {"norm_factor": 2.5}
+    (folder / "config.json").write_text(json.dumps({"trainer": config, "buffer": {"ctx_len": 128}}))
+    torch.save({key: value.cpu() for key, value in ae.state_dict().items()}, folder / "ae.pt")
+    with torch.no_grad():
+        double = ae.double()
+        features = double.encode(x)
+        torch.save({"features": features, "output": double.decode(features)}, folder / "theirs.pt")
+"""
+KINDS = (
+    "AutoEncoder", "AprilUpdate", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "BatchTopKSAE",
+    "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder",
+)  # fmt: skip
+
+
+def environment() -> Path:
+    """The Python of an environment with the authors' package, made once per machine; torch is the one that runs here."""
+    home = Path(tempfile.gettempdir()) / f"saesync-peer-dictionary-learning-{VERSION}-{sys.version_info[0]}{sys.version_info[1]}"
+    if not (home / "ready").exists():
+        venv.create(home, with_pip=True, clear=True)
+        pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", f"dictionary-learning=={VERSION}"]
+        done = subprocess.run([*map(str, pip)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"pip cannot get dictionary-learning {VERSION}: {done.stderr.strip()[-300:]}")
+        (own,) = (home / "lib").glob("python*/site-packages")
+        (own / "shared.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
+        (home / "ready").touch()
+    return home / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("theirs")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    words = [str(environment()), "-c", PROGRAM, str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_authors_own_classes_compute_the_same(theirs: Path, kind: str, tmp_path: Path) -> None:
+    from sae_lens import SAE
+
+    folder = theirs / kind
+    x, expected = torch.load(theirs / "x.pt", weights_only=True), torch.load(folder / "theirs.pt", weights_only=True)
+    (folder / "theirs.pt").rename(tmp_path / "theirs.pt")  # not a part of the source
+    assert (expected["features"] > 0).any()
+    chosen = formats.get("dictionary_learning")
+    features, output = chosen.reference(source_files("dictionary_learning", folder), chosen.Options(), x)
+    assert torch.allclose(features, expected["features"], rtol=0, atol=1e-11)
+    assert torch.allclose(output, expected["output"], rtol=0, atol=1e-11)
+    convert("dictionary_learning", folder, tmp_path / "out", metadata={"hook_name": HOOK})
+    sae = SAE.load_from_disk(tmp_path / "out", dtype="float64")
+    with torch.no_grad():
+        assert torch.allclose(sae.encode(x), expected["features"], rtol=0, atol=1e-11)
+        assert torch.allclose(sae(x), expected["output"], rtol=0, atol=1e-11)
+    weights = chosen.read(source_files("dictionary_learning", folder), chosen.Options())
+    assert weights.metadata["hook_name"] == "blocks.2.hook_mlp_out"
