@@ -94,7 +94,7 @@ class _Checks:
             yield self.devices, None
 
     def _places(self) -> dict[tuple[str, str], tuple[PublishSpec, Origin | None]]:
-        pending = {item.release for item in self.graph.plan.pending if not item.held}
+        pending = {item.release for item in self.graph.plan.pending if not item.held and set(item.steps) != {StepKind.REGISTER}}
         found: dict[tuple[str, str], tuple[PublishSpec, Origin | None]] = {}
         for release in self.graph.plan.releases:
             for spec in (release.publish, release.records):

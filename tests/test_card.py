@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planning import BOUND, SPEC, entry_of, golden, inputs_of, release, sae
+from planning import BOUND, HUB, SPEC, entry_of, golden, inputs_of, release, sae
 
 from saesync.card import blocks, card_digest, frontmatter, make_card
 from saesync.model import ModelSpec, PublishSpec, Release
@@ -56,6 +57,41 @@ def test_the_snippet_is_python_that_loads_it() -> None:
         snippet = text.split("```python\n")[1].split("```")[0]
         assert call in snippet
         compile(snippet, "card", "exec")
+
+
+@pytest.mark.parametrize("sae_id", ["layer_0", 'a"b/[x]*', "it's {here}"])
+def test_the_pinned_snippet_fetches_the_tag_and_that_sae_alone(sae_id: str) -> None:
+    one = release(ids=["layer_0"])
+    record = Record("res", {sae_id: entry_of(inputs_of(one.saes[0])), "z": entry_of(inputs_of(one.saes[0]))})
+    text = make_card(one, record, None, "saesync-res-4be14be1")[0]
+    assert "```python" in make_card(one, record, None)[0]
+    assert "snapshot_download" not in make_card(one, record, None)[0]
+    plain, pinned = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    assert "from_pretrained" in plain
+    asked: dict[str, object] = {}
+
+    class Loader:
+        @staticmethod
+        def load_from_disk(path: str) -> None:
+            asked["path"] = path
+
+    def snapshot_download(repo: str, **more: str) -> str:
+        asked.update(more, repo=repo)
+        return "/tmp/snapshot"
+
+    lines = [line for line in pinned.splitlines() if not line.startswith("from ")]
+    exec(compile("\n".join(lines), "card", "exec"), {"SAE": Loader, "snapshot_download": snapshot_download})
+    pattern = asked.pop("allow_patterns")
+    assert asked == {"repo": HUB, "revision": "saesync-res-4be14be1", "path": f"/tmp/snapshot/{sae_id}"}
+    names = [f"{sae_id}/cfg.json", "z/cfg.json", "README.md"]
+    assert list(filter_repo_objects(names, allow_patterns=str(pattern))) == names[:1]
+
+
+def test_the_digest_knows_the_tag() -> None:
+    one, record = release(), record_of(release())
+    digests = {card_digest(one, record), card_digest(one, record, "saesync-res-1"), card_digest(one, record, "saesync-res-2")}
+    assert len(digests) == 3
+    assert make_card(one, record, None, "saesync-res-1")[1] == card_digest(one, record, "saesync-res-1")
 
 
 def test_nothing_measured_is_said() -> None:

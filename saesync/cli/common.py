@@ -112,7 +112,12 @@ def asked_options(command: Command) -> Command:
 
     for decorate in (
         click.option("--prune", multiple=True, metavar="RELEASE", help="Delete SAEs of RELEASE that no manifest names any more."),
-        click.option("--replace", multiple=True, metavar="GLOB", help="Overwrite SAEs that were changed outside saesync."),
+        click.option(
+            "--replace",
+            multiple=True,
+            metavar="GLOB",
+            help="Overwrite SAEs that were changed outside saesync; RELEASE puts its moved tag back.",
+        ),
         click.option("--adopt", multiple=True, metavar="GLOB", help="Prove and take over files saesync did not publish."),
         click.option("--only", multiple=True, metavar="GLOB", help="Only SAEs whose release/id matches."),
         root_option,

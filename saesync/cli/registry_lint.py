@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -68,8 +67,9 @@ def _read(source: str | None) -> tuple[bytes, str]:
         if path.is_dir():
             path = _inside(path)
         if source is not None and not path.exists() and _elsewhere(source):
-            found: tuple[bytes, str] = importlib.import_module("saesync.forge").read_registry(source, Cache())
-            return found
+            from saesync.forge import read_registry  # git and GitHub clients, for what is not on this disk
+
+            return read_registry(source, Cache())
         if path.exists() and not path.is_file():
             raise Missing("Registry cannot be read", f"{path} is not a regular file. Name a file, a folder, or owner/name.")
         with path.open("rb") as stream:

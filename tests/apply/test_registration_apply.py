@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,3 +123,58 @@ def test_a_git_repository_gets_a_branch_and_says_how_to_look_at_it(
 def git(repo: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(repo), *words], capture_output=True, text=True, check=True, env=os.environ)
     return done.stdout
+
+
+THEIRS = """\
+apiVersion: saesync/v1
+release: theirs
+model:
+  name: gpt2-small
+saes:
+  id: a
+  source: {repo: alice/tiny-dictionaries, path: legacy, format: saelens}
+  entry: {l0: 12}
+register:
+  saelens: ../list/pretrained_saes.yaml
+"""
+
+
+def test_registering_needs_no_package_that_only_measuring_needs(hub_world: HubWorld, tmp_path: Path) -> None:
+    """The job that registers installs what a plan needs, and no more."""
+    registry = hub_world.folder / "list" / "pretrained_saes.yaml"
+    write_list(registry)
+    manifest = hub_world.folder / "manifests" / "theirs.yaml"
+    manifest.write_text(THEIRS)
+    heavy = ("torch", "sae_lens", "transformers", "transformer_lens", "datasets", "pyarrow", "numpy", "tokenizers")
+    words = ["apply", "-y", str(manifest), "--root", str(hub_world.folder), "--steps", "register"]
+    code = f"import sys\nfor name in {heavy}: sys.modules[name] = None\nfrom saesync.cli import main\nmain({words})"
+    environment = {**os.environ, **hub_world.server.environment(), "SAESYNC_CACHE": str(tmp_path / "light")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(registry.read_text())["theirs"]["saes"] == [{"id": "a", "path": "legacy", "l0": 12}]
+
+
+def test_a_record_counts_only_from_accounts_that_the_policy_names(hub_world: HubWorld, look: Look, tmp_path: Path) -> None:
+    registry = hub_world.folder / "list" / "pretrained_saes.yaml"
+    before = write_list(registry)
+    assert look(hub_world.manifest()).apply().exit_code == 0
+    manifest = registering(hub_world, "../list/pretrained_saes.yaml")
+    policy = hub_world.folder / "saesync-policy.yaml"
+
+    def apply(publishers: str) -> subprocess.CompletedProcess[str]:
+        targets = "targets: {huggingface: ['alice/*'], saelens: [./list/pretrained_saes.yaml]}"
+        policy.write_text(f"apiVersion: saesync/v1\n{targets}\npublishers: {publishers}\n")
+        words = ["apply", "-y", str(manifest), "--root", str(hub_world.folder), "--policy", str(policy)]
+        environment = {**os.environ, **hub_world.server.environment(), "SAESYNC_CACHE": str(tmp_path / "cache")}
+        program = str(Path(sys.executable).with_name("saesync"))
+        return subprocess.run([program, *words], env=environment, capture_output=True, text=True, check=False)
+
+    held = apply("[mallory]")
+    assert held.returncode == 1
+    assert "the record was last written by alice, whom the policy's publishers do not name" in held.stdout
+    assert registry.read_bytes() == before
+    for publishers in ("[alice]", "[]"):  # by name; and the account whose token this is
+        done = apply(publishers)
+        assert done.returncode == 0, done.stderr
+        assert "tiny-hub" in registry.read_text()
+        registry.write_bytes(before)

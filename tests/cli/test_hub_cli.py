@@ -91,6 +91,42 @@ def test_stock_sae_lens_loads_it_whole(hub_place: Place, applied: Place) -> None
         assert found["sae_lens_version"]
 
 
+def snippets(card: str) -> list[str]:
+    """The Python blocks of a card, in order."""
+    return [block.split("```")[0] for block in card.split("```python\n")[1:]]
+
+
+@pytest.mark.parametrize("hub_process", ["lfs", pytest.param("xet", marks=pytest.mark.slow)], indirect=True)
+def test_the_cards_snippets_run_and_a_moved_tag_is_put_back(hub_place: Place, hub_server: HubServer) -> None:
+    """The pinned one gives what it was tagged with, whatever came later; the other what is there now."""
+    done = hub_place.run("apply", "-y", "manifests/good.yaml")
+    assert done.code == 0, done.said
+    (name,) = hub_server.git(TARGET, "tag").split()
+    assert f"✓ tiny-res: tagged {name}" in done.err
+    plain, pinned = snippets(hub_server.file(TARGET, "README.md").decode())
+    cfg = hub_server.git(TARGET, "show", f"{name}:layer_0/standard/cfg.json")
+    hub_server.push(TARGET, {"layer_0/standard/cfg.json": cfg.replace('"model_name": "model"', '"model_name": "later"').encode()})
+    look = "print(sae.cfg.metadata.model_name)"
+    command = [sys.executable, "-W", "ignore", "-c", "\n".join([pinned, look, plain, look])]
+    loads = subprocess.run(command, env=dict(hub_place.environment), capture_output=True, text=True, timeout=120, check=False)
+    assert loads.returncode == 0, loads.stderr
+    assert loads.stdout.splitlines()[-2:] == ["model", "later"]
+
+    hub_server.push(TARGET, {"layer_0/standard/cfg.json": cfg.encode()})
+    right = hub_server.git(TARGET, "rev-parse", name)
+    hub_server.git(TARGET, "tag", "-f", name, hub_server.commits(TARGET)[1])
+    held = hub_place.run("plan", "--check", "manifests/good.yaml")
+    assert held.code == 1
+    assert f"! tag  held  {name} was moved to" in held.out
+    assert hub_place.run("plan", "--replace", "tiny-re", "manifests/good.yaml").code == 2, "no such release"
+    done = hub_place.run("apply", "-y", "--replace", "tiny-res", "manifests/good.yaml")
+    assert done.code == 0, done.said
+    assert hub_server.git(TARGET, "rev-parse", name) != right, "to a commit that holds the same"
+    assert hub_place.run("plan", "--check", "manifests/good.yaml").code == 0
+    again = hub_place.run("apply", "-y", "--replace", "tiny-res", "manifests/good.yaml")
+    assert (again.code, "nothing here needs --replace 'tiny-res'" in again.said) == (0, True)
+
+
 @pytest.mark.slow
 def test_neuronpedia_ids_reach_stock_sae_lens(hub_place: Place) -> None:
     with_neuronpedia(hub_place)
