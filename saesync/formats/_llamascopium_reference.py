@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NORM = "dataset_average_activation_norm."
 LOG = "log_jumprelu_threshold"
 NEW_LOG = f"activation_function.{LOG}"
+# Today's names of tensors, and those of the first generation, whose matrices are torch's Linear's.
+_FIRST = {"W_E": "encoder.weight", "b_E": "encoder.bias", "W_D": "decoder.weight", "b_D": "decoder.bias"}
 
 
 def forward(
@@ -30,9 +32,7 @@ def forward(
     loaded = _authors.load(path)
     t = loaded.get("sae", loaded)
     first = "encoder.weight" in t
-    W_E, b_E, W_D, b_D = (
-        ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias") if first else ("W_E", "b_E", "W_D", "b_D")
-    )
+    W_E, b_E, W_D, b_D = _FIRST.values() if first else _FIRST
     x = x.double()
     bias = t[b_D].double() if b_D in t else torch.zeros(x.shape[1], dtype=torch.float64)
     factor = math.sqrt(x.shape[1]) / x.norm(dim=1, keepdim=True) if scales.per_token else scales.inside
@@ -65,8 +65,7 @@ def write_example(folder: Path, seed: int, variant: str) -> None:
     log = torch.randn(48, generator=generator) / 2 - 2
     first, transcoder = variant == "r1-distill", variant == "transcoder"
     if first:
-        names = {"W_E": "encoder.weight", "b_E": "encoder.bias", "W_D": "decoder.weight", "b_D": "decoder.bias"}
-        t = {names[name]: value.T.contiguous() if name.startswith("W") else value for name, value in t.items()}
+        t = {_FIRST[name]: value.T.contiguous() if name.startswith("W") else value for name, value in t.items()}
     act = variant if variant in ("relu", "topk", "batchtopk") else "jumprelu"
     if act == "jumprelu":
         t[LOG if first else NEW_LOG] = log

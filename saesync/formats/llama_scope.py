@@ -4,8 +4,8 @@ Authors' inference (lm_saes/sae.py at 1e710367, ``from_config`` and ``encode``):
 ``s_in = sqrt(d_model) / dataset_average_activation_norm["in"]`` and ``s_out`` go into the weights, so that raw activations are
 read: ``encoder.bias / s_in``, ``decoder.weight s_in / s_out``, ``decoder.bias / s_out``. With sparsity_include_decoder_norm, the
 norm of each decoder direction then moves to the encoder. Then ``h = encoder(x)``, ``f = h (h > jump_relu_threshold)``, output
-``decoder(f)``. The one threshold is therefore in units of raw inputs and unit decoder directions. A topk SAE with a threshold runs
-as JumpReLU, too.
+``decoder(f)``. The one threshold is therefore in units of raw inputs and unit decoder directions. A topk SAE with a threshold
+runs as JumpReLU, too.
 
 SAELens's own loader scales the threshold by s_in and ignores the decoder norms: the same function only where these are 1.
 """

@@ -4,8 +4,8 @@ Llama Scope R1-Distill release is of its first generation, with Linear's tensor 
 Authors' forward pass (llamascopium/models/sae.py at 95281ac7; for the first generation lm_saes/sae.py at 5284ba55): inputs times
 ``s_in = sqrt(d_model) / dataset_average_activation_norm``, ``h = x W_E + b_E``, ``g = h n`` with the decoder norms n when
 sparsity_include_decoder_norm is on (its default), ``f = act(g) / n``, output ``f W_D + b_D``, divided by s_out. JumpReLU keeps
-``g > exp(log_jumprelu_threshold)``: in SAELens's terms the threshold is ``exp(...) / n``. With topk, n chooses the features: that is
-SAELens's rescale_acts_by_decoder_norm, whose features are n times the authors'.
+``g > exp(log_jumprelu_threshold)``: in SAELens's terms the threshold is ``exp(...) / n``. With topk, n chooses the features: that
+is SAELens's rescale_acts_by_decoder_norm, whose features are n times the authors'.
 
 batchtopk keeps the largest of a whole batch and stores no threshold for single tokens: one calibrated on data must be declared.
 """
@@ -131,7 +131,7 @@ class Llamascopium:
             source = _source(seen.file, config, _bare(seen.tensors))
         except Refused as refusal:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
-        facts = {"architecture": _openmoss.architecture(_ARCHITECTURES[source.act], source.transcoder)}
+        facts: dict[str, Any] = {"architecture": _openmoss.architecture(_ARCHITECTURES[source.act], source.transcoder)}
         facts |= {"act_fn": source.act, "d_in": source.d_in, "d_sae": source.d_sae}
         facts |= {"dtype": _bare(seen.tensors)[source.layout.names["W_dec"]].dtype, **_openmoss.facts(config)}
         needs = ["threshold"] if source.act == "batchtopk" else []
@@ -232,8 +232,8 @@ def _source(file: str, config: Mapping[str, Any], found: Mapping[str, TensorInfo
     if first and act == "topk":
         raise Refused(
             "Cannot be expressed in SAELens",
-            f"{CONFIG}: act_fn is topk in a checkpoint of the first generation, which lets negative features through wherever fewer "
-            "than top_k are positive.",
+            f"{CONFIG}: act_fn is topk in a checkpoint of the first generation, which lets negative features through "
+            "wherever fewer than top_k are positive.",
         )
     factor = config.get("expansion_factor")
     wide = int(d_in * factor) if isinstance(factor, int | float) and math.isfinite(factor) else None
@@ -264,7 +264,7 @@ def _scales(source: Source, tensors: Mapping[str, Stored], options: Llamascopium
             raise Refused("Norm is not needed", "activation_norm_out is declared, but input and target are the same activations.")
         inside = _norm(source, tensors, 0, declared[0])
         return Scales(inside, inside)
-    return Scales(*(_norm(source, tensors, side, declared[side]) for side in (0, 1)))
+    return Scales(_norm(source, tensors, 0, declared[0]), _norm(source, tensors, 1, declared[1]))
 
 
 def _norm(source: Source, tensors: Mapping[str, Stored], side: int, declared: float | None) -> float:
@@ -275,8 +275,8 @@ def _norm(source: Source, tensors: Mapping[str, Stored], side: int, declared: fl
         if declared is None:
             raise Refused(
                 "Needs a declared norm",
-                f"{CONFIG} says norm_activation dataset-wise, but {source.file} holds no {name}. Declare the average norm of these "
-                f"activations in training as `{option}` beside format.",
+                f"{CONFIG} says norm_activation dataset-wise, but {source.file} holds no {name}. Declare the average norm of "
+                f"these activations in training as `{option}` beside format.",
             )
         return _openmoss.scale(source.d_in, _openmoss.require_norm(declared, option))
     stored = _openmoss.require_norm(float(whole(tensors[name]).item()), f"{source.file}: {name}")
