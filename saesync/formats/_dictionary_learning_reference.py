@@ -4,37 +4,13 @@ blocks of features. Checkpoints come through torch's own loader, not through sae
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.formats import _torchzip
-from saesync.formats._bytes import LocalBytes
-from saesync.formats._lazy import BLOCK_BYTES
+from saesync.formats._authors import State, decode, encode, load, top_k
 
 if TYPE_CHECKING:
     import torch
-
-State = Mapping[str, "torch.Tensor"]
-
-
-def load(path: Path) -> State:
-    """The state dict, mapped where its layout allows that.
-
-    Raises:
-        Refused: its pickle names more than tensors.
-    """
-    import torch
-    from safetensors import safe_open
-
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as stored:
-            return {tensor: stored.get_tensor(tensor) for tensor in stored.keys()}  # noqa: SIM118  not a dict
-    _torchzip.require_safe(_torchzip.parse(LocalBytes(path), path.name), path.name)
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"PK"  # only the zip layout can be mapped
-    state: State = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    return state
 
 
 def forward(dict_class: str, path: Path, x: torch.Tensor, k: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,29 +25,15 @@ def forward(dict_class: str, path: Path, x: torch.Tensor, k: int | None) -> tupl
 
 
 def _encoder(t: State, x: torch.Tensor) -> torch.Tensor:
-    """``x`` times the encoder's matrix, block by block of features."""
-    import torch
-
+    """``x`` times the encoder's matrix."""
     linear = "encoder.weight" in t
-    weight = t["encoder.weight"] if linear else t["W_enc"]
-    out = torch.empty((len(x), weight.shape[0 if linear else 1]), dtype=torch.float64)
-    for part in _parts(out.shape[1], x.shape[1]):
-        out[:, part] = x @ (weight[part].double().T if linear else weight[:, part].double())
-    return out
+    return encode(x, t["encoder.weight"] if linear else t["W_enc"], linear)
 
 
 def _decode(t: State, features: torch.Tensor) -> torch.Tensor:
     bias = next(t[name] for name in ("bias", "b_dec", "decoder_bias", "decoder.bias") if name in t)
-    out = bias.double().repeat(len(features), 1)
-    for part in _parts(features.shape[1], len(bias)):
-        rows = t["decoder.weight"][:, part].double().T if "decoder.weight" in t else t["W_dec"][part].double()
-        out += features[:, part] @ rows
-    return out
-
-
-def _parts(length: int, width: int) -> Iterator[slice]:
-    step = max(1, BLOCK_BYTES // (8 * width))
-    return (slice(start, start + step) for start in range(0, length, step))
+    linear = "decoder.weight" in t
+    return decode(features, t["decoder.weight"] if linear else t["W_dec"], bias, linear)
 
 
 def _auto_encoder(t: State, x: torch.Tensor, k: int | None) -> torch.Tensor:
@@ -94,11 +56,7 @@ def _post_relu(t: State, x: torch.Tensor) -> torch.Tensor:
 
 
 def _top_k(t: State, x: torch.Tensor, k: int | None) -> torch.Tensor:
-    import torch
-
-    post = _post_relu(t, x)
-    top = post.topk(int(t["k"]) if "k" in t else int(k or 0), dim=-1)
-    return torch.zeros_like(post).scatter_(-1, top.indices, top.values)
+    return top_k(_post_relu(t, x), int(t["k"]) if "k" in t else int(k or 0))
 
 
 def _above_threshold(t: State, x: torch.Tensor, k: int | None) -> torch.Tensor:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from saesync.errors import Refused
 from saesync.formats import _npz, _safetensors, _torchzip
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._lazy import Stored, map_file
-from saesync.formats.base import TensorInfo
+from saesync.formats.base import Json, TensorInfo
+from saesync.model import nothing
 
 TORCH = (".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Tensors by name. ``others`` names what a torch checkpoint holds beside tensors."""
+    """Tensors by name. ``others`` names what a torch checkpoint holds beside tensors; ``values`` are the plain ones of these."""
 
     tensors: Mapping[str, Stored]
     others: tuple[str, ...] = ()
+    values: Mapping[str, Json] = field(default_factory=nothing)
 
     @property
     def infos(self) -> dict[str, TensorInfo]:
@@ -36,6 +38,7 @@ def open_tensors(path: Path, name: str) -> Opened:
     """
     source = LocalBytes(path)
     others: tuple[str, ...] = ()
+    values: Mapping[str, Json] = nothing()
     if name.endswith(".safetensors"):
         extents = _safetensors.parse(source, name)
     elif name.endswith(".npz"):
@@ -43,11 +46,11 @@ def open_tensors(path: Path, name: str) -> Opened:
     elif name.endswith(TORCH):
         file = _torchzip.parse(source, name, locate=True)
         _torchzip.require_safe(file, name)
-        extents, others = dict(file.extents), file.others
+        extents, others, values = dict(file.extents), file.others, file.values
     else:
         raise Refused("Unknown kind of file", f"{name} is none of .safetensors, .npz, {', '.join(TORCH)}.")
     buffer = map_file(path)
-    return Opened({tensor: Stored(buffer, extent) for tensor, extent in extents.items()}, others)
+    return Opened({tensor: Stored(buffer, extent) for tensor, extent in extents.items()}, others, values)
 
 
 def choose(names: Sequence[str], path: str, main: Collection[str], suffixes: tuple[str, ...], what: str) -> str:

@@ -31,7 +31,8 @@ _BROKEN = (
 
 @dataclass(frozen=True, slots=True)
 class TorchFile:
-    """What a checkpoint's pickle says. Nested dictionaries are flattened with dots; ``others`` names what is no tensor.
+    """What a checkpoint's pickle says. Nested dictionaries are flattened with dots; ``others`` names what is no tensor, and
+    ``values`` holds those of them that are plain numbers, strings or None.
 
     ``extents`` is empty unless asked for: finding where the data starts costs a read per tensor.
     """
@@ -40,6 +41,7 @@ class TorchFile:
     globals: tuple[str, ...]
     others: tuple[str, ...]
     extents: Mapping[str, Extent]
+    values: Mapping[str, Any]
 
     @property
     def unsafe(self) -> tuple[str, ...]:
@@ -162,9 +164,12 @@ def _describe(
     tensors: dict[str, TensorInfo] = {}
     extents: dict[str, Extent] = {}
     others: list[str] = []
+    values: dict[str, Any] = {}
     for name, leaf in _flatten(value).items():
         if not isinstance(leaf, TensorRef):
             others.append(name or "the whole file")
+            if leaf is None or isinstance(leaf, bool | int | float | str):
+                values[name] = leaf
             continue
         width = leaf.storage.width
         tensors[name] = TensorInfo(leaf.shape, leaf.storage.dtype)
@@ -175,4 +180,4 @@ def _describe(
             extents[name] = Extent(tensors[name], start_of(leaf.storage) + extent.start, leaf.strides, width)
             if extents[name].start + extent.nbytes > size:
                 raise ValueError("it is truncated")
-    return TorchFile(tensors, tuple(sorted(names)), tuple(sorted(others)), extents)
+    return TorchFile(tensors, tuple(sorted(names)), tuple(sorted(others)), extents, values)

@@ -36,8 +36,9 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """What can be known of a source without reading weights: its file names, the JSON side files, tensor headers, and
-    the globals named in a pickle. Keys are file names relative to the source path.
+    """What can be known of a source without reading weights: its file names, the JSON side files, tensor headers, the globals
+    named in a pickle, and the plain ``values`` (numbers, strings) beside its tensors. Keys are file names relative to the
+    source path.
 
     ``place`` is that path itself, with the repo's name before it: in some formats nothing else says model and layer. What it
     says is proposed to the user, never taken.
@@ -48,6 +49,7 @@ class Headers:
     tensors: Mapping[str, Mapping[str, TensorInfo]] = field(default_factory=nothing)
     globals: Mapping[str, tuple[str, ...]] = field(default_factory=nothing)
     place: str = ""
+    values: Mapping[str, Mapping[str, Json]] = field(default_factory=nothing)
 
 
 @dataclass(frozen=True, slots=True)

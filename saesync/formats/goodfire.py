@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
 from saesync.formats import _safetensors, _torchzip
+from saesync.formats._authors import decode, encode, load
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._checks import require_tensors
-from saesync.formats._lazy import BLOCK_BYTES, Extent, Stored, Transposed, map_file
+from saesync.formats._lazy import Extent, Stored, Transposed, map_file
 from saesync.formats._pickle import ALLOWED
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, TensorInfo, Weights
 
@@ -98,19 +99,10 @@ class Goodfire:
 
     def reference(self, files: SourceFiles, options: GoodfireOptions, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Format.reference``. Tensors come through torch's and safetensors' own loaders, not through ``read``."""
-        import torch
-
-        ((name, path),) = files.paths.items()
-        t = _load(name, path)
-        x = x.double()
-        d_sae, d_in = t[ENCODER].shape
-        features = torch.empty((x.shape[0], d_sae), dtype=torch.float64)
-        reconstruction = t[DECODER_BIAS].double().repeat(x.shape[0], 1)
-        step = max(1, BLOCK_BYTES // (8 * d_in))
-        for part in (slice(start, start + step) for start in range(0, d_sae, step)):
-            features[:, part] = (x @ t[ENCODER][part].double().T + t[ENCODER_BIAS][part].double()).relu()
-            reconstruction += features[:, part] @ t[DECODER][:, part].double().T
-        return features, reconstruction
+        ((_, path),) = files.paths.items()
+        t = load(path)
+        features = (encode(x.double(), t[ENCODER], linear=True) + t[ENCODER_BIAS].double()).relu()
+        return features, decode(features, t[DECODER], t[DECODER_BIAS], linear=True)
 
     def example(self, folder: Path, seed: int) -> GoodfireOptions:
         """A tiny ``.pth`` with d_in 12 and d_sae 40."""
@@ -149,17 +141,3 @@ def _dimensions(name: str, found: Mapping[str, TensorInfo]) -> tuple[int, int]:
     if 0 in (d_in, d_sae):
         raise Refused("Wrong shape", f"{name}: an axis has length 0.")
     return d_in, d_sae
-
-
-def _load(name: str, path: Path) -> Mapping[str, torch.Tensor]:
-    import torch
-    from safetensors import safe_open
-
-    if name.endswith(".safetensors"):
-        with safe_open(path, framework="pt") as stored:
-            return {tensor: stored.get_tensor(tensor) for tensor in stored.keys()}  # noqa: SIM118  not a dict
-    _torchzip.require_safe(_torchzip.parse(LocalBytes(path), name), name)
-    with path.open("rb") as stream:
-        zipped = stream.read(2) == b"PK"  # only the zip layout can be mapped
-    state: Mapping[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    return state

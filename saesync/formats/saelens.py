@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Refused
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._checks import read_json, require_tensors
-from saesync.formats._lazy import Filled, Mapped, Stored, map_file, spans, whole
+from saesync.formats._fold import divided_rows, row_norms, scaled_features, scaled_rows
+from saesync.formats._lazy import Filled, Mapped, Stored, map_file, whole
 from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, require_factor
 from saesync.formats._safetensors import parse
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, Weights
@@ -158,7 +159,7 @@ def _fold_fine_tuning(config: Config, tensors: dict[str, LazyTensor]) -> None:
         )
     if config.rescale:
         raise Refused("Cannot be expressed in SAELens", "A scaling_factor would change the decoder norms that choose features.")
-    tensors["W_dec"] = Mapped(tensors["W_dec"], lambda block, start, stop: block * factors[start:stop, None])
+    tensors["W_dec"] = scaled_rows(tensors["W_dec"], factors)
 
 
 def _fold_threshold(config: Config, factor: float, tensors: dict[str, LazyTensor]) -> None:
@@ -171,23 +172,8 @@ def _fold_threshold(config: Config, factor: float, tensors: dict[str, LazyTensor
         )
     if config.rescale:
         threshold /= factor
-        norms = _row_norms(tensors["W_dec"])
+        norms = row_norms(tensors["W_dec"]).clamp(min=1e-8)  # as SAELens's get_W_dec_norm
         for name in ("W_enc", "b_enc"):
-            tensors[name] = _scaled_columns(tensors[name], norms)
-        tensors["W_dec"] = Mapped(tensors["W_dec"], lambda block, start, stop: block / norms[start:stop, None])
+            tensors[name] = scaled_features(tensors[name], norms)
+        tensors["W_dec"] = divided_rows(tensors["W_dec"], norms)
     tensors["threshold"] = Filled(threshold, (config.d_sae,))
-
-
-def _scaled_columns(tensor: LazyTensor, norms: torch.Tensor) -> Mapped:
-    if len(tensor.shape) == 1:
-        return Mapped(tensor, lambda block, start, stop: block * norms[start:stop])
-    return Mapped(tensor, lambda block, *_: block * norms)
-
-
-def _row_norms(W_dec: LazyTensor) -> torch.Tensor:
-    """L2 norm of each feature's decoder row, clamped as in SAELens's ``get_W_dec_norm``. Shape ``[d_sae]``, float64."""
-    import torch
-
-    rows, columns = W_dec.shape
-    blocks = [W_dec.rows(start, stop).double().norm(dim=1) for start, stop in spans(rows, columns * 8)]
-    return torch.cat(blocks).clamp(min=1e-8)

@@ -107,6 +107,7 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
     json: dict[str, Any] = {}
     tensors: dict[str, Mapping[str, TensorInfo]] = {}
     globals_: dict[str, tuple[str, ...]] = {}
+    values: dict[str, Mapping[str, Any]] = {}
     for name, listed in files.items():
         source = place.open(listed)
         if name.endswith(".json"):
@@ -119,8 +120,8 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
             tensors[name] = _npz.parse(source, name)
         elif name.endswith(WEIGHT_SUFFIXES):
             file = _torchzip.parse(source, name)
-            tensors[name], globals_[name] = file.tensors, file.globals
-    return Headers(tuple(sorted(files)), json, tensors, globals_, where)
+            tensors[name], globals_[name], values[name] = file.tensors, file.globals, file.values
+    return Headers(tuple(sorted(files)), json, tensors, globals_, where, values)
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:
