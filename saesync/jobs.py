@@ -135,3 +135,17 @@ class CaptureResult:
     """Hooks at which nothing could be captured, each with its diagnostics as JSON; the others are written."""
 
     failures: Mapping[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJob:
+    """Write one SAE in another tool's layout (``to``: a name of ``saesync.writers``) and prove it. ``out`` is a fresh folder to
+    fill; ``metadata`` is laid over what the source says of hook and model. The result is a ConvertResult."""
+
+    to: str
+    format: str
+    options: Mapping[str, Json]
+    files: Mapping[str, str]
+    dtype: str
+    metadata: Mapping[str, Json]
+    out: str
