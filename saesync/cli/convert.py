@@ -43,7 +43,12 @@ def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[st
 
 from_option = click.option("--from", "from_", metavar="FORMAT", help="The format of SRC, when its files fit more than one.")
 option_option = click.option(
-    "--option", "options", multiple=True, metavar="NAME=VALUE", callback=parse_options, help="What the files do not say; repeatable."
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=parse_options,
+    help="What the files do not say; repeatable.",
 )
 
 
@@ -53,7 +58,9 @@ option_option = click.option(
 @click.option("--to", type=click.Choice(LAYOUTS), default=SAELENS, show_default=True, help="The layout to write.")
 @from_option
 @option_option
-@click.option("--dtype", type=click.Choice(["float64", "float32", "float16", "bfloat16"]), help="Stored type; SRC's unless given.")
+@click.option(
+    "--dtype", type=click.Choice(["float64", "float32", "float16", "bfloat16"]), help="Stored type; SRC's unless given."
+)
 @click.option("--hook", help="Where the SAE reads, when the files do not say it.")
 @click.option("--hook-out", help="What a transcoder predicts.")
 @click.option("--model", help="The language model's name, when the files do not say it.")
@@ -169,7 +176,9 @@ def _becoming(dst: Path) -> Iterator[Path]:
         try:
             inner.rename(dst)
         except OSError as error:
-            raise Refused("Destination exists", f"{dst} appeared meanwhile ({error.strerror}). Nothing was overwritten.") from error
+            raise Refused(
+                "Destination exists", f"{dst} appeared meanwhile ({error.strerror}). Nothing was overwritten."
+            ) from error
         _sync(dst.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

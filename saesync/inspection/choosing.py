@@ -26,7 +26,9 @@ class Chosen:
     facts: Mapping[str, Any]
 
 
-def choose(inspection: Inspection, format_: str | None = None, options: Mapping[str, Any] | None = None, hub: Hub | None = None) -> Chosen:
+def choose(
+    inspection: Inspection, format_: str | None = None, options: Mapping[str, Any] | None = None, hub: Hub | None = None
+) -> Chosen:
     """The one SAE of an inspection. ``format_`` and ``options`` are what the user declared.
 
     Raises:

@@ -1,8 +1,8 @@
 """The proof of a written layout: the tool's own forward pass over the written files against the source's authors' one.
 
 As for SAELens, two comparisons, so that a wrong function cannot hide behind rounding. Where storing rounds, the layout is
-written a second time in float64, and that is the *function*, compared to 1e-10; the files that are kept differ from it by rounding
-only, which is the *cast*.
+written a second time in float64, and that is the *function*, compared to 1e-10; the files that are kept differ from it by
+rounding only, which is the *cast*.
 """
 
 from __future__ import annotations
@@ -88,11 +88,17 @@ def _judge(proof: Mapping[str, Any], exact: bool) -> None:
     # Written so that a NaN fails.
     worst = max(proof["max_feature_diff"], proof["max_reconstruction_diff"])
     if not (worst <= EXACT and proof["support_changes"] == 0):
-        shown = ", ".join(f"{name} {proof[name]:.3g}" for name in ("max_feature_diff", "max_reconstruction_diff", "support_changes"))
-        raise ProofFailed("Not the same function", f"What was written for {proof['layout']} is not the source's function: {shown}.")
+        shown = ", ".join(
+            f"{name} {proof[name]:.3g}" for name in ("max_feature_diff", "max_reconstruction_diff", "support_changes")
+        )
+        raise ProofFailed(
+            "Not the same function", f"What was written for {proof['layout']} is not the source's function: {shown}."
+        )
     if exact:
         return
     limit = FVU_LIMIT[proof["dtype"]]
     if not (proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and proof["cast_fvu"] <= limit):
         shown = ", ".join(f"{name} {value:.3g}" for name, value in proof.items() if name.startswith("cast_"))
-        raise ProofFailed("Cast loses too much", f"In {proof['dtype']} it differs beyond rounding: {shown}. Choose a wider dtype.")
+        raise ProofFailed(
+            "Cast loses too much", f"In {proof['dtype']} it differs beyond rounding: {shown}. Choose a wider dtype."
+        )

@@ -1,4 +1,4 @@
-"""dictionary_learning (saprmarks/dictionary_learning): ``ae.pt``, a state dict, and ``config.json`` with ``trainer`` and ``buffer``.
+"""dictionary_learning (saprmarks/dictionary_learning): ``ae.pt``, a state dict, and ``config.json``.
 
 The class follows from the function (dictionary_learning 0.1.0: dictionary.py, trainers/top_k.py): ``AutoEncoder`` subtracts its
 bias from the input, ``AutoEncoderNew`` does not; ``GatedAutoEncoder`` and ``AutoEncoderTopK`` always do;
@@ -43,7 +43,9 @@ class DictionaryLearning:
             raise cannot(_TOOL, f"normalize_activations is {norm}; its classes do not normalise their input.")
         if architecture == "standard":
             dict_class = "AutoEncoder" if weights.cfg["apply_b_dec_to_input"] else "AutoEncoderNew"
-            return _layout(weights, dict_class, _linear(weights.tensors, "bias" if dict_class == "AutoEncoder" else "decoder.bias"))
+            return _layout(
+                weights, dict_class, _linear(weights.tensors, "bias" if dict_class == "AutoEncoder" else "decoder.bias")
+            )
         if architecture == "topk":
             plain = with_input_bias(with_plain_choice(weights), subtracts=True)
             numbers = {"k": int(plain.cfg["k"]), "threshold": _UNTRAINED}
@@ -55,7 +57,11 @@ class DictionaryLearning:
             plain = with_input_bias(weights, subtracts=False)
             names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
             return _layout(plain, "JumpReluAutoEncoder", {name: plain.tensors[name] for name in names})
-        why = "its TopK works on features after ReLU" if architecture == "abstopk" else "none of its classes predicts another activation"
+        why = (
+            "its TopK works on features after ReLU"
+            if architecture == "abstopk"
+            else "none of its classes predicts another activation"
+        )
         raise cannot(_TOOL, f"architecture is {architecture}: {why}.")
 
     def reference(self, folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ Authors' forward passes (backend/src/ml/sparse_autoencoder.py):
 - ``Transcoder``: ``f = relu(encoder(x))``, output ``decoder(f)``.
 
 b_dec is never subtracted from the input. Training gives both output biases of a SparseAutoencoder the same value, so b_dec is
-split into two halves. Neither ``top_k_sparsity`` (a percentage) nor ``normalize_activations`` is kept in a checkpoint of miStudio's:
+split into two halves. miStudio's own checkpoints keep neither ``top_k_sparsity`` (a percentage) nor ``normalize_activations``:
 they stand in metadata.json, under the names of its hyperparameters.
 """
 
@@ -35,7 +35,7 @@ _NORMS = ("none", "constant_norm_rescale")
 _WHY_NOT = {
     "gated": "miStudio has no gated encoder",
     "abstopk": "miStudio's TopK works on features after ReLU, so none of them can be negative",
-    "skip_transcoder": "W_skip: the scale of a SkipAutoencoder's connection is a training setting that its checkpoints do not hold",
+    "skip_transcoder": "W_skip: the scale of a SkipAutoencoder's connection is a setting that its checkpoints do not hold",
 }
 # exp of it is 0 in float32, in which miStudio computes, and far below any activation in float64.
 _NO_THRESHOLD = -104.0
@@ -51,7 +51,9 @@ class MiStudio:
         """See ``Writer.layout``."""
         architecture, norm = str(weights.cfg["architecture"]), weights.cfg["normalize_activations"]
         if architecture not in _CLASSES:
-            raise cannot("miStudio", f"architecture is {architecture}: {_WHY_NOT.get(architecture, 'miStudio has no such class')}.")
+            raise cannot(
+                "miStudio", f"architecture is {architecture}: {_WHY_NOT.get(architecture, 'miStudio has no such class')}."
+            )
         if norm not in _NORMS:
             raise cannot("miStudio", f"normalize_activations is {norm}; miStudio has {' and '.join(_NORMS)}.")
         kind = _CLASSES[architecture]
@@ -99,7 +101,9 @@ def _jumprelu(t: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         "W_dec": Transposed(t["W_dec"]),
         "b_dec": t["b_dec"],
         # A threshold of 0 or less is ReLU, for SAELens zeroes negative features whatever the threshold.
-        "activation.log_threshold": Mapped(t["threshold"], lambda block, *_: block.log().nan_to_num(_NO_THRESHOLD, neginf=_NO_THRESHOLD)),
+        "activation.log_threshold": Mapped(
+            t["threshold"], lambda block, *_: block.log().nan_to_num(_NO_THRESHOLD, neginf=_NO_THRESHOLD)
+        ),
     }
 
 

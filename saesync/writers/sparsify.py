@@ -33,7 +33,11 @@ class Sparsify:
         architecture = str(weights.cfg["architecture"])
         if architecture != "topk":
             detail = f"architecture is {architecture}, and sparsify's encoder always keeps the k largest features"
-            why = ": a ReLU SAE would need k = d_sae, a gather of every feature for every token" if architecture == "standard" else ""
+            why = (
+                ": a ReLU SAE would need k = d_sae, a gather of every feature for every token"
+                if architecture == "standard"
+                else ""
+            )
             raise cannot("sparsify", f"{detail}{why}.")
         if (norm := weights.cfg["normalize_activations"]) != "none":
             raise cannot("sparsify", f"normalize_activations is {norm}, and sparsify does not normalise its input.")
