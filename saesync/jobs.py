@@ -149,3 +149,39 @@ class ExportJob:
     dtype: str
     metadata: Mapping[str, Json]
     out: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnoseJob:
+    """Ask which hook and which flags explain an SAE best. ``folder`` is in SAELens layout; ``tokens`` are those looked at.
+    The other fields are as in MeasureJob. The result is a DiagnoseResult."""
+
+    model: str
+    loader: str
+    dtype: str
+    kwargs: Mapping[str, Json]
+    dataset: str
+    dataset_files: tuple[str, ...]
+    column: str
+    split: str
+    tokens: int
+    context: int
+    prepend_bos: bool
+    device: str
+    address: str
+    folder: str
+    hook: str
+    cache: str
+    hook_out: str | None = None
+    model_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnoseResult:
+    """``trials`` are ranked, best first, each as JSON (``saesync.measure.findings.Trial``), one of them ``declared``;
+    ``findings`` say what is not as declared; none means that what is declared is the best."""
+
+    trials: Sequence[Mapping[str, Json]]
+    findings: Sequence[Mapping[str, Json]]
+    tokens: int
+    about: Mapping[str, Json]
