@@ -135,3 +135,53 @@ class CaptureResult:
     """Hooks at which nothing could be captured, each with its diagnostics as JSON; the others are written."""
 
     failures: Mapping[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportJob:
+    """Write one SAE in another tool's layout (``to``: a name of ``saesync.writers``) and prove it. ``out`` is a fresh folder to
+    fill; ``metadata`` is laid over what the source says of hook and model. The result is a ConvertResult."""
+
+    to: str
+    format: str
+    options: Mapping[str, Json]
+    files: Mapping[str, str]
+    dtype: str
+    metadata: Mapping[str, Json]
+    out: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnoseJob:
+    """Ask which hook and which flags explain an SAE best. ``folder`` is in SAELens layout; ``tokens`` are those looked at.
+    The other fields are as in MeasureJob. The result is a DiagnoseResult."""
+
+    model: str
+    loader: str
+    dtype: str
+    kwargs: Mapping[str, Json]
+    dataset: str
+    dataset_files: tuple[str, ...]
+    column: str
+    split: str
+    tokens: int
+    context: int
+    prepend_bos: bool
+    device: str
+    address: str
+    folder: str
+    hook: str
+    cache: str
+    hook_out: str | None = None
+    model_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnoseResult:
+    """``trials`` are ranked, best first, each as JSON (``saesync.measure.findings.Trial``), one of them ``declared``;
+    ``findings`` say what is not as declared; none means that what is declared is the best."""
+
+    trials: Sequence[Mapping[str, Json]]
+    findings: Sequence[Mapping[str, Json]]
+    tokens: int
+    about: Mapping[str, Json]

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from saesync.errors import SaesyncError, disk_is_full, os_trouble
 from saesync.isolation import NetworkGuard, isolate
-from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, MeasureJob, MeasureSae
+from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, DiagnoseJob, ExportJob, MeasureJob, MeasureSae
 
 PARENT_VARIABLE = "SAESYNC_PARENT"
 PRELOAD = "preload"
@@ -57,11 +57,17 @@ def _capture_job(data: Mapping[str, Any]) -> CaptureJob:
     return CaptureJob(**{**data, "dataset_files": tuple(data["dataset_files"])})
 
 
+def _diagnose_job(data: Mapping[str, Any]) -> DiagnoseJob:
+    return DiagnoseJob(**{**data, "dataset_files": tuple(data["dataset_files"])})
+
+
 JOBS: Mapping[str, Job] = {
     "convert": Job("saesync.executors.convert", "run", lambda data: ConvertJob(**data)),
     "adopt": Job("saesync.executors.convert", "adopt", lambda data: AdoptJob(**data), tells=False),
+    "export": Job("saesync.executors.export", "run", lambda data: ExportJob(**data)),
     "measure": Job("saesync.executors.validate", "run", _measure_job),
     "capture": Job("saesync.executors.validate", "capture", _capture_job),
+    "diagnose": Job("saesync.executors.diagnose", "run", _diagnose_job),
     "devices": Job("saesync.worker_main", "devices", dict, tells=False),
     PRELOAD: Job("saesync.worker_main", "preload", dict, tells=False),
 }

@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.planning",),
     ("saesync.planner", "saesync.review"),
     ("saesync.render", "saesync.planfile", "saesync.hub", "saesync.forge"),
-    ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure"),
+    ("saesync.formats", "saesync.targets", "saesync.convert", "saesync.measure", "saesync.writers"),
     ("saesync.schema",),
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
     (

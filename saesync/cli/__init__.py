@@ -21,6 +21,7 @@ from saesync.errors import Interrupted, ManifestError, SaesyncError, os_trouble
 _COMMANDS = {
     "init": "inspect",
     "inspect": "inspect",
+    "convert": "convert",
     "check": "check",
     "plan": "plan",
     "apply": "apply",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from saesync.cli.ci import api_option
+from saesync.cli.doctor_sae import sae
 from saesync.cli.output import put
 from saesync.errors import Missing
 
@@ -21,9 +22,25 @@ _REMOTE = re.compile(r"(?:https://|ssh://git@|git@)[^/:]+[:/](?P<name>[^/\s]+/[^
 _COLUMN = 7
 
 
-@click.group()
+class _Doctor(click.Group):
+    """A word that is no subcommand is the SAE: ``saesync doctor ADDRESS`` is ``saesync doctor sae ADDRESS``."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, except for that."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            return "sae", self.commands["sae"], args
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Doctor)
 def doctor() -> None:
-    """Look for what is not set up as it should be."""
+    """Look for what is not as it should be: an SAE's hook and flags, a repository's settings.
+
+    `saesync doctor ADDRESS` is short for `saesync doctor sae ADDRESS`.
+    """
+
+
+doctor.add_command(sae)
 
 
 @doctor.command()

@@ -71,10 +71,10 @@ def prove(
     function = Stock(out, "float64", None if exact else weights)
     as_used = Stock(out, dtype)
     _check_survival(as_used, {**weights.cfg, **cfg}, metadata)
-    factors = _factors(weights)
+    factors = factors_of(weights)
     rows = make_rows(function, real)
     gate, cast = Gate(function, EPSILON["float64"]), Gate(function, EPSILON[dtype])
-    for part in _batches(rows, function.d_sae):
+    for part in batches(rows, function.d_sae):
         x, plain = rows.x[part], rows.plain[part]
         ours = function.forward(x)
         gate.compare(x, source.forward(x, factors), ours)
@@ -99,10 +99,10 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     stored = {extent.info.dtype for extent in parse(LocalBytes(published / WEIGHTS_FILE), WEIGHTS_FILE).values()}
     dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
     function = Stock(published, "float64")
-    rows, factors = make_rows(function, real), _factors(weights)
+    rows, factors = make_rows(function, real), factors_of(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
     plain, edges = Gate(function, EPSILON[dtype]), Gate(function, EPSILON[dtype])
-    for part in _batches(rows, function.d_sae):
+    for part in batches(rows, function.d_sae):
         reference, ours = source.forward(rows.x[part], factors), function.forward(rows.x[part])
         if reference[0].shape != ours[0].shape or reference[1].shape != ours[1].shape:
             raise ProofFailed("Not the same function", "The published SAE has other dimensions than the source.")
@@ -123,12 +123,13 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     return proof
 
 
-def _batches(rows: Rows, d_sae: int) -> Iterator[slice]:
+def batches(rows: Rows, d_sae: int) -> Iterator[slice]:
+    """Ranges of rows whose ``[rows, d_sae]`` matrices stay small."""
     step = max(1, _BATCH_BYTES // (8 * d_sae))
     return (slice(start, start + step) for start in range(0, len(rows.x), step))
 
 
-def _factors(weights: Weights) -> torch.Tensor | None:
+def factors_of(weights: Weights) -> torch.Tensor | None:
     """What the authors' features are multiplied by to give SAELens's, float64 ``[d_sae]``; None for 1.
 
     Raises:

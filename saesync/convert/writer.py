@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from saesync.digest import FileDigest, Hasher, digest_bytes
 from saesync.errors import Refused
-from saesync.formats._lazy import WIDTHS, spans
+from saesync.formats._lazy import WIDTHS, holds, spans
 from saesync.formats._safetensors import CODES
 from saesync.formats.base import LazyTensor, Weights
 from saesync.model import CFG_FILE, WEIGHTS_FILE
@@ -58,10 +58,17 @@ def write_sae(
         raise Refused("Unknown dtype", f"dtype must be one of {', '.join(WIDTHS)}, not {dtype[:50]!r}.")
     text = _cfg_text(weights, dtype, cfg, metadata)
     out.mkdir(parents=True, exist_ok=True)
-    digests = {WEIGHTS_FILE: _write_weights(weights.tensors, out / WEIGHTS_FILE, dtype, progress)}
+    kinds = {name: stored_dtype(name, dtype) for name in weights.tensors}
+    digests = {WEIGHTS_FILE: write_tensors(weights.tensors, out / WEIGHTS_FILE, kinds, progress)}
     (out / CFG_FILE).write_bytes(text)
     (out / CFG_FILE).chmod(0o644)
     return digests | {CFG_FILE: digest_bytes(text)}
+
+
+def write_cfg(weights: Weights, out: Path, dtype: str) -> None:
+    """cfg.json alone, without a hook's name: for a SAELens object that gets its tensors from ``weights`` directly."""
+    nowhere = dict.fromkeys(("hook_name", "hook_name_out", "hook_head_index"))
+    (out / CFG_FILE).write_bytes(_cfg_text(weights, dtype, {}, nowhere))
 
 
 def rewrite_cfg(text: bytes, cfg: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
@@ -87,9 +94,7 @@ def stored_dtype(name: str, dtype: str) -> str:
 
 def is_exact(weights: Weights, dtype: str) -> bool:
     """Whether storing as ``dtype`` keeps every value of the source without rounding."""
-    wider = {"float64": tuple(WIDTHS), "float32": ("float32", "float16", "bfloat16")}
-    kinds = {name: stored_dtype(name, dtype) for name in weights.tensors}
-    return all(tensor.dtype in wider.get(kinds[name], (kinds[name],)) for name, tensor in weights.tensors.items())
+    return all(holds(stored_dtype(name, dtype), tensor.dtype) for name, tensor in weights.tensors.items())
 
 
 def _cfg_text(weights: Weights, dtype: str, cfg: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
@@ -153,12 +158,14 @@ def _dump(fields: Mapping[str, Any]) -> bytes:
         raise Refused("Damaged config", "cfg.json would hold NaN or an infinity, which JSON cannot say.") from error
 
 
-def _header(tensors: Mapping[str, LazyTensor], dtype: str) -> tuple[bytes, list[str], int]:
+def _header(
+    tensors: Mapping[str, LazyTensor], kinds: Mapping[str, str], metadata: Mapping[str, str]
+) -> tuple[bytes, list[str], int]:
     """Header bytes, the order of tensors in the file and the length of the data."""
-    kinds = {name: stored_dtype(name, dtype) for name in tensors}
     # Wider types first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: (-WIDTHS[kinds[name]], name))
-    entries, at = {}, 0
+    entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    at = 0
     codes = {kind: CODES[kind] for kind in WIDTHS}
     for name in order:
         end = at + math.prod(tensors[name].shape) * WIDTHS[kinds[name]]
@@ -169,8 +176,22 @@ def _header(tensors: Mapping[str, LazyTensor], dtype: str) -> tuple[bytes, list[
     return len(text).to_bytes(8, "little") + text, order, at
 
 
-def _write_weights(tensors: Mapping[str, LazyTensor], path: Path, dtype: str, progress: Progress | None) -> FileDigest:
-    header, order, length = _header(tensors, dtype)
+def write_tensors(
+    tensors: Mapping[str, LazyTensor],
+    path: Path,
+    kinds: Mapping[str, str],
+    progress: Progress | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> FileDigest:
+    """Write a safetensors file in bounded memory; ``kinds`` is the type each tensor is stored in, by name.
+
+    ``metadata`` is for layouts whose readers need it; SAELens folders have none.
+
+    Raises:
+        Refused: NaN or infinity in the source, or a value that its type cannot hold.
+        OSError: no space, no permission.
+    """
+    header, order, length = _header(tensors, kinds, metadata or {})
     total = len(header) + length
     hasher = Hasher(total)
     hasher.update(header)
@@ -179,7 +200,7 @@ def _write_weights(tensors: Mapping[str, LazyTensor], path: Path, dtype: str, pr
         stream.write(header)
         writing: Future[int] | None = None
         for name in order:
-            for block in _blocks(name, tensors[name], stored_dtype(name, dtype)):
+            for block in _blocks(name, tensors[name], kinds[name]):
                 if writing is not None:  # at most one block waits while the next is made
                     done += writing.result()
                     if progress is not None:

@@ -27,7 +27,7 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
         ProofFailed: the result is not the authors' function, or stock SAELens loses part of it.
         Missing: a file of the job is not there.
     """
-    source = _source(job.format, job.options, job.files)
+    source = open_source(job.format, job.options, job.files)
     weights = source.format.read(source.files, source.options)
     size = 0
 
@@ -56,12 +56,18 @@ def adopt(job: AdoptJob) -> ConvertResult:
         ProofFailed: they are different functions.
         Missing: a file of the job is not there.
     """
-    source = _source(job.format, job.options, job.files)
+    source = open_source(job.format, job.options, job.files)
     weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
     return ConvertResult(prove_published(source, weights, Path(job.published)))
 
 
-def _source(name: str, options: Mapping[str, Json], files: Mapping[str, str]) -> Source:
+def open_source(name: str, options: Mapping[str, Json], files: Mapping[str, str]) -> Source:
+    """The original of a job.
+
+    Raises:
+        Missing: a file is not there.
+        Refused: the format or an option is unknown.
+    """
     paths = {key: Path(path) for key, path in files.items()}
     for path in paths.values():
         if not path.is_file():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.cache import Cache
 from saesync.digest import digest_file, key_of
 from saesync.errors import Diagnostic, Missing, Refused
-from saesync.jobs import CaptureJob, CaptureResult, MeasureJob, MeasureResult
+from saesync.jobs import CaptureJob, CaptureResult, DiagnoseJob, MeasureJob, MeasureResult
 from saesync.model import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ def run(job: MeasureJob, progress: Progress | None = None) -> MeasureResult:
 
     from saesync.measure.engine import Engine
 
-    model = _model(job)
+    model = model_for(job)
     sequences = -(-job.tokens // job.context)
-    rows = _rows(job, model, sequences, None)
+    rows = rows_for(job, model, sequences, None)
     outcome = Engine(model, rows, get_special_token_ids(model.tokenizer), progress).run(job.saes)
-    about = {**_versions(), **_setting(job, model), "tokens": int(rows.size), "sequences": len(rows)}
+    about = {**versions(), **setting_of(job, model), "tokens": int(rows.size), "sequences": len(rows)}
     weights = {sae.address: sae.folder for sae in job.saes if sae.address in outcome.metrics}
     return MeasureResult(
         {address: {name: _plain(found) for name, found in named.items()} for address, named in outcome.metrics.items()},
@@ -71,10 +71,10 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
     from saesync.measure.checks import unknown_hook
     from saesync.measure.engine import Engine
 
-    model = _model(job)
+    model = model_for(job)
     failures = {hook: unknown_hook(model, "the proof", hook) for hook in job.out if hook not in model.points}
     sequences = -(-job.rows // max(1, job.context - 2)) + 1
-    rows = _rows(job, model, sequences, 1)
+    rows = rows_for(job, model, sequences, 1)
     engine = Engine(model, rows, get_special_token_ids(model.tokenizer))
     hooks = frozenset(hook for hook in job.out if hook not in failures)
     found = engine.fitting(lambda: _activations(engine, hooks, job.rows, progress))
@@ -127,7 +127,7 @@ def forget() -> None:
     gc.collect()
 
 
-def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
+def _loaded(job: MeasureJob | CaptureJob | DiagnoseJob) -> LanguageModel:
     """The job's model. Loading one takes longer than measuring an SAE on it, so the last one is kept for the next job."""
     from saesync.measure.devices import device_for
     from saesync.measure.models import load_model
@@ -142,7 +142,13 @@ def _loaded(job: MeasureJob | CaptureJob) -> LanguageModel:
     return _kept[key]
 
 
-def _model(job: MeasureJob | CaptureJob) -> LanguageModel:
+def model_for(job: MeasureJob | CaptureJob | DiagnoseJob) -> LanguageModel:
+    """The job's model, computing without TF32.
+
+    Raises:
+        Missing: it is not here, or does not fit on the device.
+        Refused: it cannot be loaded, or cannot read that much context.
+    """
     import torch
 
     torch.set_float32_matmul_precision("highest")  # no TF32: it would blur what is measured
@@ -154,7 +160,7 @@ def _model(job: MeasureJob | CaptureJob) -> LanguageModel:
     return model
 
 
-def _rows(job: MeasureJob | CaptureJob, model: LanguageModel, sequences: int, least: int | None) -> Tokens:
+def rows_for(job: MeasureJob | CaptureJob | DiagnoseJob, model: LanguageModel, sequences: int, least: int | None) -> Tokens:
     """The job's token rows, checked against the model's vocabulary."""
     from saesync.measure.dataset import Cutting, TextSpec, tokenised
 
@@ -175,7 +181,7 @@ def _rows(job: MeasureJob | CaptureJob, model: LanguageModel, sequences: int, le
     return rows
 
 
-def _tokenizer(job: MeasureJob | CaptureJob) -> dict[str, Any]:
+def _tokenizer(job: MeasureJob | CaptureJob | DiagnoseJob) -> dict[str, Any]:
     """What decides how text becomes tokens."""
     import transformers
 
@@ -186,13 +192,15 @@ def _tokenizer(job: MeasureJob | CaptureJob) -> dict[str, Any]:
     return {"files": key_of(digests), "loader": job.loader, "transformers": transformers.__version__}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What is recorded of the libraries numbers were made with."""
     from importlib.metadata import version
 
     return {name.replace("-", "_"): version(name) for name in ("torch", "sae-lens", "transformer-lens", "transformers")}
 
 
-def _setting(job: MeasureJob, model: LanguageModel) -> dict[str, Any]:
+def setting_of(job: MeasureJob | DiagnoseJob, model: LanguageModel) -> dict[str, Any]:
+    """What is recorded of how the model was run."""
     from saesync.measure.devices import device_label
 
     bos = int(model.tokenizer.bos_token_id) if job.prepend_bos else None

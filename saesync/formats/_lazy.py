@@ -149,7 +149,7 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A vector of one value in float64."""
+    """A vector of one value; ``dtype`` is what it is said to be stored in."""
 
     value: float
     shape: tuple[int, ...]
@@ -167,6 +167,12 @@ def spans(length: int, row_bytes: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_BYTES // max(1, row_bytes))
     for start in range(0, length, step):
         yield start, min(length, start + step)
+
+
+def holds(wide: str, narrow: str) -> bool:
+    """Whether every number of type ``narrow`` is one of type ``wide``."""
+    wider = {"float64": tuple(WIDTHS), "float32": ("float32", "float16", "bfloat16")}
+    return narrow in wider.get(wide, (wide,))
 
 
 def whole(tensor: LazyTensor) -> torch.Tensor:

@@ -1,0 +1,206 @@
+"""convert: one SAE from one layout to another, with the proof that it is the same function."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saesync.cache import Cache, settle
+from saesync.cli.output import is_terminal, put, say
+from saesync.errors import Missing, Refused
+from saesync.hub import Hub
+from saesync.inspection import Inspection, inspect_source
+from saesync.inspection.choosing import Chosen, choose
+
+Progress = Callable[[int, int], None]
+SAELENS = "saelens"
+# Listed here so that --help needs no writer; a test compares them with those that are found.
+LAYOUTS = (SAELENS, "dictionary_learning", "interpretability-workbench", "mistudio", "sparsify")
+
+
+def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:
+    """``name=value`` as a manifest would read it: numbers and booleans are what they look like."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{word!r} is not NAME=VALUE.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+from_option = click.option("--from", "from_", metavar="FORMAT", help="The format of SRC, when its files fit more than one.")
+option_option = click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=parse_options,
+    help="What the files do not say; repeatable.",
+)
+
+
+@click.command()
+@click.argument("src")
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--to", type=click.Choice(LAYOUTS), default=SAELENS, show_default=True, help="The layout to write.")
+@from_option
+@option_option
+@click.option(
+    "--dtype", type=click.Choice(["float64", "float32", "float16", "bfloat16"]), help="Stored type; SRC's unless given."
+)
+@click.option("--hook", help="Where the SAE reads, when the files do not say it.")
+@click.option("--hook-out", help="What a transcoder predicts.")
+@click.option("--model", help="The language model's name, when the files do not say it.")
+@click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form.")
+def convert(
+    src: str,
+    dst: Path,
+    to: str,
+    from_: str | None,
+    options: Mapping[str, Any],
+    dtype: str | None,
+    hook: str | None,
+    hook_out: str | None,
+    model: str | None,
+    format_: str,
+) -> None:
+    """Convert SRC to the new folder DST, and prove it.
+
+    SRC is one SAE: a file, a folder, or hf://owner/repo[/path][@revision]. The result is compared with its authors' forward pass
+    on adversarial inputs before it gets its name; what a layout cannot express is refused with the reason. DST appears whole or
+    not at all.
+    """
+    if dst.exists():
+        raise Refused("Destination exists", f"{dst} is there already and is not overwritten. Name a new folder.")
+    chosen, files = locate(src, from_, options)
+    said = {"hook_name": hook or chosen.facts.get("hook"), "hook_name_out": hook_out or chosen.facts.get("hook_out")}
+    said["model_name"] = model or chosen.facts.get("model")
+    job: dict[str, Any] = {
+        "format": chosen.format,
+        "options": dict(chosen.options),
+        "files": dict(files),
+        "dtype": dtype or chosen.facts.get("dtype") or "float32",
+        "metadata": {name: value for name, value in said.items() if value is not None},
+    }
+    job |= {"address": str(dst), "cfg": {}} if to == SAELENS else {"to": to}
+    with _becoming(dst) as folder:
+        result = in_worker("convert" if to == SAELENS else "export", {**job, "out": str(folder)}, "Converting")
+    _tell(dst, to, chosen, result, format_)
+
+
+def locate(src: str, format_: str | None, options: Mapping[str, Any]) -> tuple[Chosen, Mapping[str, str]]:
+    """The one SAE at SRC, and its files on this disk (fetched when they are on the Hub)."""
+    from saesync.executors.fetch import Parcel, bring
+    from saesync.resolve import SourceFile
+
+    cache = Cache()
+    hub: Hub | None = None
+
+    def opened() -> Hub:
+        nonlocal hub
+        hub = hub or Hub(cache)
+        return hub
+
+    inspection = inspect_source(src, opened)
+    chosen = choose(inspection, format_, options, hub)
+    if inspection.reference.repo is None or hub is None:
+        return chosen, chosen.files
+    repo, sha = inspection.reference.repo, inspection.revision or ""
+    _check_commit(hub, inspection, sha)
+    tree = hub.tree(repo, sha)
+    parcel = Parcel(repo, sha, "model", {name: SourceFile(listed, tree[listed]) for name, listed in chosen.files.items()})
+    with progress_bar("Fetching") as progress:
+        folder = bring(parcel, hub, cache, progress)
+    return chosen, {name: str(folder / name) for name in parcel.files}
+
+
+def _check_commit(hub: Hub, inspection: Inspection, sha: str) -> None:
+    repo = inspection.reference.repo or ""
+    if not hub.reachable(repo, sha, "model"):
+        detail = f"{sha[:8]} is in no branch or tag of {repo}, and anyone can open a pull request. Name another revision."
+        raise Refused("Commit is only in a pull request", detail)
+
+
+def in_worker(job: str, data: Any, label: str) -> Any:
+    """One job in a process without network and secrets; its result as plain JSON."""
+    from saesync.workers import Worker, spawn
+
+    worker = Worker(Cache().root / "worker-home", spawn)
+    try:
+        with progress_bar(label) as progress:
+            return worker.run(job, data, progress)
+    except BaseException:
+        worker.kill()
+        raise
+    finally:
+        worker.close()
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[Progress | None]:
+    """A bar on stderr when somebody sits there, else nothing."""
+    if not is_terminal(sys.stderr):
+        yield None
+        return
+    with click.progressbar(length=1000, label=label, file=sys.stderr) as bar:
+        yield lambda done, total: bar.update(max(0, 1000 * done // max(1, total) - bar.pos))
+
+
+@contextmanager
+def _becoming(dst: Path) -> Iterator[Path]:
+    """A fresh folder beside DST that gets its name at the end, flushed to disk, or is gone."""
+    try:
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{dst.name}.", dir=dst.parent.absolute()))
+    except OSError as error:
+        raise Missing("Folder cannot be written", f"{dst}: {error.strerror}. Name another one.") from error
+    try:
+        inner = folder / "made"
+        inner.mkdir()
+        yield inner
+        settle(inner)
+        _sync(inner)
+        try:
+            inner.rename(dst)
+        except OSError as error:
+            raise Refused(
+                "Destination exists", f"{dst} appeared meanwhile ({error.strerror}). Nothing was overwritten."
+            ) from error
+        _sync(dst.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _tell(dst: Path, to: str, chosen: Chosen, result: Mapping[str, Any], format_: str) -> None:
+    proof = result["proof"]
+    if format_ == "json":
+        head = {"type": "saesync-convert", "version": 1, "destination": str(dst), "from": chosen.format, "to": to}
+        put(json.dumps({**head, "files": result["digests"], "proof": proof}, indent=2, ensure_ascii=False))
+        return
+    size = sum(digest["size"] for digest in result["digests"].values())
+    put(f"Wrote {dst}: {chosen.format} to {to}, {len(result['digests'])} files, {size:,} bytes.")
+    worst = max(proof["max_feature_diff"], proof["max_reconstruction_diff"])
+    put(f"Proved on {proof['rows']} rows in float64: features and outputs differ by at most {worst:.1e} of their size.")
+    if "hook" not in chosen.facts and to == SAELENS:
+        say("Note: the files do not say where the SAE reads; --hook NAME writes it into cfg.json unless it is there.")

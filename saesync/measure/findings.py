@@ -1,0 +1,143 @@
+"""What the ranking of an SAE's possible meanings says about the declared one. Pure: numbers in, sentences out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# How much better another meaning must be before it is evidence: by a tenth, and by more than chance (three standard errors of
+# the difference). One that lets more features fire explains more anyway, so it must be twice as good.
+_RATIO, _SIGMAS = 0.9, 3.0
+_MORE_FEATURES, _CLEARLY = 1.2, 0.5
+# Above this nothing is explained that the mean activation would not explain.
+_NOTHING = 0.9
+SCALED = "mean_norm_scale"  # inputs times one number, so that their mean norm is sqrt(d_in)
+DIMENSIONS = ("hook", "bos", "norm", "subtract", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One meaning and how it fared: where the SAE reads, whether rows begin with BOS, what its input is normalised by
+    (SAELens's names, or ``mean_norm_scale`` with its ``scale``), whether b_dec is subtracted, and the activation.
+
+    ``fvu`` is the fraction of variance unexplained, ``stderr`` its standard error over sequences (None: too few), ``l0`` the
+    mean number of features that fire.
+    """
+
+    hook: str
+    bos: bool
+    norm: str
+    subtract: bool
+    activation: str
+    fvu: float
+    stderr: float | None
+    l0: float
+    scale: float | None = None
+    declared: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``kind`` is a constant that can be searched for; ``detail`` full sentences with the numbers and what to do."""
+
+    kind: str
+    detail: str
+
+    def to_json(self) -> dict[str, str]:
+        """Plain data."""
+        return asdict(self)
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Best first; those that are not numbers last; of equals the declared one first."""
+    return sorted(trials, key=lambda trial: (trial.fvu if math.isfinite(trial.fvu) else math.inf, not trial.declared))
+
+
+def findings(trials: Sequence[Trial]) -> list[Finding]:
+    """What is not as declared, as far as these numbers show it. Empty: the declared meaning is the best."""
+    order = ranked(trials)
+    declared = next(trial for trial in order if trial.declared)
+    better = [trial for trial in order if _beats(trial, declared)]
+    found: list[Finding] = []
+    if better:
+        chosen = _simplest(better, declared)
+        found = [_SAYS[name](chosen, declared) for name in DIMENSIONS if getattr(chosen, name) != getattr(declared, name)]
+    best = better[0] if better else declared
+    if not best.fvu < _NOTHING:
+        detail = (
+            f"At best ({best.hook}) {best.fvu:.2f} of the variance stays unexplained: no hook and no flag that was tried makes"
+            " sense of these weights. Is it the base model they were trained on, at this revision, and are they trained at all?"
+        )
+        found.append(Finding("Nothing fits", detail))
+    return found
+
+
+def _beats(trial: Trial, declared: Trial) -> bool:
+    if trial.declared or not math.isfinite(trial.fvu):
+        return False
+    if not math.isfinite(declared.fvu):
+        return True
+    chance = _SIGMAS * math.hypot(trial.stderr or 0.0, declared.stderr or 0.0)
+    needed = _RATIO if trial.l0 <= _MORE_FEATURES * declared.l0 else _CLEARLY
+    return trial.fvu < needed * declared.fvu and declared.fvu - trial.fvu > chance
+
+
+def _simplest(better: Sequence[Trial], declared: Trial) -> Trial:
+    """Of the meanings that are as good as the best, the one nearest to what is declared: not everything that differs matters."""
+    best = better[0]
+    near = [trial for trial in better if trial.fvu <= best.fvu + max(0.05 * declared.fvu, _SIGMAS * (best.stderr or 0.0))]
+    return min(near, key=lambda trial: (sum(getattr(trial, name) != getattr(declared, name) for name in DIMENSIONS), trial.fvu))
+
+
+def _numbers(chosen: Trial, declared: Trial) -> str:
+    return f"{chosen.fvu:.3g} of the variance stays unexplained, as declared {declared.fvu:.3g}"
+
+
+def _hook(chosen: Trial, declared: Trial) -> Finding:
+    detail = f"At {chosen.hook} {_numbers(chosen, declared)} ({declared.hook}). Correct `hook` if the authors say so, too."
+    return Finding("Wrong hook", detail)
+
+
+def _bos(chosen: Trial, declared: Trial) -> Finding:
+    if chosen.bos:
+        return Finding(
+            "Missing BOS", f"With BOS at the start of every row {_numbers(chosen, declared)}. Set `prepend_bos: true`."
+        )
+    return Finding("BOS is not wanted", f"Without BOS {_numbers(chosen, declared)}. Set `prepend_bos: false`.")
+
+
+def _norm(chosen: Trial, declared: Trial) -> Finding:
+    if chosen.norm == SCALED:
+        detail = (
+            f"With inputs multiplied by {chosen.scale:.4g}, so that their mean norm is the root of d_in, "
+            f"{_numbers(chosen, declared)}."
+            " Declare the factor the SAE was trained with (`norm_scaling_factor`), so that it is folded in."
+        )
+        return Finding("Missing scale", detail)
+    detail = f"With normalize_activations: {chosen.norm} {_numbers(chosen, declared)} ({declared.norm}). Set it under `cfg`."
+    return Finding("Wrong normalisation", detail)
+
+
+def _subtract(chosen: Trial, declared: Trial) -> Finding:
+    said = f"With apply_b_dec_to_input: {str(chosen.subtract).lower()}"
+    return Finding("Wrong input bias", f"{said} {_numbers(chosen, declared)}. Set it under `cfg`.")
+
+
+def _activation(chosen: Trial, declared: Trial) -> Finding:
+    detail = f"With the activation {chosen.activation} {_numbers(chosen, declared)} ({declared.activation})."
+    return Finding("Wrong activation", f"{detail} Look at what the source's options say of it.")
+
+
+_SAYS: Mapping[str, Callable[[Trial, Trial], Finding]] = {
+    "hook": _hook,
+    "bos": _bos,
+    "norm": _norm,
+    "subtract": _subtract,
+    "activation": _activation,
+}

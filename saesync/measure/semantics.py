@@ -1,0 +1,213 @@
+"""Which hook, which normalisation, which activation make sense of an SAE: tried on real activations, ranked by what they explain.
+
+The forward pass is written out here from the weights: SAELens's classes cannot be asked what they would give with other flags.
+One product with ``W_enc`` per normalisation serves all variants of it, since ``(x - b_dec) W = x W - b_dec W``. Everything is
+streamed: memory is that of one batch of sequences, whatever the number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from saesync.errors import Refused
+from saesync.measure.findings import SCALED, Trial
+from saesync.measure.saes import LoadedSae
+from saesync.measure.statistics import Tally, explained_variance
+
+NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
+_UNKNOWN = ("temporal", "matching_pursuit")
+_BLOCK = 1 << 24  # elements of one [rows, d_sae] block
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """One way to read the weights."""
+
+    norm: str
+    subtract: bool
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Where activations come from."""
+
+    hook: str
+    bos: bool
+
+
+@dataclass
+class Sums:
+    """Per-sequence sums of one condition: moments of what is to be reconstructed, and of each reading the error and the active
+    features. ``scale`` is the one number inputs are multiplied by for SCALED, taken from the first batch."""
+
+    scale: float
+    moments: Tally
+    trials: dict[Flags, Tally] = field(default_factory=dict)
+
+
+class Reading:
+    """The weights of one SAE, read in every way its architecture leaves open."""
+
+    def __init__(self, sae: LoadedSae) -> None:
+        """
+        Raises:
+            Refused: its architecture has no forward pass that can be written out row by row.
+        """
+        cfg = sae.sae.cfg
+        self.architecture = str(cfg.architecture())
+        if self.architecture in _UNKNOWN:
+            raise Refused("Cannot be diagnosed", f"{sae.address} is {self.architecture}: its flags cannot be tried one by one.")
+        self.transcoder = sae.target is not sae.site
+        self._t: Mapping[str, torch.Tensor] = dict(sae.sae.named_parameters())
+        self._k = getattr(cfg, "k", None)
+        self._norms_of_rows = self._t["W_dec"].norm(dim=1)
+        self._shift = self._t["b_dec"] @ self._t["W_enc"] if not self.transcoder else torch.zeros(())
+        rescales = bool(getattr(cfg, "rescale_acts_by_decoder_norm", False))
+        activation = {"standard": "relu", "transcoder": "relu", "skip_transcoder": "relu"}.get(
+            self.architecture, self.architecture
+        )
+        activation = "jumprelu" if "jumprelu" in activation else activation
+        if activation == "topk" and rescales:
+            activation = "topk by decoder norm"
+        self.declared = Flags(cfg.normalize_activations, bool(cfg.apply_b_dec_to_input), activation)
+
+    @property
+    def variants(self) -> tuple[Flags, ...]:
+        """All readings. A transcoder has neither an input bias nor a normalisation in SAELens."""
+        activations = {
+            "jumprelu": ("jumprelu", "relu"),
+            "topk": ("topk", "topk by decoder norm", "relu"),
+            "topk by decoder norm": ("topk", "topk by decoder norm", "relu"),
+        }.get(self.declared.activation, (self.declared.activation,))
+        if self.transcoder:
+            return tuple(Flags("none", False, activation) for activation in activations)
+        return tuple(Flags(norm, subtract, name) for norm in NORMS for subtract in (True, False) for name in activations)
+
+    def outputs(
+        self, x: torch.Tensor, scale: float, variants: Sequence[Flags]
+    ) -> Iterator[tuple[Flags, torch.Tensor, torch.Tensor]]:
+        """Reading, output ``[n, d_out]`` and active features ``[n]`` for inputs ``x [n, d_in]``."""
+        for norm in dict.fromkeys(flags.norm for flags in variants):
+            inner, undo = _normalised(norm, x, scale)
+            product = inner @ self._t["W_enc"]
+            for flags in variants:
+                if flags.norm == norm:
+                    features, factors = self._features(product - self._shift if flags.subtract else product, flags)
+                    decoded = (features / factors if factors is not None else features) @ self._t["W_dec"] + self._t["b_dec"]
+                    output = undo(decoded)
+                    yield flags, output + x @ self._t["W_skip"].T if "W_skip" in self._t else output, (features != 0).sum(1)
+
+    def _features(self, product: torch.Tensor, flags: Flags) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features, and what they are divided by before decoding."""
+        t, name = self._t, flags.activation
+        if name == "gated":
+            # product is z W: the magnitude's encoder is W times exp(r_mag)
+            return (product + t["b_gate"] > 0) * (product * t["r_mag"].exp() + t["b_mag"]).relu(), None
+        h = product + t["b_enc"]
+        if name == "relu":
+            return h.relu(), None
+        if name == "jumprelu":
+            return h.relu() * (h > t["threshold"]), None
+        if name == "abstopk":
+            return _kept(h, h.abs(), int(self._k or 1)), None
+        by_norm = name == "topk by decoder norm"
+        h = h * self._norms_of_rows if by_norm else h
+        return _kept(h.relu(), h, int(self._k or 1)), self._norms_of_rows.clamp(min=1e-8) if by_norm else None
+
+    def block_rows(self) -> int:
+        """Rows that are encoded at a time."""
+        return max(16, _BLOCK // self._t["W_dec"].shape[0])
+
+
+def _kept(values: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
+    top = order.topk(k, dim=1).indices
+    return torch.zeros_like(values).scatter_(1, top, values.gather(1, top))
+
+
+def _normalised(norm: str, x: torch.Tensor, scale: float) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    if norm == "layer_norm":
+        mean, deviation = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True)
+        return (x - mean) / (deviation + 1e-5), lambda y: y * deviation + mean
+    if norm == "constant_norm_rescale":
+        factor = x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return x * factor, lambda y: y / factor
+    if norm == SCALED:
+        return x * scale, lambda y: y / scale
+    return x, lambda y: y
+
+
+def add(
+    reading: Reading, sums: Sums, first: int, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor, variants: Sequence[Flags]
+) -> None:
+    """Take in a batch: inputs ``x [batch, ctx, d_in]``, what shall come out ``y [batch, ctx, d_out]``, which positions count."""
+    flat_x, flat_y = x.reshape(-1, x.shape[-1]).float(), y.reshape(-1, y.shape[-1]).float()
+    weights = keep.reshape(-1)
+    found: dict[Flags, dict[str, list[torch.Tensor]]] = {flags: {"error": [], "active": []} for flags in variants}
+    step = reading.block_rows()
+    for start in range(0, len(flat_x), step):
+        part = slice(start, start + step)
+        for flags, output, active in reading.outputs(flat_x[part], sums.scale, variants):
+            error = torch.where(weights[part], (flat_y[part] - output).square().sum(1), 0.0)
+            found[flags]["error"].append(error.double().cpu())
+            found[flags]["active"].append(torch.where(weights[part], active, 0).double().cpu())
+    batch = x.shape[0]
+    for flags, parts in found.items():
+        tally = sums.trials.setdefault(flags, Tally(sums.moments.clusters))
+        tally.add(first, {name: torch.cat(values).reshape(batch, -1).sum(1) for name, values in parts.items()})
+    exact = torch.where(keep[..., None], y.float(), 0.0).cpu().double()
+    moments = {"square": exact.square().sum((1, 2)), "total": exact.sum(1), "count": keep.sum(1)}
+    sums.moments.add(first, moments)
+
+
+def scale_of(x: torch.Tensor, keep: torch.Tensor) -> float:
+    """The number that gives inputs a mean norm of sqrt(d_in)."""
+    norms = x.float().norm(dim=-1)[keep]
+    return x.shape[-1] ** 0.5 / max(float(norms.mean()), 1e-12) if norms.numel() else 1.0
+
+
+def trials(sums: Mapping[Condition, Sums], declared: tuple[Condition, Flags]) -> list[Trial]:
+    """Every reading under every condition, with what it leaves unexplained."""
+    found = []
+    for condition, each in sums.items():
+        moments = each.moments
+        for flags, tally in each.trials.items():
+            explained = explained_variance(tally["error"], moments["square"], moments["total"], moments["count"])
+            found.append(
+                Trial(
+                    condition.hook,
+                    condition.bos,
+                    flags.norm,
+                    flags.subtract,
+                    flags.activation,
+                    1 - explained.value,
+                    explained.stderr,
+                    float(tally["active"].sum() / moments["count"].sum().clamp(min=1)),
+                    each.scale if flags.norm == SCALED else None,
+                    (condition, flags) == declared,
+                )
+            )
+    return found
+
+
+# Where SAEs are trained, as TransformerLens names it; a block has many more hooks of the same width (queries, keys ...).
+_LIKELY = (
+    "hook_resid_post", "hook_resid_mid", "hook_resid_pre", "hook_mlp_out", "hook_attn_out", "attn.hook_z", "mlp.hook_post",
+    "mlp.hook_in", "attn.hook_in", "ln1.hook_normalized", "ln2.hook_normalized",
+)  # fmt: skip
+
+
+def neighbours(points: Mapping[str, Any], hook: str, layer: int | None) -> list[str]:
+    """Hooks that may have been meant: the same site one layer up and down, then other sites of the same layer, in the order of
+    how often SAEs are trained there. Of a model whose hooks are module names, all modules of the layer."""
+    if layer is None:
+        return []
+    head, _, tail = hook.partition(f".{layer}")
+    same = [f"{head}.{other}{tail}" for other in (layer - 1, layer + 1)]
+    own = sorted(name for name in points if name == f"{head}.{layer}" or name.startswith(f"{head}.{layer}."))
+    likely = [f"{head}.{layer}.{site}" for site in _LIKELY if f"{head}.{layer}.{site}" in points]
+    return [name for name in (*same, *(likely or own)) if name in points and name != hook]

@@ -1,0 +1,118 @@
+"""`saesync convert`: one SAE to another layout, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import PROGRAM, Done
+from safetensors.torch import load_file, save_file
+from servers.loopback import ALICE, HubServer
+
+from saesync import formats
+from saesync.formats._saelens_reference import write_example
+
+
+def run(folder: Path, *words: str, **variables: str) -> Done:
+    done = subprocess.run(
+        [PROGRAM, *words], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_goodfire_to_sae_lens_and_on(tmp_path: Path) -> None:
+    formats.get("goodfire").example(tmp_path / "source", 0)
+    done = run(tmp_path, "convert", "source", "sae", "--hook", "blocks.1.hook_resid_post", "--model", "gpt2")
+    assert done.code == 0, done.said
+    assert "goodfire to saelens" in done.out
+    assert "Proved on" in done.out
+    cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text(encoding="utf-8"))
+    assert (cfg["architecture"], cfg["metadata"]["hook_name"], cfg["metadata"]["model_name"]) == (
+        "standard", "blocks.1.hook_resid_post", "gpt2",
+    )  # fmt: skip
+    done = run(tmp_path, "convert", "sae", "deep/er", "--to", "interpretability-workbench", "--format", "json")
+    assert done.code == 0, done.said
+    said = json.loads(done.out)
+    assert (said["from"], said["to"], said["version"]) == ("saelens", "interpretability-workbench", 1)
+    assert (
+        set(said["files"]) == {"sae_layer_1.safetensors", "sae_layer_1_metadata.json"} == set(left_in(tmp_path / "deep" / "er"))
+    )
+    before = torch.load(tmp_path / "source" / "Tiny-SAE-l1.pth", weights_only=True)
+    after = load_file(tmp_path / "deep" / "er" / "sae_layer_1.safetensors")
+    assert torch.equal(after["encoder.weight"], before["encoder_linear.weight"])
+    assert left_in(tmp_path) == ["deep", "sae", "source"]
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_a_source_on_the_hub(hub_server: HubServer, tmp_path: Path) -> None:
+    write_example(tmp_path / "source", 0, architecture="topk")
+    hub_server.create_repo("sae-org/saes")
+    files = {f"a/{path.name}": path.read_bytes() for path in (tmp_path / "source").iterdir()}
+    hub_server.push("sae-org/saes", files)
+    done = run(tmp_path, "convert", "hf://sae-org/saes/a", "out", "--to", "sparsify", **hub_server.environment(ALICE))
+    assert done.code == 0, done.said
+    assert left_in(tmp_path / "out") == ["cfg.json", "sae.safetensors"]
+
+
+def refused(folder: Path, summary: str, *words: str) -> Done:
+    """The command must fail with this message, and leave nothing behind."""
+    before = left_in(folder)
+    done = run(folder, "convert", *words)
+    assert (done.code, done.out) == (1, "")
+    assert summary in done.err
+    assert left_in(folder) == before
+    return done
+
+
+def test_refusals_leave_nothing(tmp_path: Path) -> None:
+    write_example(tmp_path / "source", 0, architecture="gated")
+    (tmp_path / "there").mkdir()
+    refused(tmp_path, "Cannot be expressed in miStudio", "source", "out", "--to", "mistudio")
+    refused(tmp_path, "Destination exists", "source", "there")
+    refused(tmp_path, "not an option of format saelens", "source", "out", "--option", "k=3")
+    refused(tmp_path, "goodfire", "source", "out", "--from", "no_such_format")
+    write_example(tmp_path / "two" / "a", 0)
+    write_example(tmp_path / "two" / "b", 1)
+    assert "a, b" in refused(tmp_path, "More than one SAE", "two", "out").err
+    weights = load_file(tmp_path / "source" / "sae_weights.safetensors")
+    weights["W_dec"][3, 1] = float("nan")
+    save_file(weights, tmp_path / "source" / "sae_weights.safetensors")
+    refused(tmp_path, "W_dec[3, 1] is nan", "source", "out")
+    assert run(tmp_path, "convert", "source", "out", "--option", "k").code == 2
+
+
+def test_what_the_files_do_not_say_is_asked_for(tmp_path: Path) -> None:
+    formats.get("dictionary_learning").example(tmp_path / "source", 0, "undeclared")  # type: ignore[call-arg]  # has variants
+    state = torch.load(tmp_path / "source" / "ae.pt", weights_only=True)
+    torch.save({name: value for name, value in state.items() if name != "k"}, tmp_path / "source" / "ae.pt")
+    assert "--option" in refused(tmp_path, "declar", "source", "out").err
+    done = run(tmp_path, "convert", "source", "out", "--option", "dict_class=AutoEncoderTopK", "--option", "k=6")
+    assert done.code == 0, done.said
+    assert json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))["k"] == 6
+
+
+def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:
+    """Killed as soon as anything is written beside DST: DST is not there, and the same command then succeeds."""
+    write_example(tmp_path / "source", 0, architecture="topk", d_in=64, d_sae=4096)
+    process = subprocess.Popen(
+        [PROGRAM, "convert", "source", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not any(name.startswith(".out.") for name in left_in(tmp_path)):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out").exists()
+    done = run(tmp_path, "convert", "source", "out")
+    assert done.code == 0, done.said
+    assert set(left_in(tmp_path / "out")) == {"cfg.json", "sae_weights.safetensors"}
