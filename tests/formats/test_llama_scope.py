@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import convert, refused, source_files
+from convert_support import adopt_job, convert, refused, source_files
 from safetensors.torch import load_file, save_file
 
 from saesync import formats
-from saesync.errors import Refused
+from saesync.errors import ProofFailed, Refused
+from saesync.executors.convert import adopt
 from saesync.formats.base import Candidate
 from saesync.inspection import inspect_local
 
@@ -68,8 +69,6 @@ def test_the_threshold_is_that_of_raw_inputs_and_unit_decoders(tmp_path: Path) -
 
 def test_saelens_own_reading_is_another_function_where_norms_are_not_1(tmp_path: Path) -> None:
     """The proof would not let it pass: this is what its loader makes of the file, with its factor folded in."""
-    from saesync.errors import ProofFailed
-
     source(tmp_path / "source")
     convert("llama_scope", tmp_path / "source", tmp_path / "out", "float64")
     t, s = {name: value.double() for name, value in load_file(tmp_path / "source" / FINAL).items()}, math.sqrt(12) / 2.5
@@ -81,10 +80,6 @@ def test_saelens_own_reading_is_another_function_where_norms_are_not_1(tmp_path:
         "threshold": torch.full((40,), 0.11 * s, dtype=torch.float64),
     }
     save_file({name: value.contiguous() for name, value in theirs.items()}, tmp_path / "out" / "sae_weights.safetensors")
-    from convert_support import adopt_job
-
-    from saesync.executors.convert import adopt
-
     with pytest.raises(ProofFailed, match="Not the same function"):
         adopt(adopt_job("llama_scope", tmp_path / "source", tmp_path / "out"))
 

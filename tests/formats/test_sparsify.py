@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import convert, edit_cfg, refused, source_files
+from convert_support import HOOK, convert, edit_cfg, refused, source_files
 from safetensors.torch import load_file, save_file
 
 from saesync import formats
@@ -88,7 +88,7 @@ def test_signed_latents_keep_their_sign(tmp_path: Path) -> None:
     """SAELens's loader drops the setting, and with it every negative latent."""
     from sae_lens import SAE
 
-    convert("sparsify", source(tmp_path / "source", "signed"), tmp_path / "out")
+    convert("sparsify", source(tmp_path / "source", "signed"), tmp_path / "out", metadata={"hook_name": HOOK})
     assert cfg_of(tmp_path / "out")["architecture"] == "abstopk"
     x = torch.randn(9, 12, generator=torch.Generator().manual_seed(0))
     features = SAE.load_from_disk(tmp_path / "out").encode(x)
