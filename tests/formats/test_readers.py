@@ -226,6 +226,12 @@ def test_object_arrays_are_refused() -> None:
         read_npz(npz_bytes(a=np.array([{}], dtype=object)))
 
 
+@pytest.mark.parametrize("opcode", [b"\x8b" + struct.pack("<i", 2**31 - 1), b"\x8e" + struct.pack("<Q", 2**62)])
+def test_a_length_in_a_pickle_is_not_allocated(opcode: bytes) -> None:
+    with pytest.raises(Refused, match="too large"):
+        _torchzip.parse(source(b"\x80\x04" + opcode + b"."), "x.pt")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_plain_values_beside_tensors_are_told(zipped: bool) -> None:
     """Some formats keep their settings there; what is a list or an object stays a name."""
