@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 MAX_PICKLE = 16 << 20
 _MAX_OPCODES = 1_000_000
@@ -263,7 +263,8 @@ def load(stream: BinaryIO) -> tuple[Any, set[str]]:
     """
     machine = _Machine()
     start = stream.tell()
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(_Bounded(stream))):
+    bounded = cast("BinaryIO", _Bounded(stream))  # genops needs no more of a stream than it has
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(bounded)):
         if count > _MAX_OPCODES or (position or 0) - start > MAX_PICKLE:
             raise ValueError("its pickle is too large")
         _step(machine, opcode.name, argument)
