@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 MAX_PICKLE = 16 << 20
 _MAX_OPCODES = 1_000_000
@@ -239,6 +239,22 @@ def _step(machine: _Machine, opcode: str, argument: Any) -> None:
         raise ValueError(f"unexpected opcode {opcode}")
 
 
+class _Bounded:
+    """What genops reads from. An opcode may claim any length, and a buffered stream would allocate it before reading."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.tell = stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_PICKLE:
+            raise ValueError("its pickle is too large")
+        return self._stream.read(size)
+
+    def readline(self) -> bytes:
+        return self._stream.readline(MAX_PICKLE)
+
+
 def load(stream: BinaryIO) -> tuple[Any, set[str]]:
     """The next pickle of ``stream`` as plain data, and every name in it. The stream is left behind its STOP.
 
@@ -247,7 +263,8 @@ def load(stream: BinaryIO) -> tuple[Any, set[str]]:
     """
     machine = _Machine()
     start = stream.tell()
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+    bounded = cast("BinaryIO", _Bounded(stream))  # genops needs no more of a stream than it has
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(bounded)):
         if count > _MAX_OPCODES or (position or 0) - start > MAX_PICKLE:
             raise ValueError("its pickle is too large")
         _step(machine, opcode.name, argument)

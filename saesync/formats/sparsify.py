@@ -4,7 +4,8 @@ Authors' forward pass (sparsify/sparse_coder.py and fused_encoder.py, eai-sparsi
 which the k largest are kept, output ``f W_dec + b_dec``, with a skip connection ``+ x W_skip^T``. Transcoders (``transcode``)
 subtract nothing from the input. With ``signed`` (versions of 2024) there is no relu, and the k largest by absolute value are kept
 with their sign: SAELens's abstopk. ``W_dec`` is stored ``[num_latents, d_in]``, as SAELens has it; only the encoder, a Linear, is
-transposed. ``num_latents: 0`` means expansion_factor x d_in; normalize_decoder and multi_topk concern training alone.
+transposed. ``num_latents: 0`` means expansion_factor x d_in; normalize_decoder and multi_topk concern training alone
+(with the latter, ``forward`` returns the output of a second loss, from 4 k latents; ``encode`` and ``decode`` are the function).
 
 SAELens has no TopK transcoder and no TopK with a skip connection: these can be expressed only where k is the number of latents,
 so that it chooses nothing. Nor has it groupmax.

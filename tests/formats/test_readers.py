@@ -224,3 +224,21 @@ def test_no_more_than_the_header_is_read() -> None:
 def test_object_arrays_are_refused() -> None:
     with pytest.raises(Refused, match="no plain numbers"):
         read_npz(npz_bytes(a=np.array([{}], dtype=object)))
+
+
+@pytest.mark.parametrize("opcode", [b"\x8b" + struct.pack("<i", 2**31 - 1), b"\x8e" + struct.pack("<Q", 2**62)])
+def test_a_length_in_a_pickle_is_not_allocated(opcode: bytes) -> None:
+    with pytest.raises(Refused, match="too large"):
+        _torchzip.parse(source(b"\x80\x04" + opcode + b"."), "x.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_values_beside_tensors_are_told(zipped: bool) -> None:
+    """Some formats keep their settings there; what is a list or an object stays a name."""
+    state = {"a": TENSORS["a"], "activation": "TopK", "settings": {"k": 32, "rate": 0.5, "tied": False, "none": None}, "l": [1]}
+    file = _torchzip.parse(source(torch_bytes(state, zipped)), "x.pt")
+    assert set(file.tensors) == {"a"}
+    assert file.values == {
+        "activation": "TopK", "settings.k": 32, "settings.rate": 0.5, "settings.tied": False, "settings.none": None,
+    }  # fmt: skip
+    assert set(file.others) == {*file.values, "l"}
