@@ -107,16 +107,11 @@ def _loader(release: Release) -> str | None:
     Raises:
         Missing: neither the manifest nor the format says it.
     """
-    from saesync.formats import formats
+    from saesync.formats import saelens_loader
 
-    if release.register is not None and release.register.conversion_func is not None:
+    if release.register is not None:
         return release.register.conversion_func
-    known = formats()
-    names = {sae.source.format for sae in release.saes if sae.source is not None}
-    loaders = {getattr(known.get(name), "conversion_func", None) for name in names}
-    if len(loaders) == 1 and (names == {"saelens"} or None not in loaders):
-        return loaders.pop()
-    raise Missing("Loader is not known", "Which loader of SAELens reads these files? Say it in the manifest's `register`.")
+    return saelens_loader({sae.source.format for sae in release.saes if sae.source is not None})
 
 
 def _official() -> frozenset[str]:

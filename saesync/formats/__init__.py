@@ -7,12 +7,12 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Missing, Refused
 from saesync.formats.base import Format
 from saesync.restraint import restrained
 
@@ -66,3 +66,17 @@ def make_options(chosen: Format, values: Mapping[str, Any]) -> Any:
         return chosen.Options(**values)
     except TypeError as error:
         raise Refused("Missing option", f"Format {chosen.name} needs more options: {error}.") from error
+
+
+def saelens_loader(names: Collection[str]) -> str | None:
+    """The word of SAELens's registry for the loader that reads files of these formats; None is SAELens's own layout.
+
+    Raises:
+        Missing: SAELens has no loader for them, or several.
+    """
+    known = formats()
+    loaders = {name: getattr(known.get(name), "conversion_func", None) for name in names}
+    if len(set(loaders.values())) == 1 and (set(names) == {"saelens"} or None not in loaders.values()):
+        return next(iter(loaders.values()))
+    said = f"No one loader of SAELens is known to read {', '.join(sorted(names)) or 'files without a format'}"
+    raise Missing("Loader is not known", f"{said}. Name it in register.conversion_func, or publish what is converted.")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from saesync.errors import Diagnostic, ManifestError, Origin
+from saesync.errors import Diagnostic, ManifestError, Missing, Origin
+from saesync.formats import saelens_loader
 from saesync.hooks import layer_of
 from saesync.manifest.check import Expanded, checks
 from saesync.manifest.paths import Bounds
@@ -159,6 +160,8 @@ class _Maker:
         if registry.startswith((".", "/")):
             registry = self._local(registry, "register.saelens")
         conversion_func = section.get("conversion_func")
+        if "conversion_func" not in section and "publish" not in self.fixed:
+            conversion_func = self._loader()
         if conversion_func is not None and "publish" in self.fixed:
             detail = (
                 "What this release publishes is in SAELens's own layout, which it loads without a conversion_func. Remove "
@@ -174,6 +177,18 @@ class _Maker:
             MappingProxyType(section.get("config_overrides", {})),
             self.origins["register"],
         )
+
+    def _loader(self) -> str | None:
+        """SAELens's loader of somebody else's files, as their format says it."""
+        named = {
+            source.get("format", "") for _, section, _ in self.manifest.saes if (source := section.get("source")) is not None
+        }
+        try:
+            return saelens_loader(named)
+        except Missing as error:
+            found = error.diagnostics[0]
+            self._say(found.summary, found.detail, self.origins["register"])
+            return None
 
     def _neuronpedia(self, sae: Mapping[str, Any], set_: Any) -> str | None:
         if set_ is None:
