@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saesync.errors import Missing, Refused
 from saesync.executors.validate import model_for, rows_for, setting_of, versions
