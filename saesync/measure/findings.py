@@ -11,6 +11,7 @@ from typing import Any
 # the difference). One that lets more features fire explains more anyway, so it must be twice as good.
 _RATIO, _SIGMAS = 0.9, 3.0
 _MORE_FEATURES, _CLEARLY = 1.2, 0.5
+_AS_GOOD = 1.1
 # Above this nothing is explained that the mean activation would not explain.
 _NOTHING = 0.9
 SCALED = "mean_norm_scale"  # inputs times one number, so that their mean norm is sqrt(d_in)
@@ -98,7 +99,7 @@ def _simplest(better: Sequence[Trial], declared: Trial) -> Trial:
     Of normalisations that explain about as much, one number for all tokens is the simplest.
     """
     best = better[0]
-    near = [trial for trial in better if trial.fvu <= best.fvu + max(0.05 * declared.fvu, _SIGMAS * (best.stderr or 0.0))]
+    near = [trial for trial in better if trial.fvu <= best.fvu * _AS_GOOD + 2 * (best.stderr or 0.0)]
 
     def effort(trial: Trial) -> tuple[int, int, float]:
         differs = sum(getattr(trial, name) != getattr(declared, name) for name in DIMENSIONS)
