@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -150,9 +151,10 @@ def many(folder: Path) -> list[Row]:
 
 
 def written(out: Path, shares: list[list[Path]]) -> None:
-    """Write each share in a process of its own, all at once."""
+    """Write each share in a process of its own, all at once, with its share of the cores, as apply's workers have."""
+    threads = max(1, len(os.sched_getaffinity(0)) // len(shares))
     words = [[sys.executable, "-W", "ignore", "-c", WRITE_MANY, str(out), *map(str, share)] for share in shares]
-    processes = [subprocess.Popen(each) for each in words]
+    processes = [subprocess.Popen(each, env={**os.environ, "OMP_NUM_THREADS": str(threads)}) for each in words]
     for process in processes:
         if process.wait():
             raise subprocess.CalledProcessError(process.returncode, process.args)
