@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from servers.loopback import HubServer
+from servers.loopback import ALICE, HubServer
 
 from saesync import formats
 from saesync.cache import Cache
@@ -257,6 +257,36 @@ def test_the_hub_sends_headers_only(hub_server: HubServer, tmp_path: Path) -> No
     assert inspection.convertible
     sent = sum(route["bytes_out"] for route in hub_server.stats()["routes"].values())
     assert sent < 1 << 20 < size
+
+
+def test_two_gigabytes_on_the_hub_cost_less_than_one_megabyte(hub_server: HubServer, tmp_path: Path) -> None:
+    """The file is sparse in the server's store: it is as long as a real one and takes no room."""
+    d_sae, d_in = 65_536, 4_096
+    shapes = {"encoder_linear.weight": (d_sae, d_in), "encoder_linear.bias": (d_sae,)}
+    shapes |= {"decoder_linear.weight": (d_in, d_sae), "decoder_linear.bias": (d_in,)}
+    entries, at = {}, 0
+    for name, shape in shapes.items():
+        length = 4 * int(np.prod(shape))
+        entries[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + length]}
+        at += length
+    header = json.dumps(entries).encode()
+    header = len(header).to_bytes(8, "little") + header
+    hub_server.create_repo("alice/large")
+    stored = hub_server._store("alice/large", header, ALICE)
+    oid = stored["oid"]
+    with (hub_server.root / "lfs" / oid[:2] / oid[2:4] / oid).open("r+b") as stream:
+        stream.truncate(len(header) + at)
+    size = len(header) + at
+    line = {"key": "lfsFile", "value": {"path": "sae.safetensors", "algo": "sha256", "oid": oid, "size": size}}
+    head = {"key": "header", "value": {"summary": "large", "description": ""}}
+    body = b"".join(json.dumps(each).encode() + b"\n" for each in (head, line))
+    hub_server.call("POST", "/api/models/alice/large/commit/main", body, ALICE, "application/x-ndjson")
+    hub_server.restart_counters()
+    inspection = inspect_source("hf://alice/large", lambda: hub_of(tmp_path))
+    assert size > 2_000_000_000
+    assert [(found.best.format, found.best.facts["d_sae"]) for found in inspection.saes if found.best] == [("goodfire", d_sae)]
+    sent = sum(route["bytes_out"] for route in hub_server.stats()["routes"].values())
+    assert sent < 1_000_000
 
 
 def test_what_the_hub_does_not_have(hub_server: HubServer, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from saesync.errors import Missing, Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
 from saesync.inspection.choosing import Chosen, choose
+from saesync.writers import writers
 
 Progress = Callable[[int, int], None]
 SAELENS = "saelens"
-# Listed here so that --help needs no writer; a test compares them with those that are found.
-LAYOUTS = (SAELENS, "dictionary_learning", "interpretability-workbench", "mistudio", "sparsify")
+LAYOUTS = (SAELENS, *writers())
 
 
 def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[str, ...]) -> dict[str, Any]:

@@ -34,9 +34,9 @@ class _Doctor(click.Group):
 
 @click.group(cls=_Doctor)
 def doctor() -> None:
-    """Look for what is not as it should be: an SAE's hook and flags, a repository's settings.
+    """Look for what is not as it should be.
 
-    `saesync doctor ADDRESS` is short for `saesync doctor sae ADDRESS`.
+    An SAE's hook and flags, a repository's settings. `saesync doctor ADDRESS` is short for `saesync doctor sae ADDRESS`.
     """
 
 

@@ -19,7 +19,7 @@ from saesync.cli.output import put
 from saesync.errors import Missing
 from saesync.hub import Hub
 from saesync.inert import plain
-from saesync.model import CFG_FILE, DatasetSpec, ModelSpec, Sae, ValidateSpec
+from saesync.model import DatasetSpec, ModelSpec, Sae, ValidateSpec
 
 _AT = re.compile(r"(?P<name>[^/@\s]+/[^/@\s]+)@(?P<revision>[0-9a-f]{40})")
 _SHOWN = 8
@@ -174,8 +174,6 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
         metadata = {"hook_name": said.hook} | ({"hook_name_out": said.hook_out} if said.hook_out else {})
         job = {"address": said.address, "format": name, "options": dict(options), "files": dict(source), "dtype": "float32"}
         in_worker("convert", {**job, "cfg": dict(said.cfg), "metadata": metadata, "out": str(scratch / "sae")}, "Reading the SAE")
-        if not (scratch / "sae" / CFG_FILE).is_file():
-            raise Missing("SAE is incomplete", f"{said.address} could not be read.")
         asked = {
             "model": str(folder),
             "model_name": said.model.name,

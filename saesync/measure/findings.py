@@ -11,9 +11,11 @@ from typing import Any
 # the difference). One that lets more features fire explains more anyway, so it must be twice as good.
 _RATIO, _SIGMAS = 0.9, 3.0
 _MORE_FEATURES, _CLEARLY = 1.2, 0.5
+_AS_GOOD = 1.1
 # Above this nothing is explained that the mean activation would not explain.
 _NOTHING = 0.9
 SCALED = "mean_norm_scale"  # inputs times one number, so that their mean norm is sqrt(d_in)
+_SIMPLE = ("none", SCALED, "constant_norm_rescale", "layer_norm")
 DIMENSIONS = ("hook", "bos", "norm", "subtract", "activation")
 
 
@@ -23,7 +25,7 @@ class Trial:
     (SAELens's names, or ``mean_norm_scale`` with its ``scale``), whether b_dec is subtracted, and the activation.
 
     ``fvu`` is the fraction of variance unexplained, ``stderr`` its standard error over sequences (None: too few), ``l0`` the
-    mean number of features that fire.
+    mean number of features that fire; ``difference_stderr`` is the standard error of the difference to the declared one's fvu.
     """
 
     hook: str
@@ -36,6 +38,7 @@ class Trial:
     l0: float
     scale: float | None = None
     declared: bool = False
+    difference_stderr: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -83,16 +86,26 @@ def _beats(trial: Trial, declared: Trial) -> bool:
         return False
     if not math.isfinite(declared.fvu):
         return True
-    chance = _SIGMAS * math.hypot(trial.stderr or 0.0, declared.stderr or 0.0)
+    paired = trial.difference_stderr
+    known = paired is not None and math.isfinite(paired)
+    chance = _SIGMAS * (paired if known and paired is not None else math.hypot(trial.stderr or 0.0, declared.stderr or 0.0))
     needed = _RATIO if trial.l0 <= _MORE_FEATURES * declared.l0 else _CLEARLY
     return trial.fvu < needed * declared.fvu and declared.fvu - trial.fvu > chance
 
 
 def _simplest(better: Sequence[Trial], declared: Trial) -> Trial:
-    """Of the meanings that are as good as the best, the one nearest to what is declared: not everything that differs matters."""
+    """Of the meanings that are as good as the best, the one nearest to what is declared: not everything that differs matters.
+
+    Of normalisations that explain about as much, one number for all tokens is the simplest.
+    """
     best = better[0]
-    near = [trial for trial in better if trial.fvu <= best.fvu + max(0.05 * declared.fvu, _SIGMAS * (best.stderr or 0.0))]
-    return min(near, key=lambda trial: (sum(getattr(trial, name) != getattr(declared, name) for name in DIMENSIONS), trial.fvu))
+    near = [trial for trial in better if trial.fvu <= best.fvu * _AS_GOOD + 2 * (best.stderr or 0.0)]
+
+    def effort(trial: Trial) -> tuple[int, int, float]:
+        differs = sum(getattr(trial, name) != getattr(declared, name) for name in DIMENSIONS)
+        return differs, _SIMPLE.index(trial.norm) if trial.norm in _SIMPLE else len(_SIMPLE), trial.fvu
+
+    return min(near, key=effort)
 
 
 def _numbers(chosen: Trial, declared: Trial) -> str:

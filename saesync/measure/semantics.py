@@ -16,7 +16,7 @@ import torch
 from saesync.errors import Refused
 from saesync.measure.findings import SCALED, Trial
 from saesync.measure.saes import LoadedSae
-from saesync.measure.statistics import Tally, explained_variance
+from saesync.measure.statistics import Estimate, Tally, explained, explained_variance, standard_error
 
 NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
 _UNKNOWN = ("temporal", "matching_pursuit")
@@ -171,27 +171,35 @@ def scale_of(x: torch.Tensor, keep: torch.Tensor) -> float:
 
 
 def trials(sums: Mapping[Condition, Sums], declared: tuple[Condition, Flags]) -> list[Trial]:
-    """Every reading under every condition, with what it leaves unexplained."""
-    found = []
-    for condition, each in sums.items():
-        moments = each.moments
-        for flags, tally in each.trials.items():
-            explained = explained_variance(tally["error"], moments["square"], moments["total"], moments["count"])
-            found.append(
-                Trial(
-                    condition.hook,
-                    condition.bos,
-                    flags.norm,
-                    flags.subtract,
-                    flags.activation,
-                    1 - explained.value,
-                    explained.stderr,
-                    float(tally["active"].sum() / moments["count"].sum().clamp(min=1)),
-                    each.scale if flags.norm == SCALED else None,
-                    (condition, flags) == declared,
-                )
-            )
-    return found
+    """Every reading under every condition, with what it leaves unexplained.
+
+    Clusters are the same sequences everywhere, so differences to the declared reading are judged in pairs.
+    """
+    origin = _explained(sums[declared[0]], declared[1])[1]
+    return [_trial(condition, flags, each, origin, declared) for condition, each in sums.items() for flags in each.trials]
+
+
+def _explained(sums: Sums, flags: Flags) -> tuple[Estimate, torch.Tensor]:
+    moments, tally = sums.moments, sums.trials[flags]
+    about = (tally["error"], moments["square"], moments["total"], moments["count"])
+    return explained_variance(*about), explained(*about)[1]
+
+
+def _trial(condition: Condition, flags: Flags, sums: Sums, origin: torch.Tensor, declared: tuple[Condition, Flags]) -> Trial:
+    estimate, influence = _explained(sums, flags)
+    return Trial(
+        condition.hook,
+        condition.bos,
+        flags.norm,
+        flags.subtract,
+        flags.activation,
+        1 - estimate.value,
+        estimate.stderr,
+        float(sums.trials[flags]["active"].sum() / sums.moments["count"].sum().clamp(min=1)),
+        sums.scale if flags.norm == SCALED else None,
+        (condition, flags) == declared,
+        standard_error(influence - origin),
+    )
 
 
 # Where SAEs are trained, as TransformerLens names it; a block has many more hooks of the same width (queries, keys ...).

@@ -83,11 +83,25 @@ def explained_variance(error: torch.Tensor, square: torch.Tensor, total: torch.T
     that of x. With D = Σ|x|² · N - |Σx|² the value is ``1 - Σ|x - x̂|² · N / D``.
     """
     errors, squares, n, mean = error.sum(), square.sum(), count.sum(), total.sum(0)
-    spread = squares * n - mean.pow(2).sum()
-    if float(spread / n**2) < _NO_VARIANCE:
+    if float((squares * n - mean.pow(2).sum()) / n**2) < _NO_VARIANCE:
         return Estimate(1.0 if float(errors / n) < _NO_VARIANCE else 0.0)
+    return _estimate(*explained(error, square, total, count))
+
+
+def explained(
+    error: torch.Tensor, square: torch.Tensor, total: torch.Tensor, count: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The value of ``explained_variance`` and the contributions of the clusters ``[clusters]``, which are not numbers where
+    nothing varies."""
+    errors, squares, n, mean = error.sum(), square.sum(), count.sum(), total.sum(0)
+    spread = squares * n - mean.pow(2).sum()
     slope = squares * count + n * square - 2 * (total @ mean)
-    return _estimate(1 - errors * n / spread, -(error * n + errors * count) / spread + errors * n * slope / spread**2)
+    return 1 - errors * n / spread, -(error * n + errors * count) / spread + errors * n * slope / spread**2
+
+
+def standard_error(influence: torch.Tensor) -> float | None:
+    """Of a value, or of the difference of two that were measured on the same clusters, from the contributions ``[clusters]``."""
+    return _estimate(influence.sum(), influence).stderr
 
 
 def ce_loss_score(ablated: torch.Tensor, spliced: torch.Tensor, clean: torch.Tensor) -> Estimate:

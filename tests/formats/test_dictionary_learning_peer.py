@@ -14,9 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from convert_support import HOOK, convert, source_files
+from convert_support import HOOK, convert, files_of, saelens, source_files
 
 from saesync import formats
+from saesync.convert.stock import Stock
+from saesync.executors.export import run as export
+from saesync.jobs import ExportJob
 
 pytestmark = pytest.mark.slow
 
@@ -123,3 +126,51 @@ def test_the_authors_own_classes_compute_the_same(theirs: Path, kind: str, tmp_p
         assert torch.allclose(sae(x), expected["output"], rtol=0, atol=1e-11)
     weights = chosen.read(source_files("dictionary_learning", folder), chosen.Options())
     assert weights.metadata["hook_name"] == "blocks.2.hook_mlp_out"
+
+
+LOADER = """
+import json, sys, types
+from pathlib import Path
+sys.modules["nnsight"] = types.ModuleType("nnsight")
+sys.modules["nnsight"].LanguageModel = object
+import torch
+from dictionary_learning.dictionary import AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder
+from dictionary_learning.trainers.top_k import AutoEncoderTopK
+
+classes = {c.__name__: c for c in (AutoEncoder, AutoEncoderNew, GatedAutoEncoder, JumpReluAutoEncoder, AutoEncoderTopK)}
+for folder in sys.argv[2:]:
+    trainer = json.loads((Path(folder) / "config.json").read_text())["trainer"]
+    state = torch.load(Path(folder) / "ae.pt", weights_only=True)
+    extra = (trainer["k"],) if "k" in trainer else ()
+    ae = classes[trainer["dict_class"]](trainer["activation_dim"], trainer["dict_size"], *extra)
+    double = ae.double()
+    double.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        features = double.encode(torch.load(sys.argv[1], weights_only=True))
+        torch.save({"features": features, "output": double.decode(features)}, Path(folder) / "theirs.pt")
+"""
+WRITTEN = (
+    ("standard", {}), ("standard", {"apply_b_dec_to_input": False}), ("gated", {}), ("topk", {}), ("jumprelu", {}),
+)  # fmt: skip
+
+
+def test_the_authors_own_classes_load_what_is_written(tmp_path: Path) -> None:
+    """Strictly, and computing what stock SAELens computes from the same SAE."""
+    x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
+    torch.save(x, tmp_path / "x.pt")
+    folders = []
+    for index, (architecture, changes) in enumerate(WRITTEN):
+        source, out = saelens(tmp_path / f"source{index}", index, architecture=architecture, **changes), tmp_path / f"out{index}"
+        export(ExportJob("dictionary_learning", "saelens", {}, files_of("saelens", source), "float64", {}, str(out)))
+        convert("saelens", source, tmp_path / f"stock{index}", "float64", metadata={})
+        folders.append(str(out))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    words = [str(environment()), "-c", LOADER, str(tmp_path / "x.pt"), *folders]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    for index, folder in enumerate(folders):
+        theirs = torch.load(Path(folder) / "theirs.pt", weights_only=True)
+        features, output = Stock(tmp_path / f"stock{index}", "float64").forward(x)
+        assert (features > 0).any()
+        assert torch.allclose(features, theirs["features"], rtol=0, atol=1e-11)
+        assert torch.allclose(output, theirs["output"], rtol=0, atol=1e-11)

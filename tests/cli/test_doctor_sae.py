@@ -1,0 +1,42 @@
+"""`saesync doctor`: an SAE's declared hook and flags against real activations, as users ask for it."""
+
+from __future__ import annotations
+
+import json
+
+from cli_support import Place
+
+ADDRESS = "tiny-res/layer_0/standard"
+
+
+def test_a_right_manifest_and_a_wrong_one(own: Place) -> None:
+    done = own.run("doctor", ADDRESS, "--tokens", "2048")
+    assert done.code == 0, done.said
+    assert "What is declared is the best of them." in done.out
+    assert "<- declared" in done.out.splitlines()[2]
+    manifest = own.world.good
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("layer: 0, format: goodfire", "layer: 1, format: goodfire"))
+    done = own.run("doctor", "sae", ADDRESS, "--tokens", "2048", "--format", "json")
+    assert done.code == 1, done.said
+    said = json.loads(done.out)
+    assert (said["type"], said["subject"]) == ("saesync-doctor-sae", ADDRESS)
+    assert [finding["kind"] for finding in said["findings"]] == ["Wrong hook"]
+    assert said["trials"][0]["hook"] == "blocks.0.hook_resid_post"
+    assert sum(trial["declared"] for trial in said["trials"]) == 1
+
+
+def test_a_path_says_what_it_lacks_and_takes_it_from_the_command_line(own: Place) -> None:
+    source = "sources/goodfire/layer_0.pth"
+    done = own.run("doctor", source)
+    assert done.code == 1
+    assert all(word in done.err for word in ("--hook", "--model", "--dataset"))
+    words = ("--hook", "blocks.0.hook_resid_post", "--model", "model", "--dataset", "data/held_out.jsonl", "--context", "32")
+    done = own.run("doctor", source, *words, "--tokens", "2048", "--no-prepend-bos")
+    assert done.code == 1, done.said
+    assert "x Missing BOS." in done.out
+
+
+def test_an_unknown_address_is_named(own: Place) -> None:
+    done = own.run("doctor", "tiny-res/layer_7")
+    assert (done.code, done.out) == (1, "")
+    assert "tiny-res/layer_0/topk" in done.err
