@@ -107,6 +107,7 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
     json: dict[str, Any] = {}
     tensors: dict[str, Mapping[str, TensorInfo]] = {}
     globals_: dict[str, tuple[str, ...]] = {}
+    notes: dict[str, Mapping[str, str]] = {}
     for name, listed in files.items():
         source = place.open(listed)
         if name.endswith(".json"):
@@ -115,12 +116,13 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
             json[name] = parse_json(source.read(0, source.size), name)
         elif name.endswith(".safetensors"):
             tensors[name] = {tensor: extent.info for tensor, extent in _safetensors.parse(source, name).items()}
+            notes[name] = _safetensors.notes(source, name)
         elif name.endswith(".npz"):
             tensors[name] = _npz.parse(source, name)
         elif name.endswith(WEIGHT_SUFFIXES):
             file = _torchzip.parse(source, name)
             tensors[name], globals_[name] = file.tensors, file.globals
-    return Headers(tuple(sorted(files)), json, tensors, globals_, where)
+    return Headers(tuple(sorted(files)), json, tensors, globals_, where, notes)
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:
