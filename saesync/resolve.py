@@ -19,7 +19,7 @@ from typing import Any
 from saesync import formats
 from saesync.cache import Cache, printable
 from saesync.digest import FileDigest, key_of
-from saesync.errors import NotVisible, Refused, Unavailable
+from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
 from saesync.measure.metrics import metric_versions
@@ -152,6 +152,13 @@ class Resolver:
             raise _Blocked(listing)
         chosen = format_.files(listing.near(spec.path), spec.path)
         return ResolvedSource({name: SourceFile(place, listing.files[place]) for name, place in chosen.items()})
+
+    def sha256s(self, spec: SourceSpec) -> tuple[str | None, ...]:
+        """The sha256 of each of a source's files, None where the Hub does not say it; empty when the source is not reachable."""
+        try:
+            return tuple(file.digest.sha256 for file in self.source(spec).files.values())
+        except (_Blocked, SaesyncError, OSError):
+            return ()
 
     def _local_source(self, spec: SourceSpec, format_: Any) -> ResolvedSource:
         path = Path(spec.path)

@@ -20,7 +20,7 @@ from saesync.formats import _dense
 from saesync.formats._authors import down, load, random_state, top_k, up
 from saesync.formats._dense import LINEAR, Layout
 from saesync.formats._lazy import Filled
-from saesync.formats._open import open_tensors
+from saesync.formats._open import beside, only, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, Weights
 
 if TYPE_CHECKING:
@@ -56,17 +56,8 @@ class Goodfire:
 
     def files(self, names: Sequence[str], path: str) -> Mapping[str, str]:
         """The file ``path``, or the only weights file directly in folder ``path``."""
-        chosen = path.rstrip("/")
-        if chosen in names:
-            found = [chosen] if chosen.endswith(SUFFIXES) else []
-        else:
-            prefix = f"{chosen}/" if chosen else ""
-            inside = (name for name in names if name.startswith(prefix) and "/" not in name[len(prefix) :])
-            found = sorted(name for name in inside if name.endswith(SUFFIXES))
-        if len(found) != 1:
-            what = f"{len(found)} of them" if found else "none"
-            raise Refused("Missing file", f"A Goodfire SAE is one {', '.join(SUFFIXES)} file; {path or 'the root'} has {what}.")
-        return {found[0].rsplit("/", 1)[-1]: found[0]}
+        what = f"A Goodfire SAE is one {', '.join(SUFFIXES)} file"
+        return beside(names, only(names, path, lambda name: name.endswith(SUFFIXES), what))
 
     def sniff(self, headers: Headers) -> Candidate | None:
         """Certain when the tensors are there and fit each other."""

@@ -20,7 +20,7 @@ from saesync.formats._authors import down, load, random_state, up
 from saesync.formats._checks import read_json
 from saesync.formats._dense import LINEAR, Layout, Size
 from saesync.formats._lazy import Mapped, whole
-from saesync.formats._open import beside, open_tensors
+from saesync.formats._open import beside, only, open_tensors
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, TensorInfo, Weights
 
 if TYPE_CHECKING:
@@ -52,16 +52,8 @@ class InterpretabilityWorkbench:
 
     def files(self, names: Sequence[str], path: str) -> Mapping[str, str]:
         """The file ``path``, or the only sae_layer file directly in folder ``path``, with its metadata."""
-        chosen = path.rstrip("/")
-        prefix = f"{chosen}/" if chosen else ""
-        inside = [chosen] if chosen in names else [name for name in names if name.startswith(prefix)]
-        start = len(chosen) - len(chosen.rsplit("/", 1)[-1]) if chosen in names else len(prefix)
-        found = [name for name in inside if _FILE.fullmatch(name[start:])]
-        if len(found) != 1:
-            shown = f"{len(found)} of them" if found else "none"
-            detail = f"A workbench SAE is one file sae_layer_L.safetensors; {path or 'the root'} has {shown}."
-            raise Refused("Missing file", detail)
-        return beside(names, found[0], _metadata_name(found[0].rsplit("/", 1)[-1]))
+        found = only(names, path, _FILE.fullmatch, "A workbench SAE is one file sae_layer_L.safetensors")
+        return beside(names, found, _metadata_name(found.rsplit("/", 1)[-1]))
 
     def sniff(self, headers: Headers) -> Candidate | None:
         """Certain with its metadata; file name and tensors alone leave the activation open."""
