@@ -29,6 +29,8 @@ SECONDS = 600
 # Only pickles with tensors inside them (and compressed files) are held in memory; those of torch.save are mapped.
 MAX_PLAIN = 1 << 30
 _BLOCK = 32 << 20
+# What damaged files make the standard library raise.
+DAMAGE = (*_torchzip.BROKEN, OSError, zlib.error)
 _DEPTH, _ENTRIES = 6, 2000
 _MAX_TEXT = 2000
 
@@ -51,7 +53,7 @@ def main() -> int:
         answer: dict[str, Any] = {"tensors": _rewrite(path, name, out)}
     except SaesyncError as error:
         answer = error.diagnostics[0].to_json()
-    except (*_torchzip.BROKEN, OSError, zlib.error) as error:
+    except DAMAGE as error:
         detail = f"{name} is no pickle that saesync reads ({str(error)[:200]}). Ask its authors for safetensors."
         answer = Diagnostic("Damaged file", detail).to_json()
     (out / ANSWER).write_text(json.dumps(answer), encoding="utf-8")

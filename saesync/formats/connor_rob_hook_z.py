@@ -1,8 +1,7 @@
 """SAEs of attention heads by Connor Kissane and Rob Krzyzanowski, in Neel Nanda's layout: ``NAME.pt`` with ``NAME_cfg.json``.
 
-Authors' forward pass (the notebook linked from ckkissane/attn-saes-gpt2-small-all-layers, after
-neelnanda-io/1L-Sparse-Autoencoder): ``f = relu((x - b_dec) W_enc + b_enc)``, output ``f W_dec + b_dec``. At a ``hook_z`` heads are
-joined.
+Authors' forward pass (the notebook linked from ckkissane/attn-saes-gpt2-small-all-layers, after neelnanda-io's
+1L-Sparse-Autoencoder): ``f = relu((x - b_dec) W_enc + b_enc)``, output ``f W_dec + b_dec``. Heads at a ``hook_z`` are joined.
 """
 
 from __future__ import annotations

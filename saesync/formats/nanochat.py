@@ -58,7 +58,7 @@ class Nanochat:
     version = 1
     summary = "nanochat SAEs: a checkpoint with sae_state_dict, and config.json"
     Options: type[Any] = NanochatOptions
-    variants = ("relu", "topk", "undeclared")
+    variants = ("relu", "undeclared")
 
     def files(self, names: Sequence[str], path: str) -> Mapping[str, str]:
         """The file ``path``, or best_model.pt in folder ``path``, with config.json beside it."""
@@ -109,22 +109,20 @@ class Nanochat:
         return features, down(features, t["W_dec"], linear=False) + t["b_dec"].double()
 
     def example(self, folder: Path, seed: int, variant: str = "relu") -> NanochatOptions:
-        """A tiny checkpoint with its training's state. Half the encoder is the other half negated and biases are positive, so
-        that half of all pre-activations are positive for every input; "undeclared" has no config.json."""
+        """A tiny ReLU checkpoint with its training's state; "undeclared" has no config.json."""
         import json
 
         import torch
 
-        t = random_state(seed, {"W_enc": (12, 20), "b_enc": (40,), "W_dec": (40, 12), "b_dec": (12,)})
-        t |= {"W_enc": torch.cat([t["W_enc"], -t["W_enc"]], dim=1), "b_enc": t["b_enc"].abs() + 0.01}
+        t = random_state(seed, {"W_enc": (12, 40), "b_enc": (40,), "W_dec": (40, 12), "b_dec": (12,)})
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"d_in": 12, "d_sae": 40, "activation": "topk" if variant == "topk" else "relu", "k": 14}
+        config = {"d_in": 12, "d_sae": 40, "activation": "relu", "k": 14}
         config |= {"normalize_decoder": True, "dtype": "bfloat16", "hook_point": "blocks.10.hook_resid_post"}
         checkpoint: dict[str, Any] = {"step": 500, "epoch": 1, "sae_state_dict": t, "config": config, "best_val_loss": 0.5}
         checkpoint |= {"optimizer_state_dict": {"state": {0: {"exp_avg": torch.zeros(3)}}}, "feature_counts": torch.ones(40)}
         torch.save(checkpoint, folder / BEST)
         if variant == "undeclared":
-            return NanochatOptions("topk", 14)
+            return NanochatOptions("relu")
         (folder / CONFIG).write_text(json.dumps(config))
         return NanochatOptions()
 
