@@ -75,6 +75,19 @@ class _Blocked(Exception):
         super().__init__(reason.code)
 
 
+def _stay_inside(file: Path, folder: Path) -> None:
+    """A link in a source's folder must not lead out of it; only the Hub's own cache keeps its files beside its snapshots.
+
+    Raises:
+        Refused: it does.
+    """
+    found, home = file.resolve(), folder.resolve()
+    blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
+    if not any(found.is_relative_to(root) for root in (home, *blobs)):
+        detail = f"{file} is a link to {found}, outside of the source's folder. Put the file itself there."
+        raise Refused("Link leads out of the source", detail)
+
+
 @dataclass
 class _Recorded:
     """What the record says of local inputs that are not on this machine (a CI runner's); the first of them is ``named``."""
@@ -167,6 +180,8 @@ class Resolver:
         else:
             names, inside, base = list(local_files(path)), "", path
         chosen = {name: base / place for name, place in format_.files(names, inside).items()}
+        for file in chosen.values():
+            _stay_inside(file, base)
         return ResolvedSource({name: SourceFile(str(file), self.cache.digest_of(file)) for name, file in chosen.items()})
 
     def _beside(self, path: Path) -> list[str]:
