@@ -197,3 +197,29 @@ def test_attention_saes_join_heads_only_at_hook_z(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "act_name": "blocks.0.mlp.hook_post"}))
     convert("connor_rob_hook_z", tmp_path / "source", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "cfg.json").read_text())["reshape_activations"] == "none"
+
+
+# ----------------------------------------------------------------------------------------------------- crosscoders
+
+
+@pytest.mark.parametrize("scales", [(), (1.0,), (1.0, 0.0), (1.0, float("nan")), (1.0, True), (1.0, 1.0, 1.0)])
+def test_a_crosscoder_needs_one_scale_for_each_model(scales: tuple[float, ...], tmp_path: Path) -> None:
+    formats.get("crosscoder").example(tmp_path, 0)
+    found = best_of(tmp_path)
+    assert (found.format, found.needs, found.facts["models"]) == ("crosscoder", ("input_scales",), 2)
+    refused("crosscoder", tmp_path, "Scales do not fit", "2 positive numbers", options={"input_scales": scales})
+
+
+def test_a_crosscoder_says_that_no_hook_yields_its_input(tmp_path: Path) -> None:
+    formats.get("crosscoder").example(tmp_path / "source", 0)
+    convert("crosscoder", tmp_path / "source", tmp_path / "out", options={"input_scales": [1.0, 1.0]})
+    assert json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]["unhookable"] is True
+    t = torch.load(tmp_path / "source" / "cc_weights.pt")
+    assert torch.equal(written(tmp_path / "out")["W_enc"], t["W_enc"].reshape(12, 40))
+    assert torch.equal(written(tmp_path / "out")["W_dec"], t["W_dec"].reshape(40, 12))
+
+
+def test_a_strided_crosscoder_is_refused(tmp_path: Path) -> None:
+    t = random(W_enc=(2, 6, 40), b_enc=(40,), W_dec=(2, 40, 6), b_dec=(2, 6))
+    saved(tmp_path, "cc_weights.pt", t | {"W_dec": t["W_dec"].transpose(0, 1)})
+    refused("crosscoder", tmp_path, "Cannot be read in parts", "W_dec", options={"input_scales": [1.0, 1.0]})
