@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 MAX_PICKLE = 16 << 20
 _MAX_OPCODES = 1_000_000
@@ -257,6 +257,25 @@ def _step(machine: _Machine, opcode: str, argument: Any) -> None:
         raise ValueError(f"unexpected opcode {opcode}")
 
 
+@dataclass(frozen=True, slots=True)
+class _Bounded:
+    """A stream that gives nothing longer than ``limit``: a pickle may claim any length, and reading allocates it first."""
+
+    stream: BinaryIO
+    limit: int
+
+    def read(self, length: int) -> bytes:
+        if length > self.limit:
+            raise ValueError("a value in its pickle is too large")
+        return self.stream.read(length)
+
+    def readline(self) -> bytes:
+        return self.stream.readline(self.limit)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+
 def load(
     stream: BinaryIO, make: Callable[[str, tuple[Any, ...]], Any] | None = None, limit: int = MAX_PICKLE
 ) -> tuple[Any, set[str]]:
@@ -269,7 +288,7 @@ def load(
     """
     machine = _Machine(make=make)
     start = stream.tell()
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(cast("BinaryIO", _Bounded(stream, limit)))):
         if count > _MAX_OPCODES or (position or 0) - start > limit:
             raise ValueError("its pickle is too large")
         _step(machine, opcode.name, argument)
