@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from saesync.errors import Diagnostic, ManifestError, Origin, Refused
 from saesync.manifest import read_tree
 from saesync.manifest.explain import explain
 from saesync.manifest.yaml12 import Node
-from saesync.model import PublishSpec, Reason, ReasonCode, Refusal, Release
+from saesync.model import PublishSpec, Reason, ReasonCode, Refusal, Release, Sae, SourceSpec
 from saesync.schema.policy import REGISTRY, build
 
 DEFAULT_FILE = "saesync-policy.yaml"
@@ -56,6 +56,31 @@ class Policy:
     def trusts(self, sha256: str) -> bool:
         """Whether a file may be read that ``trust`` in a manifest names."""
         return self.trust is None or sha256 in self.trust
+
+    def distrusted(
+        self, releases: Sequence[Release], digests: Callable[[SourceSpec], Sequence[str | None]]
+    ) -> tuple[Refusal, ...]:
+        """Every file that a manifest wants read under ``trust`` and this policy does not name.
+
+        ``digests`` gives the sha256 of a source's files (None: not known, which no policy can name; empty: not reachable).
+        """
+        if self.trust is None:
+            return ()
+        found = []
+        for release in releases:
+            for sae in release.saes:
+                if sae.source is None or not sae.source.options.get("trust"):
+                    continue
+                bad = [sha256 for sha256 in digests(sae.source) if sha256 is None or not self.trusts(sha256)]
+                found += [self._distrusted(release, sae, sha256) for sha256 in bad[:1]]
+        return tuple(found)
+
+    def _distrusted(self, release: Release, sae: Sae, sha256: str | None) -> Refusal:
+        origin = sae.origins.get("source.trust", sae.origin)
+        name = None if self.file is None else Path(self.file).name
+        value = "a file without sha256" if sha256 is None else sha256
+        data = {"key": "saes.source.trust", "value": value, "file": name, "at": None if origin is None else str(origin)}
+        return Refusal(release.name, "saes", Reason(ReasonCode.NOT_ALLOWED, data), origin)
 
     def counts(self, author: str | None) -> bool:
         """Whether a record last written by this account counts as evidence for registering. An unknown author never does."""

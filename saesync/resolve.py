@@ -19,7 +19,7 @@ from typing import Any
 from saesync import formats
 from saesync.cache import Cache, printable
 from saesync.digest import FileDigest, key_of
-from saesync.errors import NotVisible, Refused, Unavailable
+from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
 from saesync.measure.metrics import metric_versions
@@ -73,6 +73,19 @@ class _Blocked(Exception):
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
         super().__init__(reason.code)
+
+
+def _stay_inside(file: Path, folder: Path) -> None:
+    """A link in a source's folder must not lead out of it; only the Hub's own cache keeps its files beside its snapshots.
+
+    Raises:
+        Refused: it does.
+    """
+    found, home = file.resolve(), folder.resolve()
+    blobs = [parent.parent / "blobs" for parent in (home, *home.parents) if parent.name == "snapshots"]
+    if not any(found.is_relative_to(root) for root in (home, *blobs)):
+        detail = f"{file} is a link to {found}, outside of the source's folder. Put the file itself there."
+        raise Refused("Link leads out of the source", detail)
 
 
 @dataclass
@@ -153,6 +166,13 @@ class Resolver:
         chosen = format_.files(listing.near(spec.path), spec.path)
         return ResolvedSource({name: SourceFile(place, listing.files[place]) for name, place in chosen.items()})
 
+    def sha256s(self, spec: SourceSpec) -> tuple[str | None, ...]:
+        """The sha256 of each of a source's files, None where the Hub does not say it; empty when the source is not reachable."""
+        try:
+            return tuple(file.digest.sha256 for file in self.source(spec).files.values())
+        except (_Blocked, SaesyncError, OSError):
+            return ()
+
     def _local_source(self, spec: SourceSpec, format_: Any) -> ResolvedSource:
         path = Path(spec.path)
         if path.is_file():
@@ -160,6 +180,8 @@ class Resolver:
         else:
             names, inside, base = list(local_files(path)), "", path
         chosen = {name: base / place for name, place in format_.files(names, inside).items()}
+        for file in chosen.values():
+            _stay_inside(file, base)
         return ResolvedSource({name: SourceFile(str(file), self.cache.digest_of(file)) for name, file in chosen.items()})
 
     def _beside(self, path: Path) -> list[str]:

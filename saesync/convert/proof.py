@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
-from saesync.convert.rows import Rows, make_rows
+from saesync.convert.rows import Rows, make_rows, require_positive
 from saesync.convert.stock import Stock
 from saesync.convert.writer import is_exact
 from saesync.errors import ProofFailed
@@ -72,7 +72,7 @@ def prove(
     as_used = Stock(out, dtype)
     _check_survival(as_used, {**weights.cfg, **cfg}, metadata)
     factors = factors_of(weights)
-    rows = make_rows(function, real)
+    rows = require_positive(make_rows(function, real), function, weights.positive_k)
     gate, cast = Gate(function, EPSILON["float64"]), Gate(function, EPSILON[dtype])
     for part in batches(rows, function.d_sae):
         x, plain = rows.x[part], rows.plain[part]
@@ -99,7 +99,7 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     stored = {extent.info.dtype for extent in parse(LocalBytes(published / WEIGHTS_FILE), WEIGHTS_FILE).values()}
     dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
     function = Stock(published, "float64")
-    rows, factors = make_rows(function, real), factors_of(weights)
+    rows, factors = require_positive(make_rows(function, real), function, weights.positive_k), factors_of(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
     plain, edges = Gate(function, EPSILON[dtype]), Gate(function, EPSILON[dtype])
     for part in batches(rows, function.d_sae):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from saesync.errors import ProofFailed
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,6 +18,7 @@ _DRIVEN = 12  # features driven to their threshold, each from both sides
 _FEW = 4
 REAL_LIMIT = 512
 _EDGE = 1e-9
+_POSITIVE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,36 @@ def make_rows(stock: Stock, real: torch.Tensor | None) -> Rows:
     x = torch.cat([*plain, *edges])
     count = sum(len(part) for part in plain)
     return Rows(x, torch.arange(len(x)) < count, len(found))
+
+
+def require_positive(rows: Rows, stock: Stock, k: int | None) -> Rows:
+    """Rows with at least ``k`` positive pre-activations: where the authors' k largest and SAELens's are the same. None: all rows.
+
+    Raises:
+        ProofFailed: a real row has fewer, or there is no real row: random ones say nothing of how it is in use.
+    """
+    import torch
+
+    if k is None:
+        return rows
+    if not rows.real:
+        raise ProofFailed(
+            "Needs real activations",
+            f"The authors' k = {k} largest features may be negative, SAELens's never are. Only activations of the model show "
+            "whether that happens: give the release a `validate:` section.",
+        )
+    step = max(1, _POSITIVE_BYTES // (8 * stock.d_sae))
+    parts = [rows.x[start : start + step] for start in range(0, len(rows.x), step)]
+    positive = torch.cat([(stock.pre_activations(part)[1] > 0).sum(dim=1) for part in parts])
+    inside = positive >= k
+    bad = int((~inside[: rows.real]).sum())
+    if bad:
+        raise ProofFailed(
+            "Not the same function",
+            f"In {bad} of {rows.real} real activations fewer than k = {k} pre-activations are positive (down to "
+            f"{int(positive[: rows.real].min())}): the authors keep negative features there, SAELens none. Nothing is published.",
+        )
+    return Rows(rows.x[inside], rows.plain[inside], rows.real)
 
 
 def _scale(stock: Stock, real: torch.Tensor) -> float:

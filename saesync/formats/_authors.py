@@ -46,9 +46,13 @@ def encode(x: torch.Tensor, weight: torch.Tensor, linear: bool) -> torch.Tensor:
     return out
 
 
-def decode(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, linear: bool) -> torch.Tensor:
-    """``features`` times a decoder's matrix, plus ``bias``: ``[d_out, d_sae]`` (``linear``), else ``[d_sae, d_out]``."""
-    out = bias.double().repeat(len(features), 1)
+def decode(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, linear: bool) -> torch.Tensor:
+    """``features`` times a decoder's matrix, plus ``bias`` if any: ``[d_out, d_sae]`` (``linear``), else ``[d_sae, d_out]``."""
+    import torch
+
+    out = torch.zeros((len(features), weight.shape[0 if linear else 1]), dtype=torch.float64)
+    if bias is not None:
+        out += bias.double()
     for part in parts(features.shape[1], out.shape[1]):
         out += features[:, part] @ (weight[:, part].double().T if linear else weight[part].double())
     return out
@@ -75,3 +79,11 @@ def parts(length: int, width: int) -> Iterator[slice]:
     """Slices that cover ``length`` features of ``width`` float64 numbers each."""
     step = max(1, BLOCK_BYTES // (8 * width))
     return (slice(start, start + step) for start in range(0, length, step))
+
+
+def random_state(seed: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Tensors for an example."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) / 4 for name, shape in shapes.items()}

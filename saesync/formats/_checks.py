@@ -12,6 +12,7 @@ from saesync.formats._lazy import FLOATS
 from saesync.formats.base import TensorInfo
 
 MAX_JSON = 4 << 20
+MAX_YAML = 256 << 10
 
 
 def require_tensors(
@@ -70,4 +71,35 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
         raise Refused("Damaged file", f"{name} is not JSON: {str(error)[:200]}.") from error
     if not isinstance(value, dict):
         raise Refused("Damaged file", f"{name} is not a JSON object.")
+    return value
+
+
+def read_yaml(path: Path, name: str) -> dict[str, Any]:
+    """A YAML side file that must be a mapping.
+
+    Raises:
+        Refused: it is too large, not YAML, or not a mapping.
+    """
+    if path.stat().st_size > MAX_YAML:
+        raise Refused("Damaged file", f"{name} is larger than {MAX_YAML >> 10} KiB; a config is a few kilobytes.")
+    return parse_yaml(path.read_bytes(), name)
+
+
+def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
+    """YAML bytes that must be a mapping of plain values. Anchors are refused: a few of them can stand for no end of data.
+
+    Raises:
+        Refused: they are not.
+    """
+    import yaml
+
+    try:
+        tokens = yaml.scan(data, Loader=yaml.SafeLoader)
+        if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in tokens):
+            raise Refused("Damaged file", f"{name} holds anchors, which no config of this kind has.")
+        value = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
+        raise Refused("Damaged file", f"{name} is not YAML: {str(error)[:200]}.") from error
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise Refused("Damaged file", f"{name} is not a YAML mapping.")
     return value

@@ -33,7 +33,7 @@ def _encoder(t: State, x: torch.Tensor) -> torch.Tensor:
 def _decode(t: State, features: torch.Tensor) -> torch.Tensor:
     bias = next(t[name] for name in ("bias", "b_dec", "decoder_bias", "decoder.bias") if name in t)
     linear = "decoder.weight" in t
-    return decode(features, t["decoder.weight"] if linear else t["W_dec"], bias, linear)
+    return decode(features, t["decoder.weight"] if linear else t["W_dec"], bias, linear=linear)
 
 
 def _auto_encoder(t: State, x: torch.Tensor, k: int | None) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,27 @@ def choose(names: Sequence[str], path: str, main: Collection[str], suffixes: tup
     if len(found) != 1:
         shown = f"{len(found)} of them" if found else "none"
         raise Refused("Missing file", f"{what} is {' or '.join(main)}; {path or 'the root'} has {shown}.")
+    return found[0]
+
+
+def only(names: Sequence[str], path: str, fits: Callable[[str], object], what: str) -> str:
+    """The weights file at ``path``: that file itself, or the only one directly in that folder whose name ``fits``.
+
+    ``what`` says which file it is, for messages ("A transcoder is one file layer_i.safetensors").
+
+    Raises:
+        Refused: there is none, or more than one.
+    """
+    chosen = path.rstrip("/")
+    prefix = f"{chosen}/" if chosen else ""
+    if chosen in names:
+        found = [chosen] if fits(chosen.rsplit("/", 1)[-1]) else []
+    else:
+        inside = (name for name in names if name.startswith(prefix) and "/" not in name[len(prefix) :])
+        found = [name for name in inside if fits(name[len(prefix) :])]
+    if len(found) != 1:
+        shown = f"{len(found)} of them; name one" if found else "none"
+        raise Refused("Missing file", f"{what}; {path or 'the root'} has {shown}.")
     return found[0]
 
 

@@ -55,6 +55,15 @@ class Named:
     name: str
 
 
+@dataclass(slots=True)
+class Inert:
+    """An object of a class that nobody imported: its name, what it was to be made of, and the state it was to get."""
+
+    name: str
+    arguments: Any
+    state: Any = None
+
+
 def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
     storage, offset, shape, strides, *_ = arguments
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
@@ -87,6 +96,7 @@ class _Machine:
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
     globals: set[str] = field(default_factory=set)
+    make: Callable[[str, tuple[Any, ...]], Any] | None = None
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -109,7 +119,15 @@ class _Machine:
         if not isinstance(function, Named) or not isinstance(arguments, tuple):
             raise ValueError("malformed call")
         known = _CALLS.get(function.name)
-        return function if known is None else known(arguments)
+        if known is not None:
+            return known(arguments)
+        return function if self.make is None else self.make(function.name, arguments)
+
+    def build(self) -> None:
+        """The state of an object: kept if the object is, and never acted on."""
+        state, target = self.take(1)[0], self.stack[-1]
+        if isinstance(target, Inert):
+            target.state = state
 
 
 def _count(value: Any) -> bool:
@@ -126,7 +144,7 @@ def _store(machine: _Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if isinstance(target, dict):
         target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
-    elif not isinstance(target, Named):
+    elif not isinstance(target, Named | Inert):
         raise ValueError("items set on no dictionary")
 
 
@@ -134,7 +152,7 @@ def _extend(machine: _Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if isinstance(target, list):
         target.extend(items)
-    elif not isinstance(target, Named):
+    elif not isinstance(target, Named | Inert):
         raise ValueError("items appended to no list")
 
 
@@ -156,14 +174,14 @@ def _storage(machine: _Machine) -> Storage:
     return Storage(*known, key, numel)
 
 
-def _instance(machine: _Machine, opcode: str, argument: Any) -> Named:
+def _instance(machine: _Machine, opcode: str, argument: Any) -> Any:
     """INST and OBJ: the two old ways to make an object; it stays its class's name."""
     taken = machine.since_mark()
     if opcode == "INST":
-        return machine.name(str(argument).replace(" ", ".", 1))
+        taken.insert(0, machine.name(str(argument).replace(" ", ".", 1)))
     if not taken or not isinstance(taken[0], Named):
         raise ValueError("malformed object")
-    return taken[0]
+    return taken[0] if machine.make is None else machine.make(taken[0].name, tuple(taken[1:]))
 
 
 _LITERALS = frozenset(
@@ -207,7 +225,7 @@ _ACTING: Mapping[str, Callable[[_Machine], Any]] = {
     "ADDITEMS": lambda machine: _extend(machine, machine.since_mark()),
     "SETITEM": lambda machine: _store(machine, list(machine.take(2))),
     "SETITEMS": lambda machine: _store(machine, machine.since_mark()),
-    "BUILD": lambda machine: machine.take(1),  # the state of an object that is never made
+    "BUILD": lambda machine: machine.build(),
     "MEMOIZE": lambda machine: machine.memo.__setitem__(len(machine.memo), machine.stack[-1]),
 }
 
@@ -239,33 +257,39 @@ def _step(machine: _Machine, opcode: str, argument: Any) -> None:
         raise ValueError(f"unexpected opcode {opcode}")
 
 
+@dataclass(frozen=True, slots=True)
 class _Bounded:
-    """What genops reads from. An opcode may claim any length, and a buffered stream would allocate it before reading."""
+    """A stream that gives nothing longer than ``limit``: a pickle may claim any length, and reading allocates it first."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.tell = stream.tell
+    stream: BinaryIO
+    limit: int
 
-    def read(self, size: int) -> bytes:
-        if size > MAX_PICKLE:
-            raise ValueError("its pickle is too large")
-        return self._stream.read(size)
+    def read(self, length: int) -> bytes:
+        if length > self.limit:
+            raise ValueError("a value in its pickle is too large")
+        return self.stream.read(length)
 
     def readline(self) -> bytes:
-        return self._stream.readline(MAX_PICKLE)
+        return self.stream.readline(self.limit)
+
+    def tell(self) -> int:
+        return self.stream.tell()
 
 
-def load(stream: BinaryIO) -> tuple[Any, set[str]]:
+def load(
+    stream: BinaryIO, make: Callable[[str, tuple[Any, ...]], Any] | None = None, limit: int = MAX_PICKLE
+) -> tuple[Any, set[str]]:
     """The next pickle of ``stream`` as plain data, and every name in it. The stream is left behind its STOP.
+
+    ``make`` stands in for calling what the pickle names (name, arguments); without it such an object stays its name.
 
     Raises:
         ValueError, IndexError, KeyError, TypeError: it is not a pickle of the kind torch.save writes.
     """
-    machine = _Machine()
+    machine = _Machine(make=make)
     start = stream.tell()
-    bounded = cast("BinaryIO", _Bounded(stream))  # genops needs no more of a stream than it has
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(bounded)):
-        if count > _MAX_OPCODES or (position or 0) - start > MAX_PICKLE:
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(cast("BinaryIO", _Bounded(stream, limit)))):
+        if count > _MAX_OPCODES or (position or 0) - start > limit:
             raise ValueError("its pickle is too large")
         _step(machine, opcode.name, argument)
     if machine.marks or len(machine.stack) != 1:

@@ -30,6 +30,7 @@ DTYPES: Mapping[str, tuple[str, int]] = {
     "U8": ("uint8", 1),
     "BOOL": ("bool", 1),
 }
+_NOTES = "__metadata__"
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
@@ -39,6 +40,27 @@ def parse(source: Bytes, name: str) -> dict[str, Extent]:
     Raises:
         Refused: the file is truncated or its header is not one the safetensors library would accept.
     """
+    header, start = _header(source, name)
+    header.pop(_NOTES, None)
+    extents = {tensor: _extent(name, tensor, entry, start) for tensor, entry in header.items()}
+    _check_cover(name, extents, start, source.size)
+    return extents
+
+
+def notes(source: Bytes, name: str) -> dict[str, str]:
+    """What the header says beside tensors (``__metadata__``): short texts that whoever wrote the file chose.
+
+    Raises:
+        Refused: the file is truncated or its header is not one the safetensors library would accept.
+    """
+    found = _header(source, name)[0].get(_NOTES, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _damaged(name, f"{_NOTES} in its header does not map names to texts")
+    return found
+
+
+def _header(source: Bytes, name: str) -> tuple[dict[str, Any], int]:
+    """The header, and where the data begins."""
     size = source.size
     length = int.from_bytes(source.read(0, 8), "little") if size >= 8 else -1
     if not 2 <= length <= min(MAX_HEADER, size - 8):
@@ -49,10 +71,7 @@ def parse(source: Bytes, name: str) -> dict[str, Extent]:
         raise _damaged(name, f"its header is not JSON: {str(error)[:200]}") from error
     if not isinstance(header, dict):
         raise _damaged(name, "its header is not a JSON object")
-    header.pop("__metadata__", None)
-    extents = {tensor: _extent(name, tensor, entry, 8 + length) for tensor, entry in header.items()}
-    _check_cover(name, extents, 8 + length, size)
-    return extents
+    return header, 8 + length
 
 
 def _extent(name: str, tensor: str, entry: Any, base: int) -> Extent:

@@ -7,6 +7,7 @@ with the file's before anything is allocated.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,11 +20,11 @@ from saesync.formats._lazy import Extent
 from saesync.formats._pickle import ALLOWED, MAX_PICKLE, Storage, TensorRef, load
 from saesync.formats.base import TensorInfo
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 _MAX_LEAVES = 100_000
 _MAX_NAME = 500
 # What the standard library's parsers raise on damaged input; NotImplementedError and RuntimeError are zipfile's.
-_BROKEN = (
+BROKEN = (
     ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error, zipfile.BadZipFile,
     NotImplementedError, RuntimeError,
 )  # fmt: skip
@@ -34,7 +35,8 @@ class TorchFile:
     """What a checkpoint's pickle says. Nested dictionaries are flattened with dots; ``others`` names what is no tensor, and
     ``values`` holds those of them that are plain numbers, strings or None.
 
-    ``extents`` is empty unless asked for: finding where the data starts costs a read per tensor.
+    ``extents`` is empty unless asked for: finding where the data starts costs a read per tensor. ``value`` is the whole as plain
+    data, tensors and storages as descriptions.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -42,6 +44,7 @@ class TorchFile:
     others: tuple[str, ...]
     extents: Mapping[str, Extent]
     values: Mapping[str, Any]
+    value: Any = None
 
     @property
     def unsafe(self) -> tuple[str, ...]:
@@ -49,8 +52,13 @@ class TorchFile:
         return tuple(name for name in self.globals if name not in ALLOWED)
 
 
-def parse(source: Bytes, name: str, locate: bool = False) -> TorchFile:
+Make = Callable[[str, tuple[Any, ...]], Any]
+
+
+def parse(source: Bytes, name: str, locate: bool = False, make: Make | None = None) -> TorchFile:
     """Read the structure of a checkpoint; ``name`` is the file's name for messages. Nothing is executed.
+
+    ``make`` stands in for calls of what the pickle names, which otherwise stay names.
 
     Raises:
         Refused: the file is damaged, compressed, not little-endian, or its tensors lie outside it.
@@ -58,8 +66,8 @@ def parse(source: Bytes, name: str, locate: bool = False) -> TorchFile:
     stream = open_stream(source)
     try:
         read = _parse_zip if stream.peek(4)[:2] == b"PK" else _parse_legacy
-        return read(stream, source, locate)
-    except _BROKEN as error:
+        return read(stream, source, locate, make)
+    except BROKEN as error:
         raise Refused(
             "Damaged file", f"{name} is not a whole torch checkpoint ({str(error)[:200]}). Fetch or export it again."
         ) from error
@@ -84,7 +92,7 @@ def unsafe_detail(names: tuple[str, ...]) -> str:
     )
 
 
-def _parse_zip(stream: io.BufferedReader, source: Bytes, locate: bool) -> TorchFile:
+def _parse_zip(stream: io.BufferedReader, source: Bytes, locate: bool, make: Make | None) -> TorchFile:
     with zipfile.ZipFile(stream) as archive:
         members = {info.filename: info for info in archive.infolist()}
         pickles = [member for member in members if member.endswith("/data.pkl")]
@@ -98,7 +106,7 @@ def _parse_zip(stream: io.BufferedReader, source: Bytes, locate: bool) -> TorchF
         order = members.get(f"{prefix}byteorder")
         if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
             raise ValueError("it is not little-endian")
-        value, names = load(io.BytesIO(archive.read(pickles[0])))
+        value, names = load(io.BytesIO(archive.read(pickles[0])), make)
 
     def size_of(storage: Storage) -> int:
         return members[f"{prefix}data/{storage.key}"].file_size
@@ -114,17 +122,17 @@ def _parse_zip(stream: io.BufferedReader, source: Bytes, locate: bool) -> TorchF
     return _describe(value, names, size_of, start_of if locate else None, source.size)
 
 
-def _parse_legacy(stream: io.BufferedReader, source: Bytes, locate: bool) -> TorchFile:
+def _parse_legacy(stream: io.BufferedReader, source: Bytes, locate: bool, make: Make | None) -> TorchFile:
     """The layout before torch 1.6: five pickles (magic, protocol, system, value, storage keys), then per key a count and data."""
-    if load(stream)[0] != _LEGACY_MAGIC:
+    if load(stream)[0] != LEGACY_MAGIC:
         raise ValueError("neither a zip nor the older layout of torch.save")
     load(stream)  # the protocol version says nothing the structure does not
     system, _ = load(stream)
     if not (isinstance(system, dict) and system.get("little_endian") is True):
         raise ValueError("it is not little-endian")
-    value, names = load(stream)
+    value, names = load(stream, make)
     keys, _ = load(stream)
-    used = {leaf.storage.key: leaf.storage for leaf in _flatten(value).values() if isinstance(leaf, TensorRef)}
+    used = {leaf.storage.key: leaf.storage for leaf in flatten(value).values() if isinstance(leaf, TensorRef)}
     starts: dict[str, int] = {}
     at = stream.tell()
     for key in keys:
@@ -139,7 +147,7 @@ def _parse_legacy(stream: io.BufferedReader, source: Bytes, locate: bool) -> Tor
     return _describe(value, names, size_of, (lambda storage: starts[storage.key]) if locate else None, source.size)
 
 
-def _flatten(value: Any) -> dict[str, Any]:
+def flatten(value: Any) -> dict[str, Any]:
     """Leaves of nested dictionaries by dotted name; bounded, for a pickle may share or contain itself."""
     leaves: dict[str, Any] = {}
     pending: list[tuple[str, Any]] = [("", value)]
@@ -165,7 +173,7 @@ def _describe(
     extents: dict[str, Extent] = {}
     others: list[str] = []
     values: dict[str, Any] = {}
-    for name, leaf in _flatten(value).items():
+    for name, leaf in flatten(value).items():
         if not isinstance(leaf, TensorRef):
             others.append(name or "the whole file")
             if leaf is None or isinstance(leaf, bool | int | float | str):
@@ -174,10 +182,12 @@ def _describe(
         width = leaf.storage.width
         tensors[name] = TensorInfo(leaf.shape, leaf.storage.dtype)
         extent = Extent(tensors[name], leaf.offset * width, leaf.strides, width)
+        if math.prod(leaf.shape) * width > size:  # a view that repeats its numbers: a small file, and no end of memory
+            raise ValueError(f"tensor {name[:100]!r} of shape {list(leaf.shape)} is larger than the file")
         if extent.start + extent.nbytes > min(leaf.storage.numel * width, size_of(leaf.storage)):
             raise ValueError(f"tensor {name[:100]!r} lies outside its storage")
         if start_of is not None:
             extents[name] = Extent(tensors[name], start_of(leaf.storage) + extent.start, leaf.strides, width)
             if extents[name].start + extent.nbytes > size:
                 raise ValueError("it is truncated")
-    return TorchFile(tensors, tuple(sorted(names)), tuple(sorted(others)), extents, values)
+    return TorchFile(tensors, tuple(sorted(names)), tuple(sorted(others)), extents, values, value)

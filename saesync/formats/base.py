@@ -36,9 +36,9 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """What can be known of a source without reading weights: its file names, the JSON side files, tensor headers, the globals
-    named in a pickle, and the plain ``values`` (numbers, strings) beside its tensors. Keys are file names relative to the
-    source path.
+    """What can be known of a source without reading weights: its file names, the JSON and YAML side files, tensor headers, the
+    globals named in a pickle, the plain ``values`` (numbers, strings) beside its tensors, and the notes (``__metadata__``) of
+    safetensors files. Keys are file names relative to the source path.
 
     ``place`` is that path itself, with the repo's name before it: in some formats nothing else says model and layer. What it
     says is proposed to the user, never taken.
@@ -50,6 +50,7 @@ class Headers:
     globals: Mapping[str, tuple[str, ...]] = field(default_factory=nothing)
     place: str = ""
     values: Mapping[str, Mapping[str, Json]] = field(default_factory=nothing)
+    notes: Mapping[str, Mapping[str, str]] = field(default_factory=nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ class Weights:
 
     ``feature_scale`` is one of FEATURE_SCALES; unless it is "raw", ``feature_factors [d_sae]`` are what the authors' features
     (those of ``Format.reference``) are multiplied by to give SAELens's.
+
+    ``positive_k``: the authors' k largest may be negative, SAELens's never are. Both are the same function where at least that
+    many pre-activations are positive; the proof then demands real activations and that they all are such.
     """
 
     cfg: Mapping[str, Json]
@@ -105,6 +109,7 @@ class Weights:
     metadata: Mapping[str, Json] = field(default_factory=nothing)
     feature_scale: str = "raw"
     feature_factors: LazyTensor | None = None
+    positive_k: int | None = None
 
 
 @runtime_checkable

@@ -21,12 +21,17 @@ from saesync.formats._lazy import Filled, Mapped, Stored, map_file, whole
 from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, require_factor
 from saesync.formats._safetensors import parse
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, Weights
+from saesync.formats.mistudio import is_export
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"
+_EXPORT = (
+    f"{CFG} was written by miStudio's exporter, which leaves out a bias, k and the normalisation. Convert the native checkpoint "
+    "with `format: mistudio`, or declare what is missing with `format: mistudio_export`."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,8 @@ class Saelens:
         cfg, tensors = headers.json.get(CFG), headers.tensors.get(WEIGHTS)
         if not isinstance(cfg, Mapping) or tensors is None or not {"d_in", "d_sae"} <= set(cfg):
             return None
+        if is_export(cfg):
+            return Candidate(self.name, 0.5, refusal=_EXPORT)
         try:
             config = parse_cfg(cfg)
             require_tensors(WEIGHTS, tensors, _expected(config, "scaling_factor" in tensors, "log_threshold" in tensors))
@@ -128,7 +135,10 @@ FORMAT = Saelens()
 
 
 def _config(files: SourceFiles, options: SaelensOptions) -> tuple[Config, float]:
-    config = parse_cfg(read_json(files.paths[CFG], CFG))
+    raw = read_json(files.paths[CFG], CFG)
+    if is_export(raw):
+        raise Refused("Not SAELens's own", _EXPORT)
+    config = parse_cfg(raw)
     hint = read_json(files.paths[SCALER], SCALER).get("scaling_factor") if SCALER in files.paths else None
     return config, require_factor(config, options.norm_scaling_factor, hint)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from saesync.errors import Missing, Refused
 from saesync.formats import _npz, _safetensors, _torchzip, formats
-from saesync.formats._checks import MAX_JSON, parse_json
+from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
 from saesync.formats.base import Candidate, Headers, TensorInfo
 from saesync.hub import Hub
 from saesync.inspection.places import HubPlace, LocalPlace, Place
@@ -108,20 +108,24 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
     tensors: dict[str, Mapping[str, TensorInfo]] = {}
     globals_: dict[str, tuple[str, ...]] = {}
     values: dict[str, Mapping[str, Any]] = {}
+    notes: dict[str, Mapping[str, str]] = {}
     for name, listed in files.items():
         source = place.open(listed)
         if name.endswith(".json"):
             if source.size > MAX_JSON:
                 raise Refused("Damaged file", f"{name} is larger than {MAX_JSON >> 20} MiB; a config is a few kilobytes.")
             json[name] = parse_json(source.read(0, source.size), name)
+        elif name.endswith((".yaml", ".yml")):
+            json[name] = parse_yaml(source.read(0, MAX_YAML + 1), name)
         elif name.endswith(".safetensors"):
             tensors[name] = {tensor: extent.info for tensor, extent in _safetensors.parse(source, name).items()}
+            notes[name] = _safetensors.notes(source, name)
         elif name.endswith(".npz"):
             tensors[name] = _npz.parse(source, name)
         elif name.endswith(WEIGHT_SUFFIXES):
             file = _torchzip.parse(source, name)
             tensors[name], globals_[name], values[name] = file.tensors, file.globals, file.values
-    return Headers(tuple(sorted(files)), json, tensors, globals_, where, values)
+    return Headers(tuple(sorted(files)), json, tensors, globals_, where, values, notes)
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:

@@ -41,7 +41,7 @@ _WORDS: Mapping[ReviewKind, Callable[[Data], Parts]] = MappingProxyType(
         ReviewKind.PUBLIC: lambda data: ("is published for everybody to see: ", Quoted(data.get("value"))),
         ReviewKind.NEW_OWNER: lambda data: ("new owner of the ", Quoted(data.get("what")), ": ", Quoted(data.get("value"))),
         ReviewKind.LOWERED: _lowered,
-        ReviewKind.TRUST: lambda data: ("trust: reads a file that could run code, sha256 ", Quoted(data.get("value"))),
+        ReviewKind.TRUST: lambda data: ("trust: reads a file that could run code, as ", Quoted(data.get("value"))),
         ReviewKind.NATIVE: lambda data: ("native: publishes the original bytes",),
     }
 )

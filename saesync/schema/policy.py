@@ -38,7 +38,7 @@ def build() -> Schema:
             },
             "roots": _list("Folders that local paths may lead to, from this file on.", {"$ref": "#/$defs/localPath"}),
             "trust": _list(
-                "sha256 of files that manifests may name under `trust`.",
+                "sha256 of files that manifests may ask to be read with `trust: pickle`.",
                 {"type": "string", **rule("^[0-9a-f]{64}$", "is the sha256 of a file: 64 digits 0-9a-f")},
             ),
             "publishers": _list(

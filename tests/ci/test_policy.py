@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -238,3 +239,42 @@ def test_a_registry_that_is_not_allowed_is_not_even_asked(tmp_path: Path) -> Non
     (item,) = [item for item in items if item["section"] == "register"]
     assert [reason["code"] for reason in item["reasons"]] == ["not_allowed"]
     assert item["origin"][1:3] == [25, 1]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_trusted_pickle_is_named_by_its_sha256(tmp_path: Path, allowed: bool) -> None:
+    """``trust: pickle`` of a file that the policy does not name is held, and the other releases are not."""
+    name = "final_sparse_autoencoder_x.pkl.gz"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / name).write_bytes(b"anything: a plan reads no pickle")
+    sha256 = hashlib.sha256((tmp_path / "weights" / name).read_bytes()).hexdigest()
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    text = f"""\
+apiVersion: saesync/v1
+release: old
+model: {{name: gpt2, revision: {"c" * 40}}}
+saes:
+  id: one
+  hook: blocks.0.hook_resid_pre
+  source:
+    path: ../weights/{name}
+    format: saelens_pickle
+    trust: pickle
+publish: {{local: ../published}}
+"""
+    (folder / "old.yaml").write_text(text, encoding="utf-8")
+    trust = f"trust: [{sha256 if allowed else 'a' * 64}]\n"
+    policy = written(tmp_path, f"apiVersion: saesync/v1\ntargets: {{local: [published, published/**]}}\n{trust}")
+    done = run("plan", "--policy", str(policy), "--root", str(tmp_path / "weights"), "--format", "json", folder=tmp_path)
+    (item,) = (item for item in json.loads(done.stdout)["items"] if item["id"] == "one")
+    assert item["held"] is not allowed, done.stderr
+    if not allowed:
+        (reason,) = item["reasons"]
+        assert (reason["code"], reason["data"]["key"], reason["data"]["value"]) == ("not_allowed", "saes.source.trust", sha256)
+        assert item["origin"][1:3] == [10, 12]
+
+
+def test_without_a_policy_every_pickle_may_be_trusted() -> None:
+    assert OPEN.trusts("b" * 64)
+    assert OPEN.distrusted((release(),), lambda _: ("b" * 64,)) == ()

@@ -164,6 +164,8 @@ def nested_dictionaries(depth: int) -> bytes:
         zipped_pickle(torch_bytes({})[:0]),
         zipped_pickle(pickle.dumps({}), more={"archive/byteorder": b"big"}),
         b"PK\x05\x06" + b"\0" * 18,
+        b"\x8d\0\0\0\0\0\0\0\x01",  # a text of 2**56 bytes, it says
+        b"\x80\x02\x8d\0\0\0\x40\0\0\0\0",  # and one of a gibibyte
         b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.",
     ],
 )
