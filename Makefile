@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Files of tests run side by side; each brings its own loopback servers.
+WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test slow lint types docs bench ci clean
@@ -23,7 +25,7 @@ demo: $(STAMP)
 	@$(BIN)/python tools/demo.py ./demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
