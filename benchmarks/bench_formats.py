@@ -43,6 +43,8 @@ def here(repo_id=None, filename=None, subfolder=None, **_):
 loaders.hf_hub_download = here
 cfg, state, _ = getattr(loaders, name)(repo, folder, device="cpu", cfg_overrides=json.loads(overrides))
 sae = SAE.load_from_disk(root, device="cpu", converter=lambda *_, **__: (cfg, state))
+for parameter in sae.parameters():
+    parameter.data = parameter.data.contiguous()  # save_model refuses what the loader only transposed
 sae.save_model(out)
 """
 

@@ -55,7 +55,9 @@ option_option = click.option(
 @click.command()
 @click.argument("src")
 @click.argument("dst", type=click.Path(path_type=Path))
-@click.option("--to", type=click.Choice(LAYOUTS), default=SAELENS, show_default=True, help="The layout to write.")
+@click.option(
+    "--to", type=click.Choice(LAYOUTS), metavar="LAYOUT", default=SAELENS, show_default=True, help=f"One of {', '.join(LAYOUTS)}."
+)
 @from_option
 @option_option
 @click.option(
