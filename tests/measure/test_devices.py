@@ -31,6 +31,12 @@ DEVICES = ("cuda:1", "mps")  # the second GPU, so that nothing is right by being
 LOADERS = ("TransformerBridge", "HookedTransformer", "AutoModelForCausalLM")
 
 
+@pytest.fixture(scope="module")
+def world(world: SimpleNamespace) -> SimpleNamespace:
+    """The world that all share, with a cache of this module's own."""
+    return SimpleNamespace(**{**vars(world), "job": replace(world.job, cache=str(world.root / "devices-cache"))})
+
+
 @pytest.fixture(autouse=True)
 def no_model_stays() -> Iterator[None]:
     """The executor keeps the last model; one on a pretended device must not outlive it, nor one of the CPU be taken for it."""
