@@ -12,6 +12,7 @@ from typing import Any
 _RATIO, _SIGMAS = 0.9, 3.0
 _MORE_FEATURES, _CLEARLY = 1.2, 0.5
 _AS_GOOD = 1.1
+_ALIKE = 1e-3  # of the variance: less tells no two readings apart
 # Above this nothing is explained that the mean activation would not explain.
 _NOTHING = 0.9
 SCALED = "mean_norm_scale"  # inputs times one number, so that their mean norm is sqrt(d_in)
@@ -99,7 +100,7 @@ def _simplest(better: Sequence[Trial], declared: Trial) -> Trial:
     Of normalisations that explain about as much, one number for all tokens is the simplest.
     """
     best = better[0]
-    near = [trial for trial in better if trial.fvu <= best.fvu * _AS_GOOD + 2 * (best.stderr or 0.0)]
+    near = [trial for trial in better if trial.fvu <= best.fvu * _AS_GOOD + 2 * (best.stderr or 0.0) + _ALIKE]
 
     def effort(trial: Trial) -> tuple[int, int, float]:
         differs = sum(getattr(trial, name) != getattr(declared, name) for name in DIMENSIONS)

@@ -156,6 +156,12 @@ def attempt(action: Callable[[], None]) -> tuple[str, str]:
     return "read", ""
 
 
+def sources_of(case: Case, folder: Path) -> Mapping[str, str]:
+    """The example's files by relative name, listed as a repository's folder would be."""
+    listed = [f"sae/{found.relative_to(folder)}" for found in sorted(folder.rglob("*")) if found.is_file()]
+    return {name: place.removeprefix("sae/") for name, place in case.format.files(listed, "sae").items()}
+
+
 def main(count: int, seed: int, scratch: Path) -> dict[str, Any]:
     def hung(*_: Any) -> None:
         raise Hung
@@ -170,10 +176,7 @@ def main(count: int, seed: int, scratch: Path) -> dict[str, Any]:
     for number, case in enumerate(cases()):
         folder = scratch / f"{number}"
         options = dataclasses.asdict(case.example(folder, number))
-        paths = {
-            name: folder / listed
-            for name, listed in case.format.files(sorted(found.name for found in folder.iterdir()), "").items()
-        }
+        paths = {name: folder / listed for name, listed in sources_of(case, folder).items()}
         prepared.append((case, folder, paths, options, {path: path.read_bytes() for path in paths.values()}))
     sys.addaudithook(audit)
     for number in range(count):

@@ -144,7 +144,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             ("    format: goodfire", "    format: goodfire\n    norm_scaling_factor: 2"),
             "Unknown key @ a.yaml:18:5",
-            '"norm_scaling_factor" is not a key of saes.source. Known: repo, revision, path, format.',
+            '"norm_scaling_factor" is not a key of saes.source. Known: repo, revision, path, format, k.',
         ),
     ],
 )

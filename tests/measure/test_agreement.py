@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,8 +30,14 @@ SAME_NAME = {
 
 
 @pytest.fixture(scope="module")
-def ours(world: SimpleNamespace) -> Any:
-    return validate.run(world.job)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of this module alone: its tokens are the only ones there."""
+    return tmp_path_factory.mktemp("agreement")
+
+
+@pytest.fixture(scope="module")
+def ours(world: SimpleNamespace, cache: Path) -> Any:
+    return validate.run(replace(world.job, cache=str(cache)))
 
 
 def theirs(world: SimpleNamespace, name: str, rows: np.ndarray[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -50,8 +57,8 @@ def theirs(world: SimpleNamespace, name: str, rows: np.ndarray[Any, Any]) -> tup
 
 
 @pytest.fixture(scope="module")
-def rows(world: SimpleNamespace, ours: Any) -> np.ndarray[Any, Any]:
-    found = list((world.root / "cache" / "tokens").rglob("tokens.npy"))
+def rows(cache: Path, ours: Any) -> np.ndarray[Any, Any]:
+    found = list((cache / "tokens").rglob("tokens.npy"))
     assert len(found) == 1
     return np.load(found[0])
 

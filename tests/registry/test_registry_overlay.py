@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load, save
 from servers.loopback import ALICE, HubServer
 
@@ -332,8 +333,7 @@ def test_an_overlay_holds_what_is_published_and_names_what_is_not(hub_server: Hu
     jb.write_text(jb.read_text().replace("goodfire", "saelens"))
     done = run([PROGRAM, "registry", "overlay"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "Wrote saesync-overlay.yaml: 2 releases, 3 SAEs.\n"
-    assert "Left out theirs: Which loader of SAELens reads these files?" in done.stderr
+    assert done.stdout == "Wrote saesync-overlay.yaml: 3 releases, 5 SAEs.\n"
     assert "Note: gpt2-small-res-jb is a release of SAELens already." in done.stderr
     text = (tmp_path / "saesync-overlay.yaml").read_text()
     assert text.splitlines()[1:9] == [
@@ -346,7 +346,9 @@ def test_an_overlay_holds_what_is_published_and_names_what_is_not(hub_server: Hu
         "    path: layer_3.pth",
         "  - id: layer_4",
     ]
+    assert yaml.safe_load(text)["theirs"]["conversion_func"] == "goodfire"
     jb.unlink()
+    (place / "theirs.yaml").unlink()
     assert run([PROGRAM, "registry", "overlay"], tmp_path).returncode == 0, "its own file is written anew"
     assert "my-res: 1 of 2 SAEs are published; the others are left out." in done.stderr
     assert "Left out waiting: Nothing of it is published yet." in done.stderr
