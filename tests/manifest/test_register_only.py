@@ -280,6 +280,30 @@ def test_the_plan_names_the_first_of_many(here: Path, tmp_path: Path) -> None:
         assert "and 4 more." in said_in
 
 
+# ------------------------------------------------------------------------------------------------------ the loader
+
+
+@pytest.mark.parametrize(
+    ("format_", "loader"), [("saelens", None), ("gemma_scope", "gemma_2"), ("dictionary_learning", "dictionary_learning_1")]
+)
+def test_the_format_says_which_loader_of_saelens_reads_it(here: Path, format_: str, loader: str | None) -> None:
+    options = {"gemma_scope": "\n    kind: sae"}.get(format_, "")
+    path = "    path: layer_{layer}/params.npz\n"
+    text = changed(("  conversion_func: gemma_2\n", ""), (path, f"{path}    format: {format_}{options}\n"), base=THEIRS)
+    spec = release(here, text).register
+    assert spec is not None
+    assert spec.conversion_func == loader
+
+
+def test_a_format_that_no_loader_reads_has_to_be_published_or_named(here: Path) -> None:
+    path = "    path: layer_{layer}/params.npz\n"
+    text = changed(("  conversion_func: gemma_2\n", ""), (path, f"{path}    format: openai\n"), base=THEIRS)
+    (found,) = complaints(here, text)
+    assert found.summary == "Loader is not known"
+    assert "openai" in found.detail
+    assert found.origin is not None
+
+
 # ------------------------------------------------------------------------------------------------------- pinning
 
 
