@@ -33,14 +33,14 @@ def made(world: SimpleNamespace, architecture: str, hook: str = READ, hook_out: 
 
 
 def run(world: SimpleNamespace, *saes: MeasureSae) -> Any:
-    return validate.run(replace(world.job, saes=saes))
+    return validate.run(replace(world.job, saes=saes, cache=str(world.root / "transcoders")))
 
 
 def by_hand(world: SimpleNamespace, asked: MeasureSae, hook_out: str) -> dict[str, float]:
     """Every metric from its definition, the whole model run each time."""
     from sae_lens import SAE
 
-    (path,) = (world.root / "cache" / "tokens").rglob("tokens.npy")
+    (path,) = (world.root / "transcoders" / "tokens").rglob("tokens.npy")
     tokens = torch.from_numpy(np.load(path)).long()
     keep = tokens > 3
     sae: Any = SAE.load_from_disk(asked.folder)
