@@ -91,7 +91,10 @@ class Evidence:
         for name, entry in _mapping(data.get("metrics"), "metrics").items():
             fields = _mapping(entry, f"metric {name!r}")
             stderr = fields.get("stderr")
-            metrics[_text(name, 100)] = Metric(_number(fields.get("value")), None if stderr is None else _number(stderr))
+            spread = None if stderr is None else _number(stderr)
+            if spread is not None and spread < 0:
+                raise RecordUnreadable("The record holds a standard error below zero.")
+            metrics[_text(name, 100)] = Metric(_number(fields.get("value")), spread)
         return cls(
             _hex64(data.get("measure_key")),
             _hex64(data.get("weights_sha256")),

@@ -7,7 +7,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning import HUB, SPEC, World, release, wanted_of
 
@@ -193,7 +193,7 @@ RECORD = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None)
 @given(RECORD | JSON, st.booleans())
 def test_no_record_breaks_the_plan_the_card_or_what_is_shown(value: Any, files: bool) -> None:
     text = json.dumps(value).replace("Infinity", "1e999").replace("NaN", "1e999")
