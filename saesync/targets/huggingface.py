@@ -3,6 +3,7 @@ pull request. A completed release can be tagged."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Proposal, Unsettled
+from saesync.hub.trouble import Trouble
 from saesync.model import CARD_FILE, HubPull, Observed, Reason, ReasonCode
 from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, RecordUnreadable, parse_record, record_path
 from saesync.tags import intact, tag_name
@@ -165,12 +167,18 @@ class HuggingFace:
             return _Tip(head, ended=pull)
         if not pull.open:
             raise _ended(location, pull)
-        tip = self._hub.head(location, pull.revision)
-        if tip is None:
-            raise Unavailable(
-                "Pull request is not visible", f"#{pull.num} on {location} has no branch. Run the same command again."
-            )
+        tip = self._branch(location, pull, patience)
         return _Tip(replace(tip, private=head.private), pull.revision)
+
+    def _branch(self, location: str, pull: Proposal, patience: Patience) -> Head:
+        """The branch of a pull request, which may be listed a moment before it has one."""
+        while True:
+            with contextlib.suppress(Missing):
+                tip = self._hub.head(location, pull.revision)
+                if tip is not None:
+                    return tip
+            detail = f"#{pull.num} on {location} has no branch yet. Run the same command again."
+            patience.wait(Trouble(Unavailable("Pull request is not visible yet", detail), retry=True))
 
     def _head(self, location: str, batch: Batch, expect: Observed) -> Head:
         """The repo's head, created if need be."""

@@ -50,7 +50,11 @@ def whole(shop: Shop, **choices: tuple[str, ...]) -> Item:
 
 
 def commits_in(shop: Shop, num: int = 1) -> int:
-    return len(shop.server.git(REPO, "rev-list", f"main..refs/pr/{num}").split())
+    """Commits of a pull request; none while it has no branch yet."""
+    branch = f"refs/pr/{num}"
+    if not shop.server.git(REPO, "for-each-ref", branch).strip():
+        return 0
+    return len(shop.server.git(REPO, "rev-list", f"main..{branch}").split())
 
 
 # ------------------------------------------------------------------------------------------------ the ordinary way
@@ -269,7 +273,7 @@ def test_closed_while_a_reply_is_lost(shop: Shop) -> None:
     target = shop.target()
     seen = target.observe_proposed(REPO)
     work = batch("res", {"layer_0": upload(shop.folder / "one", 1)}, pull_request=True)
-    shop.server.fault({"route": "commit", "when": "after", "status": 503, "headers": {"Retry-After": "1"}})
+    shop.server.fault({"route": "commit", "when": "after", "status": 503, "headers": {"Retry-After": "3"}})
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -295,6 +299,13 @@ def test_closed_while_a_reply_is_lost(shop: Shop) -> None:
 FAULTS: dict[str, dict[str, Any]] = {
     "lost reply of the opening": {"route": "discussions.create", "when": "after", "action": "reset"},
     "503 of the opening that took place": {"route": "discussions.create", "when": "after", "status": 503},
+    "listed before it has a branch": {
+        "route": "repo.info",
+        "path": "refs(%2F|/)pr",
+        "status": 404,
+        "headers": {"X-Error-Code": "RevisionNotFound"},
+        "times": 2,
+    },
     "reset before the opening": {"route": "discussions.create", "action": "reset"},
     "details fail": {"route": "discussions.get", "status": 503},
     "503 of the list": {"route": "discussions.list", "status": 503},
