@@ -68,9 +68,9 @@ class MeasureSae:
     hook_out: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MeasureJob:
-    """Measure several SAEs of one model on one dataset with shared forward passes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextJob:
+    """A model run on text: what all jobs share that look at activations.
 
     ``model`` and ``dataset`` are local (a snapshot already fetched). ``kwargs`` and ``loader`` as in the manifest.
     ``dataset_files`` are the files to read, in order, absolute or relative to ``dataset``; empty means all that is there.
@@ -85,13 +85,19 @@ class MeasureJob:
     dataset_files: tuple[str, ...]
     column: str
     split: str
-    tokens: int
     context: int
     prepend_bos: bool
     device: str
-    saes: tuple[MeasureSae, ...]
     cache: str
     model_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureJob(TextJob):
+    """Measure several SAEs of one model on one dataset with shared forward passes."""
+
+    tokens: int
+    saes: tuple[MeasureSae, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,26 +114,13 @@ class MeasureResult:
     failures: Mapping[str, Sequence[Mapping[str, Json]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureJob:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureJob(TextJob):
     """Real activations for the proof: ``rows`` tokens at each hook, one safetensors file (key "x", float32 ``[rows, d_in]``)
-    per hook at ``out[hook]``. The other fields are as in MeasureJob."""
+    per hook at ``out[hook]``."""
 
-    model: str
-    loader: str
-    dtype: str
-    kwargs: Mapping[str, Json]
-    dataset: str
-    dataset_files: tuple[str, ...]
-    column: str
-    split: str
-    context: int
-    prepend_bos: bool
-    device: str
     rows: int
     out: Mapping[str, str]
-    cache: str
-    model_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,29 +144,16 @@ class ExportJob:
     out: str
 
 
-@dataclass(frozen=True, slots=True)
-class DiagnoseJob:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnoseJob(TextJob):
     """Ask which hook and which flags explain an SAE best. ``folder`` is in SAELens layout; ``tokens`` are those looked at.
-    The other fields are as in MeasureJob. The result is a DiagnoseResult."""
+    The result is a DiagnoseResult."""
 
-    model: str
-    loader: str
-    dtype: str
-    kwargs: Mapping[str, Json]
-    dataset: str
-    dataset_files: tuple[str, ...]
-    column: str
-    split: str
     tokens: int
-    context: int
-    prepend_bos: bool
-    device: str
     address: str
     folder: str
     hook: str
-    cache: str
     hook_out: str | None = None
-    model_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,12 @@ def test_a_metric_is_finite(number: str, field: str) -> None:
         Evidence.from_json(json.loads(evidence))
 
 
+def test_a_standard_error_is_not_below_zero() -> None:
+    metrics = {"l0": {"value": 0.5, "stderr": -1.0}}
+    with pytest.raises(RecordUnreadable, match="below zero"):
+        Evidence.from_json({"measure_key": "a" * 64, "weights_sha256": "b" * 64, "metrics": metrics})
+
+
 @given(records, values)
 @settings(max_examples=100, deadline=None)
 def test_what_is_read_can_be_written_and_read_again(record: Record, value: object) -> None:

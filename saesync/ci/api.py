@@ -124,7 +124,9 @@ class GitHub:
             trouble = None
             try:
                 return self._requester.requestJsonAndCheck(verb, path, parameters=dict(parameters), input=body)[1]
-            except Exception as error:
+            except (
+                Exception
+            ) as error:  # of the client and of what it stands on, of many kinds; what is none of theirs is raised again
                 trouble = trouble_of(error, self.host, path)
                 if trouble is None:
                     raise

@@ -29,18 +29,7 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
     """
     source = open_source(job.format, job.options, job.files)
     weights = source.format.read(source.files, source.options)
-    size = 0
-
-    def written(done: int, total: int) -> None:
-        nonlocal size
-        size = total
-        if progress is not None:
-            progress(done, 2 * total)
-
-    def proved(done: int, total: int) -> None:
-        if progress is not None:
-            progress(size + size * done // total, 2 * size)
-
+    written, proved = halves(progress)
     out = Path(job.out)
     digests = write_sae(weights, out, job.dtype, job.cfg, job.metadata, written)
     real = _activations(job.activations, weights)
@@ -92,3 +81,20 @@ def _activations(path: str | None, weights: Weights) -> torch.Tensor | None:
             "Hook does not fit", f"Activations at the hook are {found.shape[-1]} wide, the SAE reads {d_in}. Is the hook right?"
         )
     return found
+
+
+def halves(progress: Progress | None) -> tuple[Progress, Progress]:
+    """Two reports that share one bar: what is written is its first half in bytes, the proof its second."""
+    size = 1
+
+    def written(done: int, total: int) -> None:
+        nonlocal size
+        size = total
+        if progress is not None:
+            progress(done, 2 * total)
+
+    def proved(done: int, total: int) -> None:
+        if progress is not None:
+            progress(size + size * done // total, 2 * size)
+
+    return written, proved

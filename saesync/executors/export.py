@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from saesync.executors.convert import open_source
+from saesync.executors.convert import halves, open_source
 from saesync.jobs import ConvertResult, ExportJob
 from saesync.writers import get
 from saesync.writers._files import write_layout
@@ -29,18 +29,7 @@ def run(job: ExportJob, progress: Progress | None = None) -> ConvertResult:
     weights = replace(weights, metadata={**weights.metadata, **said})
     writer = get(job.to)
     layout = writer.layout(weights)
-    size = 1
-
-    def written(done: int, total: int) -> None:
-        nonlocal size
-        size = total
-        if progress is not None:
-            progress(done, 2 * total)
-
-    def proved(done: int, total: int) -> None:
-        if progress is not None:
-            progress(size + size * done // total, 2 * size)
-
+    written, proved = halves(progress)
     out = Path(job.out)
     digests = write_layout(layout, out, job.dtype, written)
     proof = prove_layout(source, weights, writer, layout, out, job.dtype, proved)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.cache import Cache
 from saesync.digest import digest_file, key_of
 from saesync.errors import Diagnostic, Missing, Refused
-from saesync.jobs import CaptureJob, CaptureResult, DiagnoseJob, MeasureJob, MeasureResult
+from saesync.jobs import CaptureJob, CaptureResult, DiagnoseJob, MeasureJob, MeasureResult, TextJob
 from saesync.model import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def forget() -> None:
     gc.collect()
 
 
-def _loaded(job: MeasureJob | CaptureJob | DiagnoseJob) -> LanguageModel:
+def _loaded(job: TextJob) -> LanguageModel:
     """The job's model. Loading one takes longer than measuring an SAE on it, so the last one is kept for the next job."""
     from saesync.measure.devices import device_for
     from saesync.measure.models import load_model
@@ -142,7 +142,7 @@ def _loaded(job: MeasureJob | CaptureJob | DiagnoseJob) -> LanguageModel:
     return _kept[key]
 
 
-def model_for(job: MeasureJob | CaptureJob | DiagnoseJob) -> LanguageModel:
+def model_for(job: TextJob) -> LanguageModel:
     """The job's model, computing without TF32.
 
     Raises:
@@ -160,7 +160,7 @@ def model_for(job: MeasureJob | CaptureJob | DiagnoseJob) -> LanguageModel:
     return model
 
 
-def rows_for(job: MeasureJob | CaptureJob | DiagnoseJob, model: LanguageModel, sequences: int, least: int | None) -> Tokens:
+def rows_for(job: TextJob, model: LanguageModel, sequences: int, least: int | None) -> Tokens:
     """The job's token rows, checked against the model's vocabulary."""
     from saesync.measure.dataset import Cutting, TextSpec, tokenised
 
@@ -181,7 +181,7 @@ def rows_for(job: MeasureJob | CaptureJob | DiagnoseJob, model: LanguageModel, s
     return rows
 
 
-def _tokenizer(job: MeasureJob | CaptureJob | DiagnoseJob) -> dict[str, Any]:
+def _tokenizer(job: TextJob) -> dict[str, Any]:
     """What decides how text becomes tokens."""
     import transformers
 

@@ -5,16 +5,12 @@ It is taken from the package index; where that cannot be reached, the test says 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import venv
 from pathlib import Path
 
 import pytest
 import torch
 from convert_support import HOOK, convert, files_of, saelens, source_files
+from peer_environment import peer_python, run_peer
 
 from saesync import formats
 from saesync.convert.stock import Stock
@@ -82,28 +78,14 @@ KINDS = (
 )  # fmt: skip
 
 
-def environment() -> Path:
-    """The Python of an environment with the authors' package, made once per machine; torch is the one that runs here."""
-    home = Path(tempfile.gettempdir()) / f"saesync-peer-dictionary-learning-{VERSION}-{sys.version_info[0]}{sys.version_info[1]}"
-    if not (home / "ready").exists():
-        venv.create(home, with_pip=True, clear=True)
-        pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", f"dictionary-learning=={VERSION}"]
-        done = subprocess.run([*map(str, pip)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"pip cannot get dictionary-learning {VERSION}: {done.stderr.strip()[-300:]}")
-        (own,) = (home / "lib").glob("python*/site-packages")
-        (own / "shared.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
-        (home / "ready").touch()
-    return home / "bin" / "python"
+def peer(program: str, *words: Path | str) -> None:
+    run_peer(peer_python(f"dictionary-learning-{VERSION}", f"dictionary-learning=={VERSION}"), program, *words)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("theirs")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    words = [str(environment()), "-c", PROGRAM, str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
+    peer(PROGRAM, out)
     return out
 
 
@@ -164,10 +146,7 @@ def test_the_authors_own_classes_load_what_is_written(tmp_path: Path) -> None:
         export(ExportJob("dictionary_learning", "saelens", {}, files_of("saelens", source), "float64", {}, str(out)))
         convert("saelens", source, tmp_path / f"stock{index}", "float64", metadata={})
         folders.append(str(out))
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    words = [str(environment()), "-c", LOADER, str(tmp_path / "x.pt"), *folders]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
+    peer(LOADER, tmp_path / "x.pt", *folders)
     for index, folder in enumerate(folders):
         theirs = torch.load(Path(folder) / "theirs.pt", weights_only=True)
         features, output = Stock(tmp_path / f"stock{index}", "float64").forward(x)

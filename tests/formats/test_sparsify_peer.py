@@ -5,16 +5,12 @@ It is taken from the package index; where that cannot be reached, the test says 
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
-import venv
 from pathlib import Path
 
 import pytest
 import torch
 from convert_support import HOOK, HOOK_OUT, convert, refused, source_files
+from peer_environment import peer_python, run_peer
 
 from saesync import formats
 
@@ -64,28 +60,10 @@ for name, config in configs.items():
 KINDS = ("expansion", "latents", "transcoder", "skip transcoder", "skip")
 
 
-def environment() -> Path:
-    """The Python of an environment with the authors' package, made once per machine; torch is the one that runs here."""
-    home = Path(tempfile.gettempdir()) / f"saesync-peer-sparsify-1.3.3-{sys.version_info[0]}{sys.version_info[1]}"
-    if not (home / "ready").exists():
-        venv.create(home, with_pip=True, clear=True)
-        pip = [home / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
-        done = subprocess.run([*map(str, pip)], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            pytest.skip(f"pip cannot get {PACKAGES[0]}: {done.stderr.strip()[-300:]}")
-        (own,) = (home / "lib").glob("python*/site-packages")
-        (own / "shared.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
-        (home / "ready").touch()
-    return home / "bin" / "python"
-
-
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("theirs")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    words = [str(environment()), "-c", PROGRAM, str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr
+    run_peer(peer_python("sparsify-1.3.3", *PACKAGES), PROGRAM, out)
     return out
 
 

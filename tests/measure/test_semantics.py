@@ -95,15 +95,27 @@ def sae(tiny_world: TinyWorld, tmp_path: Path) -> Callable[..., Path]:
     return made
 
 
+def text_job(world: TinyWorld, bos: bool) -> dict[str, Any]:
+    """The tiny world's model on its held-out text."""
+    where = {"model": str(world.model), "dataset": str(world.held_out), "dataset_files": (), "column": "text", "split": "train"}
+    return {
+        **where,
+        "loader": "TransformerBridge",
+        "dtype": "float32",
+        "kwargs": {},
+        "context": 32,
+        "prepend_bos": bos,
+        "device": "cpu",
+    }
+
+
 @pytest.fixture
 def diagnosed(tiny_world: TinyWorld, tmp_path: Path) -> Callable[..., DiagnoseResult]:
     def asked(folder: Path, hook: str = HOOK, bos: bool = True) -> DiagnoseResult:
-        return run(
-            DiagnoseJob(
-                str(tiny_world.model), "TransformerBridge", "float32", {}, str(tiny_world.held_out), (), "text", "train",
-                2048, 32, bos, "cpu", "a/b", str(folder), hook, str(tmp_path / "cache"),
-            )
-        )  # fmt: skip
+        job = DiagnoseJob(
+            **text_job(tiny_world, bos), tokens=2048, address="a/b", folder=str(folder), hook=hook, cache=str(tmp_path / "cache")
+        )
+        return run(job)
 
     return asked
 
@@ -144,10 +156,7 @@ def written(folder: Path, tensors: Tensors) -> Path:
 def test_a_missing_scale(diagnosed: Any, tiny_world: TinyWorld, tmp_path: Path) -> None:
     """Principal directions of the hook, with an offset that on inputs of mean norm sqrt(d_in) keeps every feature above zero; on
     larger inputs many are cut off."""
-    job = CaptureJob(
-        str(tiny_world.model), "TransformerBridge", "float32", {}, str(tiny_world.held_out), (), "text", "train", 32, True, "cpu",
-        1000, {HOOK: str(tmp_path / "x")}, str(tmp_path / "cache"),
-    )  # fmt: skip
+    job = CaptureJob(**text_job(tiny_world, True), rows=1000, out={HOOK: str(tmp_path / "x")}, cache=str(tmp_path / "cache"))
     assert not capture(job).failures
     x = load_file(tmp_path / "x")["x"]
     mean = x.mean(0) * (32**0.5 / x.norm(dim=1).mean())
