@@ -77,10 +77,14 @@ class Policy:
 
     def _distrusted(self, release: Release, sae: Sae, sha256: str | None) -> Refusal:
         origin = sae.origins.get("source.trust", sae.origin)
-        name = None if self.file is None else Path(self.file).name
+        name = DEFAULT_FILE if self.file is None else Path(self.file).name
         value = "a file without sha256" if sha256 is None else sha256
         data = {"key": "saes.source.trust", "value": value, "file": name, "at": None if origin is None else str(origin)}
         return Refusal(release.name, "saes", Reason(ReasonCode.NOT_ALLOWED, data), origin)
+
+    def for_strangers(self) -> Policy:
+        """The same for manifests of anybody: what they ask to be trusted has to be named, also where there is no policy."""
+        return replace(self, trust=self.trust or frozenset())
 
     def counts(self, author: str | None) -> bool:
         """Whether a record last written by this account counts as evidence for registering. An unknown author never does."""

@@ -181,7 +181,8 @@ def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
     recorded = {name for seen in observed.values() for name in seen.records}
     if not again and scope.changes is None:
         _check_words(asked, whole, named | recorded)
-    distrusted = policy.distrusted(whole.releases, resolver.sha256s)
+    judge = policy if scope.checkout is None else policy.for_strangers()
+    distrusted = judge.distrusted(whole.releases, resolver.sha256s)
     plan = select(hold(whole, (*policy.refusals(whole.releases), *distrusted)), asked.only)
     notes = tuple(_idle_words(asked, plan))
     return World(asked, releases, wanted, observed, plan, resolver, cache, registries, notes, policy, scope, named)

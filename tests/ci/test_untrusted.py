@@ -270,6 +270,24 @@ def test_a_local_source_inside_is_read(checkout: Checkout) -> None:
     assert found["new/layer_1"] == ("held", ["source_not_here"])
 
 
+def test_no_pickle_is_trusted_on_a_strangers_word(tmp_path: Path) -> None:
+    """Also where there is no policy that could name it."""
+    made = Checkout(tmp_path / "checkout")
+    made.write(
+        "old.yaml",
+        manifest("old", source="path: ../weights/{layer}.pkl.gz\n    trust: pickle").replace("goodfire", "saelens_pickle"),
+    )
+    for layer in (0, 1):
+        weights = made.folder / "weights" / f"{layer}.pkl.gz"
+        weights.parent.mkdir(exist_ok=True)
+        weights.write_bytes(b"anything: a plan reads no pickle")
+    done = saesync(made, *PLAN, "--format", "json")
+    found = [item for item in done.plan["items"] if item["id"] is not None]
+    assert len(found) == 2, done.err
+    assert all(item["held"] for item in found)
+    assert {reason["data"].get("key") for item in found for reason in item["reasons"]} == {"saes.source.trust"}
+
+
 # ----------------------------------------------------------------------------------------------- no token is sent
 
 
