@@ -187,6 +187,16 @@ def test_from_a_pull_request_to_the_registry(runner: Runner, hub_world: HubWorld
     assert len(upstream_pulls(forge)) == 1
     assert forge.git(f"bot/{LIST.partition('/')[2]}", "rev-parse", BRANCH) == branch
     assert len(forge.said(number)) == 1
+    # A changed manifest updates the same pull request.
+    link = f"register:\n  saelens: {LIST}\n  links: {{model: 'https://example.org/tiny'}}\n"
+    changed = forge.push("main", {"manifests/tiny.yaml": hub_world.manifest(more=link).read_text()})
+    push_event(runner.event, changed)
+    jobs(runner, changed)
+    assert [one["number"] for one in upstream_pulls(forge)] == [pull["number"]]
+    entry = yaml.safe_load(forge.git(f"bot/{LIST.partition('/')[2]}", "show", f"{BRANCH}:{FILE}"))
+    assert entry["tiny-hub"]["links"] == {"model": "https://example.org/tiny"}
+    assert hub_world.server.commits_landed() == 0
+
     assert not [text for text in runner.printed if any(secret in text for secret in SECRETS)]
     assert all(comment["user"]["login"] == BOT for comment in forge.comments(number))
 
