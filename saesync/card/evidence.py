@@ -5,8 +5,9 @@ from __future__ import annotations
 from saesync.card.how import how_measured
 from saesync.inert import code, measured, number
 from saesync.measure.metrics import METRICS
-from saesync.model import WEIGHTS_FILE, Release, Sae
-from saesync.record import Evidence, Record, SaeRecord, record_path
+from saesync.model import Release, Sae
+from saesync.record import Record, SaeRecord, record_path
+from saesync.registry.entry import current_evidence
 from saesync.verdict import judge, unmeasured
 
 _COLUMNS = ("explained_variance", "ce_loss_score", "l0", "dead_features", "mse", "cossim")
@@ -17,7 +18,7 @@ _LEGEND = 2000  # characters kept for what stands below the table
 
 def table(release: Release, record: Record, room: int | None = None) -> str:
     """One row per SAE with its numbers; columns are the metrics that any of them has. At most ``room`` characters."""
-    current = [evidence for entry in record.saes.values() if (evidence := _evidence(entry)) is not None]
+    current = [evidence for entry in record.saes.values() if (evidence := current_evidence(entry)) is not None]
     columns = [name for name in _COLUMNS if any(name in evidence.metrics for evidence in current)]
     asked = {sae.id: sae for sae in release.saes}
     head = ["SAE", "hook", *columns, "verdict"]
@@ -55,20 +56,13 @@ def _hook(sae: Sae | None, entry: SaeRecord) -> str:
 
 
 def _numbers(entry: SaeRecord, columns: list[str]) -> list[str]:
-    evidence = _evidence(entry)
+    evidence = current_evidence(entry)
     metrics = evidence.metrics if evidence is not None else {}
     return [measured(metrics[name].value, metrics[name].stderr) if name in metrics else "" for name in columns]
 
 
-def _evidence(entry: SaeRecord) -> Evidence | None:
-    """Current evidence, if it was measured on the bytes published."""
-    weights = entry.files.get(WEIGHTS_FILE)
-    found = entry.evidence[0] if entry.evidence else None
-    return found if found is not None and weights is not None and found.weights_sha256 == weights.sha256 else None
-
-
 def _verdict(sae: Sae | None, entry: SaeRecord) -> str:
-    evidence = _evidence(entry)
+    evidence = current_evidence(entry)
     if evidence is None:
         return "not measured"
     if sae is None:
@@ -87,7 +81,7 @@ def how(release: Release, record: Record) -> str:
     asked = {sae.id: sae for sae in release.saes}
     ways: dict[str, int] = {}
     for sae_id, entry in record.saes.items():
-        evidence = _evidence(entry)
+        evidence = current_evidence(entry)
         if evidence is not None:
             way = how_measured(evidence.inputs, evidence.about, asked.get(sae_id))
             ways[way] = ways.get(way, 0) + 1
