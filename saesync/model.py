@@ -16,6 +16,7 @@ from typing import Any
 
 from saesync.digest import FileDigest, canonical
 from saesync.errors import Diagnostic, Origin
+from saesync.reason import Reason
 from saesync.record import Evidence, Record
 
 Json = Any  # a value json.loads may give
@@ -351,65 +352,6 @@ class StepKind(StrEnum):
     DELETE = "delete"
     TAG = "tag"  # name the commit that completed a release, on the Hub
     REGISTER = "register"  # the release's entry in SAELens's list, by pull request
-
-
-class ReasonCode(StrEnum):
-    """Why, as data. Every code has one rendering in ``render`` and a test."""
-
-    NOT_PUBLISHED = "not_published"  # location
-    CHANGED = "changed"  # name, before, after: one differing input
-    NOT_VISIBLE = "not_visible"  # location, detail
-    RECORD_NEWER = "record_newer"  # found, known
-    RECORD_UNREADABLE = "record_unreadable"  # detail
-    TAKEN_BY = "taken_by"  # release
-    FOREIGN_FILES = "foreign_files"  # files
-    FILES_CHANGED = "files_changed"  # file, recorded, found
-    FILES_MISSING = "files_missing"  # file
-    MOVED_FROM = "moved_from"  # id
-    NOT_MEASURED = "not_measured"
-    METRIC_MISSING = "metric_missing"  # metric
-    BELOW_MIN = "below_min"  # metric, value, bound, stderr
-    ABOVE_MAX = "above_max"  # metric, value, bound, stderr
-    SOURCE_NOT_HERE = "source_not_here"  # what (source, model or dataset), path
-    SOURCE_UNREACHABLE = "source_unreachable"  # repo, revision: reachable only from a pull request
-    SOURCE_MISSING = "source_missing"  # path, detail
-    VISIBILITY = "visibility"  # asked, found
-    REPO_MISSING = "repo_missing"  # location
-    REPO_RENAMED = "repo_renamed"  # location, now
-    CARD_CHANGED = "card_changed"
-    ORPHAN = "orphan"  # in the record, in no manifest
-    RETIRE = "retire"
-    PRUNE = "prune"
-    ADOPT = "adopt"
-    REPLACE = "replace"
-    NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
-    RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
-    NOT_IN_THIS_VERSION = "not_in_this_version"  # section
-    NOT_REGISTERED = "not_registered"  # registry
-    NOT_ON_HUB = "not_on_hub"  # location: SAELens loads from the Hub only
-    AFTER_SAES = "after_saes"  # count, partial: registered once these are published
-    AFTER_MERGE = "after_merge"  # what is published goes by pull request on the Hub
-    WAITS_FOR = "waits_for"  # count, of: SAEs that keep the entry waiting
-    WAITS_FOR_REVIEW = "waits_for_review"  # number, url, checks: names of those that fail or wait
-    BRANCH_PUSHED = "branch_pushed"  # branch
-    DECLINED = "declined"  # number, url: closed without merging
-    RECORD_BY = "record_by"  # account: not one whose records count as evidence
-    ENTRY_REFUSED = "entry_refused"  # detail
-    NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
-    NOT_TAGGED = "not_tagged"  # tag (None: the name is known once all is published)
-    TAG_MOVED = "tag_moved"  # tag, found, release
-    WAITING_FOR_MERGE = "waiting_for_merge"  # num, url, status
-    PULL_CLOSED = "pull_closed"  # num, url
-    PULL_NEEDS_REPO = "pull_needs_repo"  # location
-    NOT_ALLOWED = "not_allowed"  # key, value, file: the policy that does not name it
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """One reason with the data its rendering needs. ``data`` is flat JSON."""
-
-    code: ReasonCode
-    data: Mapping[str, Json] = field(default_factory=nothing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,25 +10,12 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from saesync.card import card_digest
-from saesync.model import (
-    Choices,
-    Item,
-    Observed,
-    Plan,
-    PublishSpec,
-    Reason,
-    ReasonCode,
-    Refusal,
-    Release,
-    Status,
-    StepKind,
-    Wanted,
-    nothing,
-)
+from saesync.model import Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, Wanted, nothing
 from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.registration import Seen, registration_item
 from saesync.planning.table import decide, visibility_differs
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 
 Location = tuple[str, str]

@@ -17,7 +17,8 @@ from saesync.errors import Diagnostic, ManifestError, Origin, Refused
 from saesync.manifest import read_tree
 from saesync.manifest.explain import explain
 from saesync.manifest.yaml12 import Node
-from saesync.model import PublishSpec, Reason, ReasonCode, Refusal, Release, Sae, SourceSpec
+from saesync.model import PublishSpec, Refusal, Release, Sae, SourceSpec
+from saesync.reason import Reason, ReasonCode
 from saesync.schema.policy import REGISTRY, build
 
 DEFAULT_FILE = "saesync-policy.yaml"

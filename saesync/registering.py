@@ -15,10 +15,11 @@ from saesync.card.request import digest_in
 from saesync.digest import short
 from saesync.errors import Refused, SaesyncError
 from saesync.hub import Hub
-from saesync.model import Observed, Reason, ReasonCode, Release
+from saesync.model import Observed, Release
 from saesync.observe import Place
 from saesync.planning.registration import Pull, Seen
 from saesync.policy import Policy
+from saesync.reason import Reason, ReasonCode
 from saesync.record import record_path
 from saesync.registry.document import Document, parse
 from saesync.registry.entry import Entry

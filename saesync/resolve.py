@@ -23,19 +23,8 @@ from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
 from saesync.measure.metrics import metric_versions
-from saesync.model import (
-    DatasetSpec,
-    Inputs,
-    ModelSpec,
-    Observed,
-    PublishSpec,
-    Reason,
-    ReasonCode,
-    Release,
-    Sae,
-    SourceSpec,
-    Wanted,
-)
+from saesync.model import DatasetSpec, Inputs, ModelSpec, Observed, PublishSpec, Release, Sae, SourceSpec, Wanted
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, RecordUnreadable, SaeRecord
 from saesync.verdict import judge
 

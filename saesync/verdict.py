@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from saesync.model import Reason, ReasonCode, Requirement
+from saesync.model import Requirement
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence
 
 _CUT = 200

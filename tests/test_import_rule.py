@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.streams",
         "saesync.garbage",
         "saesync.restraint",
+        "saesync.reason",
     ),
     ("saesync.record",),
     ("saesync.model",),

@@ -27,8 +27,9 @@ from planning import (
 
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
-from saesync.model import WEIGHTS_FILE, PublishSpec, Reason, ReasonCode
+from saesync.model import WEIGHTS_FILE, PublishSpec
 from saesync.planfile import Difference, check, compare, plan_digest, plan_json, read, release_digests, show_json, write
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 
 A = "res/layer_0"

@@ -13,9 +13,10 @@ from planning import HUB, SPEC, World, release, wanted_of
 
 from saesync.card import card_digest, make_card
 from saesync.digest import digest_bytes
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Reason, ReasonCode, Requirement, StepKind
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Requirement, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.planning.basis import key_of_item
+from saesync.reason import Reason, ReasonCode
 from saesync.record import RecordNewer, RecordUnreadable, parse_record
 from saesync.render import markdown, plan_text
 

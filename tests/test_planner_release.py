@@ -10,9 +10,10 @@ from planning import HUB, World, entry_of, inputs_of, published, release, sae, w
 
 from saesync.card import card_digest
 from saesync.digest import digest_bytes
-from saesync.model import WEIGHTS_FILE, Choices, HubPull, Item, PublishSpec, Reason, ReasonCode, Release, Status, StepKind
+from saesync.model import WEIGHTS_FILE, Choices, HubPull, Item, PublishSpec, Release, Status, StepKind
 from saesync.planfile import plan_json
 from saesync.planner import plan, select
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 from saesync.tags import complete, release_digest, tag_name
 

@@ -11,9 +11,10 @@ from planning import HUB, World, published, release, sae
 
 from saesync import planfile
 from saesync.errors import PlanStale
-from saesync.model import Choices, Item, Reason, ReasonCode, RegisterSpec, Release, Status, StepKind
+from saesync.model import Choices, Item, RegisterSpec, Release, Status, StepKind
 from saesync.planner import part, plan, select
 from saesync.planning.registration import Pull, Seen
+from saesync.reason import Reason, ReasonCode
 from saesync.registry.entry import Entry, SaeEntry, digest_of, entry_of
 from saesync.render import markdown, plan_text
 

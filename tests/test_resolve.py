@@ -24,7 +24,6 @@ from saesync.model import (
     ModelSpec,
     Observed,
     PublishSpec,
-    ReasonCode,
     Release,
     SourceSpec,
     Status,
@@ -32,6 +31,7 @@ from saesync.model import (
 )
 from saesync.planfile import show_json
 from saesync.planner import plan
+from saesync.reason import ReasonCode
 from saesync.record import Record
 from saesync.resolve import Resolver
 from saesync.targets.local import Local

@@ -10,7 +10,8 @@ from typing import Any
 
 from saesync.errors import Diagnostic
 from saesync.inert import apart
-from saesync.model import Failure, Item, Plan, Reason, ReasonCode, Requirement, Status, StepKind, nothing
+from saesync.model import Failure, Item, Plan, Requirement, Status, StepKind, nothing
+from saesync.reason import Reason, ReasonCode
 from saesync.render import reason_text
 
 INTERRUPTED = 130

@@ -10,20 +10,8 @@ from typing import Any
 from saesync import __version__
 from saesync.apply.builds import Build
 from saesync.digest import FileDigest
-from saesync.model import (
-    CFG_FILE,
-    WEIGHTS_FILE,
-    Inputs,
-    Item,
-    Observed,
-    Reason,
-    Release,
-    Sae,
-    SourceSpec,
-    Status,
-    StepKind,
-    nothing,
-)  # fmt: skip
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Inputs, Item, Observed, Release, Sae, SourceSpec, Status, StepKind, nothing
+from saesync.reason import Reason
 from saesync.record import Evidence, SaeRecord
 from saesync.targets.base import Upload
 from saesync.verdict import judge, unmeasured

@@ -15,7 +15,7 @@ from saesync.forge.desk import Desk
 from saesync.forge.files import read_file
 from saesync.forge.places import Place, branch_of, place_of, server
 from saesync.forge.types import REGISTRY_PATHS, Branch, RegistryState
-from saesync.model import Reason, ReasonCode
+from saesync.reason import Reason, ReasonCode
 
 _ONE_BY_ONE = 10  # pull requests are asked for by branch up to so many releases, for all together beyond
 _ANONYMOUS_PULLS = 300  # of everybody, the newest: three of the sixty requests GitHub allows an hour

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from saesync.model import Reason
+from saesync.reason import Reason
 
 REGISTRY_PATHS = ("sae_lens/pretrained_saes.yaml", "pretrained_saes.yaml")
 """Where a registry's file is in its repository: the first that is there."""

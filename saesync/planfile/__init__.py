@@ -12,11 +12,12 @@ from saesync import __version__
 from saesync.cache import write_atomic
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
-from saesync.model import Item, Plan, ReasonCode, Release, Sae, Status, StepKind
+from saesync.model import Item, Plan, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
 from saesync.planfile.digests import plan_digest, release_digests
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
+from saesync.reason import ReasonCode
 
 __all__ = [
     "TYPE",

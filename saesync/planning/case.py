@@ -8,20 +8,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from saesync.digest import FileDigest
-from saesync.model import (
-    CFG_FILE,
-    SAE_FILES,
-    WEIGHTS_FILE,
-    Choices,
-    Inputs,
-    Observed,
-    Reason,
-    ReasonCode,
-    Release,
-    Sae,
-    Wanted,
-    nothing,
-)
+from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, Choices, Inputs, Observed, Release, Sae, Wanted, nothing
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record, SaeRecord
 from saesync.verdict import judge
 

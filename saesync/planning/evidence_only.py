@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from saesync.model import Choices, Item, Observed, Reason, ReasonCode, Release, Status, StepKind, Wanted
+from saesync.model import Choices, Item, Observed, Release, Status, StepKind, Wanted
 from saesync.planning import basis
 from saesync.planning.case import Case, Place, index, make_case
 from saesync.planning.table import Decision, blocked, current, decide, locked, unknown
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence
 from saesync.verdict import changed, judge, unmeasured
 

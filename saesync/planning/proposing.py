@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from saesync.model import Item, Observed, Reason, ReasonCode, Release, Status, StepKind
+from saesync.model import Item, Observed, Release, Status, StepKind
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 
 

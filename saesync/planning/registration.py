@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saesync.errors import SaesyncError
-from saesync.model import Item, Reason, ReasonCode, RegisterSpec, Release, Status, StepKind, nothing
+from saesync.model import Item, RegisterSpec, Release, Status, StepKind, nothing
 from saesync.planning import basis
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 from saesync.registry.entry import Entry, digest_of, entry_of, same_meaning
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from saesync.model import WEIGHTS_FILE, Observed, Reason, ReasonCode, Release, Status, StepKind
+from saesync.model import WEIGHTS_FILE, Observed, Release, Status, StepKind
 from saesync.planning.case import Case
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Record, SaeRecord
 from saesync.verdict import changed, judge, unmeasured
 

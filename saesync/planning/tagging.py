@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from saesync.digest import short
-from saesync.model import Choices, Item, Observed, Reason, ReasonCode, Release, Status, StepKind
+from saesync.model import Choices, Item, Observed, Release, Status, StepKind
 from saesync.planning import basis
 from saesync.planning.case import matches
+from saesync.reason import Reason, ReasonCode
 from saesync.tags import shown_tag, tag_name, takes_tags
 
 TAG = "tag"

@@ -9,7 +9,7 @@ from typing import Any
 
 from saesync.digest import short
 from saesync.inert import apart, code, number, plain
-from saesync.model import ReasonCode
+from saesync.reason import ReasonCode
 
 Data = Mapping[str, Any]
 

@@ -13,7 +13,8 @@ from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Proposal, Unsettled
 from saesync.hub.trouble import Trouble
-from saesync.model import CARD_FILE, HubPull, Observed, Reason, ReasonCode
+from saesync.model import CARD_FILE, HubPull, Observed
+from saesync.reason import Reason, ReasonCode
 from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, RecordUnreadable, parse_record, record_path
 from saesync.tags import intact, tag_name
 from saesync.targets.base import Batch, Progress

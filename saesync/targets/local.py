@@ -27,7 +27,8 @@ from types import MappingProxyType
 from saesync.cache import Cache, settle
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable
-from saesync.model import CARD_FILE, CFG_FILE, RECORD_FOLDER, Observed, Reason, ReasonCode
+from saesync.model import CARD_FILE, CFG_FILE, RECORD_FOLDER, Observed
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record, SaeRecord
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file

@@ -19,7 +19,8 @@ from tiny import TinyWorld
 
 from saesync import planfile, preflight
 from saesync.apply import Outcome
-from saesync.model import Choices, ReasonCode, Status, StepKind
+from saesync.model import Choices, Status, StepKind
+from saesync.reason import ReasonCode
 from saesync.record import Record, parse_record
 
 Look = Callable[..., Run]

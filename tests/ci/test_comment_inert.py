@@ -24,8 +24,9 @@ from saesync.ci.event import Run
 from saesync.ci.pulls import Changes
 from saesync.digest import digest_bytes
 from saesync.inert import code
-from saesync.model import WEIGHTS_FILE, Reason, ReasonCode, RegisterSpec
+from saesync.model import WEIGHTS_FILE, RegisterSpec
 from saesync.planfile import plan_digest, plan_json
+from saesync.reason import Reason, ReasonCode
 
 PAGE = "https://github.com/acme/saes/actions/runs/77"
 RUN = Run("acme/saes", "main", "a" * 40, "acme/saes", "p", "pull_request", "success", PAGE)

@@ -22,10 +22,11 @@ from checkouts import manifest
 
 from saesync import schema
 from saesync.errors import Origin, Refused
-from saesync.model import Plan, PublishSpec, ReasonCode, RegisterSpec, Release, Status, StepKind
+from saesync.model import Plan, PublishSpec, RegisterSpec, Release, Status, StepKind
 from saesync.planfile import plan_json
 from saesync.planner import hold
 from saesync.policy import OPEN, Policy, read_policy
+from saesync.reason import ReasonCode
 from saesync.render import plan_text
 from saesync.schema import policy as policy_schema
 

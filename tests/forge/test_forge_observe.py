@@ -17,7 +17,7 @@ from saesync.forge import check_access, observe, propose, read_registry, status_
 from saesync.forge.credentials import find_credentials
 from saesync.forge.places import compare_by_hand, server
 from saesync.forge.types import RegistryState
-from saesync.model import ReasonCode
+from saesync.reason import ReasonCode
 
 GIT = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull}
 for _who in ("AUTHOR", "COMMITTER"):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from planning import golden
 
-from saesync.model import ReasonCode
+from saesync.reason import ReasonCode
 from saesync.render.reasons import _WORDS, reason_markdown, reason_text
 
 EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [

@@ -13,8 +13,9 @@ from planning import BOUND, HUB, SPEC, World, evidence_of, files_of, golden, inp
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
 from saesync.inert import width
-from saesync.model import WEIGHTS_FILE, PublishSpec, Reason, ReasonCode, RegisterSpec
+from saesync.model import WEIGHTS_FILE, PublishSpec, RegisterSpec
 from saesync.planfile import plan_json
+from saesync.reason import Reason, ReasonCode
 from saesync.render import markdown, plan_text
 from saesync.render.markdown import MAX_CHARACTERS
 

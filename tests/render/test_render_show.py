@@ -9,8 +9,9 @@ from planning import SPEC, World, evidence_of, files_of, golden, inputs_of, publ
 
 from saesync.digest import digest_bytes
 from saesync.errors import Diagnostic, Origin
-from saesync.model import CFG_FILE, Reason, ReasonCode
+from saesync.model import CFG_FILE
 from saesync.planfile import show_json
+from saesync.reason import Reason, ReasonCode
 from saesync.render import show_text, summary_text
 from saesync.render.summary import duration
 

@@ -17,8 +17,9 @@ from target_support import batch, upload
 from saesync import preflight
 from saesync.apply import Outcome
 from saesync.errors import Conflict, Missing, SaesyncError, Unavailable
-from saesync.model import Item, ReasonCode, Status, StepKind
+from saesync.model import Item, Status, StepKind
 from saesync.planfile import compare, plan_json
+from saesync.reason import ReasonCode
 from saesync.render import plan_text
 from saesync.targets.pulls import TITLE
 

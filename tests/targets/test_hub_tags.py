@@ -16,8 +16,9 @@ from target_support import batch, upload
 
 from saesync.apply import Outcome
 from saesync.errors import Conflict, Missing, SaesyncError
-from saesync.model import Observed, ReasonCode, Status, StepKind
+from saesync.model import Observed, Status, StepKind
 from saesync.planfile import compare, plan_json
+from saesync.reason import ReasonCode
 from saesync.record import parse_record
 from saesync.tags import tag_name
 from saesync.targets.base import Tagging

@@ -15,7 +15,7 @@ from target_support import Place, batch, card, upload
 from saesync.cache import Cache
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Hub
-from saesync.model import ReasonCode
+from saesync.reason import ReasonCode
 from saesync.targets.huggingface import HuggingFace
 
 REPO = "alice/saes"

@@ -17,7 +17,7 @@ from target_support import batch, upload
 
 from saesync.cache import Cache
 from saesync.errors import Conflict, Missing, Refused, Unavailable
-from saesync.model import ReasonCode
+from saesync.reason import ReasonCode
 from saesync.record import Pending, Record, record_path
 from saesync.targets.local import Local
 

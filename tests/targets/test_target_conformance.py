@@ -15,7 +15,7 @@ from saesync.cache import Cache
 from saesync.digest import digest_bytes, digest_file
 from saesync.errors import Conflict, Missing, Refused
 from saesync.hub import Hub
-from saesync.model import ReasonCode
+from saesync.reason import ReasonCode
 from saesync.record import record_path
 from saesync.targets import open_target, targets
 from saesync.targets.base import Target, Upload
