@@ -42,7 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.manifest", "saesync.pin", "saesync.inspection"),
     (
         "saesync.observe",
-        "saesync.registering",
+        "saesync.observe_registries",
         "saesync.resolve",
         "saesync.importing",
         "saesync.policy",

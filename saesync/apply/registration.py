@@ -9,9 +9,9 @@ from saesync.apply.steps import Steps
 from saesync.errors import Refused
 from saesync.executors.register import check_paths, desired_entry, register
 from saesync.model import WEIGHTS_FILE, Item, Observed, Release, Sae, StepKind, Wanted
+from saesync.observe_registries import writer_of
 from saesync.planning.registration import Seen
 from saesync.record import Evidence, Record, SaeRecord
-from saesync.registering import writer_of
 from saesync.registry.entry import Entry
 from saesync.verdict import judge, unmeasured
 

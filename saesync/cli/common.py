@@ -18,6 +18,7 @@ from saesync.garbage import no_garbage_collection
 from saesync.hub import Hub
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
+from saesync.observe_registries import observe_registries, with_writers
 from saesync.planner import REGISTER, hold, select
 from saesync.planner import plan as make_plan
 from saesync.planning.basis import SECTION
@@ -25,7 +26,6 @@ from saesync.planning.case import matches
 from saesync.planning.registration import Seen
 from saesync.planning.tagging import TAG
 from saesync.policy import OPEN, Policy
-from saesync.registering import observe_registries, with_writers
 from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -12,8 +12,8 @@ from saesync.apply import Context, Result, StopFlag, apply
 from saesync.cache import Cache
 from saesync.model import Choices, Observed, Plan, Release, Wanted
 from saesync.observe import observe
+from saesync.observe_registries import observe_registries
 from saesync.planner import plan as make_plan
-from saesync.registering import observe_registries
 from saesync.resolve import Resolver
 from saesync.targets import open_target
 from saesync.workers import Launcher, spawn

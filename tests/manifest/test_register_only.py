@@ -17,9 +17,9 @@ from saesync.cache import Cache
 from saesync.manifest import load
 from saesync.model import Choices, Plan, Release
 from saesync.observe import observe
+from saesync.observe_registries import observe_registries
 from saesync.pin import pin
 from saesync.planner import plan
-from saesync.registering import observe_registries
 from saesync.registry.entry import entry_of
 from saesync.resolve import Resolver
 from saesync.schema.sections import LOADERS_OF_SAELENS
