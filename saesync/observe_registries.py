@@ -99,16 +99,32 @@ def writer_of(place: Observed, release: str, policy: Policy, hub: Hub) -> tuple[
 
 def _seen(state: RegistryState, releases: Collection[str], cache: Cache) -> dict[str, Seen]:
     at = f"{state.registry}@{short(state.head)}" if state.head else state.registry
-    if state.unknown is not None:
-        return {name: Seen(state.registry, state.kind, at, unknown=state.unknown) for name in releases}
-    try:
-        if state.data is None:
-            raise Refused("No registry file", f"It holds no {state.path}. Is it a fork of SAELens?")
-        base = _Listing.of(state.data, state.path, cache)
-        return {name: _of_release(state, name, base, at, cache) for name in releases}
-    except SaesyncError as error:
-        reason = _unreadable(state.registry, error)
+    reason, base = state.unknown, None
+    if reason is None:
+        try:
+            base = _base(state, cache)
+        except SaesyncError as error:
+            reason = _unreadable(state.registry, error)
+    if base is None:
         return {name: Seen(state.registry, state.kind, at, unknown=reason) for name in releases}
+    found = {}
+    for name in releases:
+        try:
+            found[name] = _of_release(state, name, base, at, cache)
+        except SaesyncError as error:  # an entry that cannot be read is no trouble of the others
+            found[name] = Seen(state.registry, state.kind, at, unknown=_unreadable(state.registry, error))
+    return found
+
+
+def _base(state: RegistryState, cache: Cache) -> _Listing:
+    """What stands on the default branch.
+
+    Raises:
+        SaesyncError: no registry file, or not one.
+    """
+    if state.data is None:
+        raise Refused("No registry file", f"It holds no {state.path}. Is it a fork of SAELens?")
+    return _Listing.of(state.data, state.path, cache)
 
 
 def _of_release(state: RegistryState, name: str, base: _Listing, at: str, cache: Cache) -> Seen:
