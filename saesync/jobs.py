@@ -58,7 +58,8 @@ class AdoptJob:
 class MeasureSae:
     """One SAE to measure. ``folder`` is in SAELens layout; ``key`` is its measure_key.
 
-    ``hook_out`` is what a transcoder is compared with; None leaves it to cfg.json's ``hook_name_out``.
+    ``hook_out`` is what a transcoder is compared with; None leaves it to cfg.json's ``hook_name_out``. ``require`` names the
+    metrics that bounds are put on: an SAE that cannot have one of them is refused before anything is measured.
     """
 
     address: str
@@ -66,6 +67,7 @@ class MeasureSae:
     folder: str
     hook: str
     hook_out: str | None = None
+    require: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

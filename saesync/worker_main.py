@@ -49,7 +49,7 @@ class Job:
 
 
 def _measure_job(data: Mapping[str, Any]) -> MeasureJob:
-    saes = tuple(MeasureSae(**sae) for sae in data["saes"])
+    saes = tuple(MeasureSae(**{**sae, "require": tuple(sae["require"])}) for sae in data["saes"])
     return MeasureJob(**{**data, "saes": saes, "dataset_files": tuple(data["dataset_files"])})
 
 

@@ -69,7 +69,10 @@ def measure_job(works: Sequence[Work], model: Path, text: Text, device: str, cac
     for work in works:
         if work.folder is None or work.inputs.measure_key is None:
             raise ValueError(f"{work.address} cannot be measured yet")
-        saes.append(MeasureSae(work.address, work.inputs.measure_key, str(work.folder), work.sae.hook, work.sae.hook_out))
+        require = tuple(bound.metric for bound in _validated(work).require)
+        saes.append(
+            MeasureSae(work.address, work.inputs.measure_key, str(work.folder), work.sae.hook, work.sae.hook_out, require)
+        )
     spec = _validated(works[0])
     return MeasureJob(**_common(works[0], model, text, device, cache), tokens=spec.tokens, saes=tuple(saes))
 

@@ -44,6 +44,9 @@ def run(job: DiagnoseJob, progress: Progress | None = None) -> DiagnoseResult:
         if hook not in model.points:
             raise Refused.of([unknown_hook(model, job.address, hook)])
     sae = load_sae(MeasureSae(job.address, "", job.folder, job.hook, job.hook_out), model.device)
+    if not sae.reconstructs:
+        detail = f"{job.address} is the encoder of one layer of a cross-layer transcoder: there is no reconstruction to rank by."
+        raise Refused("Nothing to compare", detail)
     engines = _engines(job, model)
     declared = Condition(job.hook, job.prepend_bos)
     with torch.no_grad():

@@ -73,8 +73,8 @@ class GemmaScope2:
     def sniff(self, headers: Headers) -> Candidate | None:
         """Certain when the tensors are there and fit each other; recognised and refused when they span layers."""
         for file, tensors in headers.tensors.items():
-            if not {"w_enc", "w_dec", "threshold"} <= set(tensors):
-                continue
+            if not {"w_enc", "w_dec", "threshold"} <= set(tensors) or len(tensors["w_dec"].shape) == 3:
+                continue  # three axes: gemma_scope_2_clt
             config = headers.json.get(CONFIG)
             try:
                 kind = _kind(config, None) if config is not None else None
@@ -193,7 +193,7 @@ def _shape(file: str, tensors: Mapping[str, TensorInfo], kind: str | None) -> Sh
         raise Refused(
             "Cannot be expressed in SAELens",
             f"{file}: w_dec has shape {axes.get('w_dec')}, one slice per layer: it is one layer of a cross-layer transcoder, "
-            "whose output depends on all layers. SAELens has no class for it.",
+            "whose output depends on all layers. `format: gemma_scope_2_clt` converts its encoder.",
         )
     if len(axes.get("w_enc", ())) == 3:
         raise Refused(

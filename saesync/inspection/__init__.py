@@ -154,7 +154,9 @@ def _spots(names: Sequence[str], path: str) -> dict[str, dict[str, str]]:
     for name in weights:
         if name not in claimed:
             spots[name] = _claims(names, name) or {name.rsplit("/", 1)[-1]: name}
-    return spots
+    # A file that another one brings along (a decoder of its own) is no SAE.
+    brought = {listed for path, claim in spots.items() for listed in claim.values() if listed != path}
+    return {path: claim for path, claim in spots.items() if path not in brought or len(claim) > 1}
 
 
 def _claims(names: Sequence[str], path: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ from saesync.jobs import MeasureSae
 from saesync.measure.checks import misfit, unknown_hook
 from saesync.measure.dataset import Tokens
 from saesync.measure.devices import Limits, give_back, limits_for, out_of_memory, wide
+from saesync.measure.metrics import OF_FEATURES
 from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
 from saesync.measure.saes import LoadedSae, load_sae, weights_size
 from saesync.measure.sites import Site
@@ -193,6 +194,8 @@ class Engine:
             self._progress(int(self.rows.size * before + done * share), self.rows.size)
         for sae in sound:
             estimates = self._estimates(sae.target, measured[sae.address])
+            if not sae.reconstructs:
+                estimates = {name: estimates[name] for name in OF_FEATURES}
             wrong = _not_numbers(sae, estimates)
             if wrong:
                 outcome.failures[sae.address] = wrong

@@ -35,6 +35,8 @@ _DEFINITIONS = (
     MetricDefinition("dead_features", 1, "fraction of features that never fired on these tokens", better="low", stderr=""),
 )
 
+# Those that need no reconstruction.
+OF_FEATURES = ("l0", "dead_features")
 METRICS: Mapping[str, MetricDefinition] = MappingProxyType({metric.name: metric for metric in _DEFINITIONS})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from saesync.errors import Missing, Refused
 from saesync.jobs import MeasureSae
 from saesync.measure.devices import out_of_memory
+from saesync.measure.metrics import OF_FEATURES
 from saesync.measure.reasons import reason
 from saesync.measure.sites import Site
 from saesync.model import SAE_FILES, WEIGHTS_FILE
@@ -35,7 +37,7 @@ class Coded:
 class LoadedSae:
     """``site`` is what the SAE reads, ``target`` what its output is compared with and put in place of: the same, except in
     transcoders. ``rows`` says that tokens are encoded independently of each other, so that they may be taken in blocks of any
-    size."""
+    size. ``reconstructs`` is False where only the features mean something (one layer of a cross-layer transcoder)."""
 
     address: str
     site: Site
@@ -44,6 +46,7 @@ class LoadedSae:
     d_in: int
     d_sae: int
     rows: bool
+    reconstructs: bool
 
     def coded(self, x: torch.Tensor, keep: torch.Tensor, dense: int) -> Coded:
         """Encode and decode ``x [batch, ctx, d_in]``, at most about ``dense`` feature values at a time.
@@ -103,6 +106,7 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
             raise
         raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason(error)}.") from error
     architecture = sae.cfg.architecture()
+    reconstructs = _reconstructs(wanted, sae.cfg.metadata.to_dict())
     if sae.cfg.normalize_activations in _UNFOLDED:
         raise Refused(
             "Input scale is not folded",
@@ -112,7 +116,26 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
     sae.turn_off_forward_pass_hook_z_reshaping()  # heads are joined by the engine, as sae_lens.evals does
     site = Site(wanted.hook, sae.cfg.metadata.hook_head_index)
     target = _target(wanted, sae) if hasattr(sae.cfg, "d_out") else site
-    return LoadedSae(wanted.address, site, target, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture != "temporal")
+    return LoadedSae(
+        wanted.address, site, target, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture != "temporal", reconstructs
+    )
+
+
+def _reconstructs(wanted: MeasureSae, metadata: Mapping[str, Any]) -> bool:
+    """Whether the SAE's output is to be compared with anything.
+
+    Raises:
+        Refused: no hook yields what it reads, or a metric is required that it cannot have.
+    """
+    if metadata.get("unhookable"):
+        detail = f"{wanted.address} reads the joined activations of several models, which no hook of one model yields. "
+        raise Refused("SAE cannot be hooked", detail + "Remove `validate`: its weights can be published without numbers.")
+    if metadata.get("reconstruction") != "invalid":
+        return True
+    if asked := sorted(set(wanted.require) - set(OF_FEATURES)):
+        detail = f"{wanted.address} is the encoder of one layer of a cross-layer transcoder: it has no reconstruction, and so no "
+        raise Refused("Metric does not exist", f"{detail}{asked[0]}. `require` may name {' and '.join(OF_FEATURES)}.")
+    return False
 
 
 def _target(wanted: MeasureSae, sae: Any) -> Site:

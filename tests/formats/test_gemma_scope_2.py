@@ -149,10 +149,19 @@ def test_weights_that_are_refused(change: Any, summary: str, word: str, tmp_path
     refused("gemma_scope_2", saved(tmp_path, change(parameters()), SAE), summary, word)
 
 
-def test_one_layer_of_a_cross_layer_transcoder_is_recognised_and_refused(tmp_path: Path) -> None:
-    config = SAE | {"hf_hook_point_in": READ, "hf_hook_point_out": WRITE}
-    saved(tmp_path, parameters() | {"w_dec": torch.zeros(40, 3, 12)}, config, "params_layer_4.safetensors")
-    (found,) = inspect_local(tmp_path / "params_layer_4.safetensors").saes
+def test_a_cross_layer_transcoders_layer_sums_what_its_features_write_from_that_layer_on(tmp_path: Path) -> None:
+    w_dec = torch.randn(40, 5, 12, generator=torch.Generator().manual_seed(5))
+    saved(tmp_path / "source", parameters() | {"w_dec": w_dec}, SAE, "params_layer_3.safetensors")
+    (found,) = inspect_local(tmp_path / "source" / "params_layer_3.safetensors").saes
     assert found.best is not None
-    assert found.best.format == "gemma_scope_2"
-    assert "cross-layer transcoder" in str(found.best.refusal)
+    assert (found.best.format, found.best.refusal, found.best.facts["reconstruction"]) == ("gemma_scope_2_clt", None, "invalid")
+    metadata = {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}
+    convert("gemma_scope_2_clt", tmp_path / "source", tmp_path / "out", metadata=metadata)
+    written = load_file(tmp_path / "out" / "sae_weights.safetensors")["W_dec"]
+    assert torch.allclose(written, w_dec[:, 3:].double().sum(dim=1).float(), rtol=0, atol=1e-6)
+    assert json.loads((tmp_path / "out" / "cfg.json").read_text())["metadata"]["reconstruction"] == "invalid"
+
+
+def test_a_layer_that_the_decoder_does_not_reach_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, parameters() | {"w_dec": torch.zeros(40, 3, 12)}, SAE, "params_layer_3.safetensors")
+    refused("gemma_scope_2_clt", tmp_path, "Wrong shape", "no layer 3")

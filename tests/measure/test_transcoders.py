@@ -117,3 +117,30 @@ def test_an_output_hook_that_does_not_fit_is_named(world: SimpleNamespace, hook_
     assert found.summary == summary
     assert word in found.detail
     assert asked.address in found.detail
+
+
+def told(world: SimpleNamespace, name: str, **metadata: Any) -> MeasureSae:
+    """A transcoder whose cfg.json says more of itself."""
+    asked = made(world, "transcoder", neuronpedia_id=name)
+    path = Path(asked.folder, "cfg.json")
+    cfg = json.loads(path.read_text())
+    cfg["metadata"] |= metadata
+    path.write_text(json.dumps(cfg))
+    return asked
+
+
+def test_of_an_encoder_only_what_needs_no_reconstruction_is_measured(world: SimpleNamespace) -> None:
+    asked, whole = told(world, "clt", reconstruction="invalid"), made(world, "transcoder")
+    found = run(world, asked, whole).metrics
+    assert found[asked.address] == {name: found[whole.address][name] for name in ("l0", "dead_features")}
+    bound = replace(asked, require=("l0", "mse"))
+    (wrong,) = (Diagnostic.from_json(entry) for entry in run(world, bound).failures[asked.address])
+    assert (wrong.summary, "no mse" in wrong.detail) == ("Metric does not exist", True)
+    assert run(world, replace(asked, require=("l0",))).metrics[asked.address].keys() == {"l0", "dead_features"}
+
+
+def test_what_no_hook_yields_is_not_measured(world: SimpleNamespace) -> None:
+    asked = told(world, "crosscoder", unhookable=True)
+    (wrong,) = (Diagnostic.from_json(entry) for entry in run(world, asked).failures[asked.address])
+    assert wrong.summary == "SAE cannot be hooked"
+    assert "Remove `validate`" in wrong.detail
