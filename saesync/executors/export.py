@@ -11,6 +11,7 @@ from saesync.jobs import ConvertResult, ExportJob
 from saesync.writers import get
 from saesync.writers._files import write_layout
 from saesync.writers._proof import prove_layout
+from saesync.writers.base import cannot
 
 Progress = Callable[[int, int], None]
 
@@ -25,6 +26,10 @@ def run(job: ExportJob, progress: Progress | None = None) -> ConvertResult:
     """
     source = open_source(job.format, job.options, job.files)
     weights = source.format.read(source.files, source.options)
+    if weights.metadata.get("reconstruction") == "invalid":  # other layouts have no place to say so
+        raise cannot(
+            job.to, "Only the features of a cross-layer transcoder's layer mean something, and this layout cannot say that."
+        )
     said = {name: value for name, value in job.metadata.items() if value is not None}
     weights = replace(weights, metadata={**weights.metadata, **said})
     writer = get(job.to)

@@ -11,7 +11,9 @@ from convert_support import HOOK_OUT, METADATA, convert, files_of, refused
 from safetensors.torch import load_file, save_file
 
 from saesync.errors import Refused
+from saesync.executors.export import run as export
 from saesync.inspection import inspect_local
+from saesync.jobs import ExportJob
 
 CODER = {**METADATA, "hook_name_out": HOOK_OUT}
 
@@ -103,3 +105,10 @@ def test_a_set_of_per_layer_transcoders_is_something_else(tmp_path: Path) -> Non
     (found,) = inspect_local(tmp_path).saes
     assert found.best is not None
     assert "transcoder_set" in str(found.best.refusal)
+
+
+def test_no_other_layout_can_say_that_the_reconstruction_means_nothing(tmp_path: Path) -> None:
+    made(tmp_path / "source")
+    job = ExportJob("mistudio", "clt", {}, files_of("clt", tmp_path / "source"), "float32", {}, str(tmp_path / "out"))
+    with pytest.raises(Refused, match="cannot say that"):
+        export(job)

@@ -144,20 +144,32 @@ def test_bytes_are_reproducible_and_digests_are_the_files(
 # ------------------------------------------------------------------------------------------------------ round trips
 
 
-@pytest.mark.parametrize(("architecture", "changes"), [case[1:] for case in WRITTEN if case[0] == "dictionary_learning"])
-def test_a_round_trip_through_dictionary_learning_is_the_same_function(
-    architecture: str, changes: Mapping[str, Any], tmp_path: Path
-) -> None:
+def declared(to: str, folder: Path) -> dict[str, Any]:
+    """What the manifest of somebody who has the written files must say: miStudio's checkpoints leave out their settings."""
+    if to != "mistudio":
+        return {}
+    found = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))["hyperparameters"]
+    share = found["top_k_sparsity"]
+    k = 0 if share is None else max(1, int(share / 100 * found["latent_dim"]))
+    options = {"k": k, "normalize_activations": found["normalize_activations"]}
+    unsaid = {"jumprelu": "k", "transcoder": "normalize_activations"}.get(found["architecture_type"])
+    return {name: value for name, value in options.items() if name != unsaid}
+
+
+@pytest.mark.parametrize(("to", "architecture", "changes"), WRITTEN)
+def test_a_round_trip_is_the_same_function(to: str, architecture: str, changes: Mapping[str, Any], tmp_path: Path) -> None:
     source = source_of(tmp_path, architecture, changes)
-    export("dictionary_learning", source, tmp_path / "there", "float64", hook_name="blocks.3.hook_mlp_out", model_name="gpt2")
-    proof = convert("dictionary_learning", tmp_path / "there", tmp_path / "back", "float64", metadata={})
+    export(to, source, tmp_path / "there", "float64", hook_name="blocks.3.hook_mlp_out", model_name="gpt2")
+    options, out = declared(to, tmp_path / "there"), {"hook_name_out": HOOK_OUT} if "d_out" in changes else {}
+    proof = convert(to.replace("-", "_"), tmp_path / "there", tmp_path / "back", "float64", options, metadata=out)
     assert proof["support_changes"] == 0
     features, output = Stock(tmp_path / "back", "float64").forward(X)
     expected = stock_of(source, tmp_path)
     assert torch.allclose(features, expected[0], rtol=0, atol=1e-11)
     assert torch.allclose(output, expected[1], rtol=0, atol=1e-11)
-    metadata = json.loads((tmp_path / "back" / "cfg.json").read_text(encoding="utf-8"))["metadata"]
-    assert (metadata["hook_name"], metadata["model_name"]) == ("blocks.3.hook_mlp_out", "gpt2")
+    if to == "dictionary_learning":  # its config has room for both
+        metadata = json.loads((tmp_path / "back" / "cfg.json").read_text(encoding="utf-8"))["metadata"]
+        assert (metadata["hook_name"], metadata["model_name"]) == ("blocks.3.hook_mlp_out", "gpt2")
 
 
 @pytest.mark.parametrize("kind", ["AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "AutoEncoderTopK", "JumpReluAutoEncoder"])
