@@ -85,6 +85,11 @@ def recognised(headers: Headers, wanted: set[str]) -> tuple[str, Mapping[str, Te
     return None
 
 
+def compressed(headers: Headers) -> str | None:
+    """A compressed pickle, of which only the name can be seen: its tensors stand in the middle of it."""
+    return next((name for name in headers.names if name.startswith(START) and name.endswith(".pkl.gz")), None)
+
+
 def _untrusted(name: str, path: Path) -> str:
     also = " With `trust: pickle` beside format it is read without running it."
     if name.endswith(".gz"):

@@ -61,6 +61,8 @@ class SaelensPickle:
 
     def sniff(self, headers: Headers) -> Candidate | None:
         """Likely by the tensors in ``state_dict``; an unsafe pickle needs trust."""
+        if _trusted.compressed(headers) is not None:
+            return Candidate(self.name, 0.5, {"architecture": "standard"}, needs=("trust",))
         found = _trusted.recognised(headers, set(PLAIN))
         if found is None or "b_dec_out" in found[1]:
             return None

@@ -50,6 +50,10 @@ class TranscoderCircuits:
 
     def sniff(self, headers: Headers) -> Candidate | None:
         """Certain by ``b_dec_out``; an unsafe pickle needs trust."""
+        if (packed := _trusted.compressed(headers)) is not None:  # the authors' names say which hook they read
+            return Candidate(
+                self.name, 0.6 if "hook_normalized" in packed else 0.4, {"architecture": "transcoder"}, needs=("trust",)
+            )
         found = _trusted.recognised(headers, {"W_enc", "W_dec", "b_dec_out"})
         if found is None:
             return None

@@ -28,7 +28,8 @@ __all__ = [
     "parse_reference",
 ]
 
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
+WEIGHT_SUFFIXES = (*TENSOR_SUFFIXES, ".pkl.gz")  # the last is known by its name alone
 # Headers cost a few ranged requests each; a repository with more SAEs than this is of one kind, which its first ones show.
 LIMIT = 64
 
@@ -122,7 +123,7 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
             notes[name] = _safetensors.notes(source, name)
         elif name.endswith(".npz"):
             tensors[name] = _npz.parse(source, name)
-        elif name.endswith(WEIGHT_SUFFIXES):
+        elif name.endswith(TENSOR_SUFFIXES):
             file = _torchzip.parse(source, name)
             tensors[name], globals_[name], values[name] = file.tensors, file.globals, file.values
     return Headers(tuple(sorted(files)), json, tensors, globals_, where, values, notes)

@@ -108,7 +108,7 @@ def test_files_are_chosen_at_the_root_in_a_folder_and_by_name(case: Case, tmp_pa
     assert set(at_root.values()) <= set(names)
     nested = case.format.files([f"a/b/{name}" for name in names] + ["a/b/c/other.txt", "top.json"], "a/b")
     assert dict(nested) == {name: f"a/b/{listed}" for name, listed in at_root.items()}
-    weights = next(listed for listed in nested.values() if listed.endswith((*WEIGHT_SUFFIXES, ".pkl.gz")))
+    weights = next(listed for listed in nested.values() if listed.endswith(WEIGHT_SUFFIXES))
     assert dict(case.format.files(sorted(nested.values()), weights)) == dict(nested)
     with pytest.raises(Refused):
         case.format.files(["README.md"], "")

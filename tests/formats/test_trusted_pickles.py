@@ -68,6 +68,19 @@ def test_inspect_says_that_trust_is_needed(tmp_path: Path) -> None:
     assert (best.format, best.needs) == ("saelens_pickle", ("trust",))
 
 
+@pytest.mark.parametrize("name", ["saelens_pickle", "transcoder_circuits"])
+def test_a_compressed_pickle_is_listed_by_its_name(name: str, tmp_path: Path) -> None:
+    example: Any = formats.get(name).example
+    example(tmp_path, 0, "gzip")
+    (found,) = inspect_local(tmp_path).saes
+    assert {each.format: each.needs for each in found.candidates} == {
+        "saelens_pickle": ("trust",),
+        "transcoder_circuits": ("trust",),
+    }
+    assert found.best is not None
+    assert found.best.format == name
+
+
 @pytest.mark.parametrize("variant", ["zip", "gzip"])
 def test_nothing_is_run(variant: str, tmp_path: Path) -> None:
     made, source = tmp_path / "made", tmp_path / "source"
