@@ -163,11 +163,23 @@ def look(asked: Asked, *, again: bool = False, policy: Policy = OPEN, scope: Sco
         return _look(asked, again, policy, scope)
 
 
-def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
+Releases = tuple[Release, ...]
+
+
+def releases_of(asked: Asked, policy: Policy = OPEN, scope: Scope = EVERYTHING) -> tuple[Releases, Releases]:
+    """The releases of PATH, and all in the folders of their manifests.
+
+    Raises:
+        ManifestError: with everything that is wrong in all of them.
+    """
     chosen = scope.find(asked.paths)
-    everything = scope.load(manifest.with_neighbours(chosen), (*asked.roots, *policy.roots))
+    everything = tuple(scope.load(manifest.with_neighbours(chosen), (*asked.roots, *policy.roots)))
     files = {str(path) for path in chosen if scope.covers(path)}
-    releases = tuple(release for release in everything if release.manifest in files)
+    return tuple(release for release in everything if release.manifest in files), everything
+
+
+def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
+    releases, everything = releases_of(asked, policy, scope)
     cache = Cache()
     observed = observe(releases, cache)
     resolver = Resolver(cache)

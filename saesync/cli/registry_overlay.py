@@ -9,12 +9,13 @@ from pathlib import Path
 
 import click
 
-from saesync.cache import write_atomic
-from saesync.cli.common import Asked, look, manifests_only, paths_argument, root_option
+from saesync.cache import Cache, write_atomic
+from saesync.cli.common import Asked, manifests_only, paths_argument, releases_of, root_option
 from saesync.cli.output import put, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.inert import plain
 from saesync.model import SAE_FILES, Observed, PublishSpec, Release
+from saesync.observe import observe
 from saesync.overlay import DEFAULT, environment, find, read
 from saesync.record import Record
 from saesync.registry.document import parse, written
@@ -39,11 +40,12 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
     release that is not is left out and named. `saesync registry run` and `saesync.overlay.install()` use the file.
     """
     manifests_only(paths)
-    world = look(Asked(paths, roots))
+    releases, _ = releases_of(Asked(paths, roots))
+    observed = observe(releases, Cache())
     entries: list[Entry] = []
-    for release in world.releases:
+    for release in releases:
         try:
-            entries.append(_entry(release, world.observed))
+            entries.append(_entry(release, observed))
         except SaesyncError as error:
             say(f"Left out {plain(release.name)}: {error.diagnostics[0].detail}")
     if not entries:
