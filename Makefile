@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Files of tests run side by side, with more than 0; each brings its own loopback servers. A busy machine makes faults late.
-WORKERS ?= 0
+# Files of tests run side by side; each brings its own loopback servers. 0 runs them one after another.
+WORKERS ?= 2
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test slow lint types docs bench ci clean
@@ -25,10 +26,10 @@ demo: $(STAMP)
 	@$(BIN)/python tools/demo.py ./demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

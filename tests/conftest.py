@@ -41,6 +41,36 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>' to upload raw bytes/text content:DeprecationWarning")
 
 
+# Files that take longest come first, so that workers who run side by side end together.
+_LONGEST = (
+    "test_demo",
+    "test_devices",
+    "test_faults",
+    "test_kill",
+    "test_workflows_end_to_end",
+    "test_importing",
+    "test_doctor_sae",
+    "test_apply",
+    "test_usage",
+    "test_convert_cli",
+    "test_registry_overlay",
+    "test_format_conformance",
+    "test_fuzz_formats",
+    "test_validate",
+    "test_hub_cli",
+    "test_hub_pull_request",
+    "test_forge_faults",
+    "test_apply_local",
+    "test_evidence_only",
+    "test_alone",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
 _clean_environment()
 sys.path.insert(0, str(Path(__file__).parent))
 
