@@ -48,8 +48,8 @@ def require_context(stock: Stock, x: torch.Tensor) -> None:
     if bool((stock.encode(rows[:, None])[:, 0] == stock.encode(rows)).all()):
         raise ProofFailed(
             "Needs real activations",
-            "On random rows this SAE's features do not depend on the tokens before, so that its attention is not proved. Give the "
-            "release a `validate:` section, which brings activations of the model.",
+            "On random rows this SAE's features do not depend on the tokens before, so that its attention is not proved. Give "
+            "the release a `validate:` section, which brings activations of the model.",
         )
 
 
@@ -80,7 +80,8 @@ def _disturbed(layers: Any, epsilon: float, generator: torch.Generator) -> Itera
 
     def disturb(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         noise = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-        return output + epsilon * noise * inputs[0].norm(dim=-1, keepdim=True) * module.weight.norm(dim=1)
+        size: torch.Tensor = inputs[0].norm(dim=-1, keepdim=True) * module.weight.norm(dim=1)
+        return output + epsilon * noise * size
 
     with ExitStack() as stack:
         for module in layers.modules():

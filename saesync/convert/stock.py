@@ -93,7 +93,7 @@ class Stock:
         return self._double("b_dec") * self.unit
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Features ``[n, d_sae]`` in the SAE's own dtype. Of a sequential SAE also ``[sequences, n, d_sae]``, for as many ``x``."""
+        """Features ``[n, d_sae]`` in the SAE's own dtype; of a sequential one also for sequences ``[b, n, d_in]``."""
         found: torch.Tensor = self.sae.encode(self._shaped(x))
         return found.reshape(*x.shape[:-1], -1)
 
@@ -192,7 +192,8 @@ class Stock:
         if self.architecture == "gated":
             magnitude = z @ (self.sae.W_enc * self.sae.r_mag.exp()) + self.sae.b_mag
             h = torch.where(h.abs() < magnitude.abs(), h, magnitude)
-        return h * self.decoder_norms() if self.rescales else h
+        found: torch.Tensor = h * self.decoder_norms() if self.rescales else h
+        return found
 
     @property
     def rescales(self) -> bool:

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from saesync.executors.convert import halves, open_source
+from saesync.formats.base import SEQUENTIAL
 from saesync.jobs import ConvertResult, ExportJob
 from saesync.writers import get
 from saesync.writers._files import write_layout
 from saesync.writers._proof import prove_layout
+from saesync.writers.base import cannot
 
 Progress = Callable[[int, int], None]
 
@@ -28,6 +30,9 @@ def run(job: ExportJob, progress: Progress | None = None) -> ConvertResult:
     said = {name: value for name, value in job.metadata.items() if value is not None}
     weights = replace(weights, metadata={**weights.metadata, **said})
     writer = get(job.to)
+    if weights.cfg["architecture"] in SEQUENTIAL:
+        what = f"its features depend on the tokens before, and SAEs of {writer.name} read each token by itself"
+        raise cannot(writer.name, f"architecture is {weights.cfg['architecture']}: {what}.")
     layout = writer.layout(weights)
     written, proved = halves(progress)
     out = Path(job.out)

@@ -78,7 +78,9 @@ class Settings:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensors the checkpoint must hold, without b, which has two shapes."""
         d_in, d_sae = self.d_in, self.d_sae
-        shapes: dict[str, tuple[int, ...]] = {"D": (d_sae, d_in)} | ({} if self.tied else {"E": (d_in, d_sae)})
+        shapes: dict[str, tuple[int, ...]] = {"D": (d_sae, d_in)}
+        if not self.tied:
+            shapes["E"] = (d_in, d_sae)
         inner = d_sae // self.bottleneck
         for layer in range(self.n_layers):
             for name, width in (("k_ctx", inner), ("q_target", inner), ("v_ctx", d_sae), ("c_proj", d_sae)):
