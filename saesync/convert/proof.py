@@ -79,14 +79,13 @@ def prove(
         x, plain = rows.x[part], rows.plain[part]
         ours = function.forward(x)
         gate.compare(x, source.forward(x, factors), ours)
-        if bool(plain.any()):
+        if bool(plain.any()):  # they come first, and so are a sequence of their own
             cast.compare(x[plain], (ours[0][plain], ours[1][plain]), as_used.forward(x[plain]))
         if progress is not None:
             progress(min(part.stop, len(rows.x)), len(rows.x))
     proof = _report(gate, rows, weights) | _cast_report(cast, dtype, exact) | {"batch_diff": _batch_difference(function, rows)}
     _judge(proof, dtype)
-    if function.sequential:
-        require_context(function, rows.x)
+    require_context(function, rows.x)
     return proof
 
 
@@ -123,8 +122,7 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     proof |= {"support_changes": unexplained, "rows": plain.tally.rows + edges.tally.rows}
     if not (excess <= 1 and unexplained == 0 and plain.tally.fvu <= FVU_LIMIT[dtype]):
         raise ProofFailed("Not the same function", f"The published SAE is not the source's function: {_numbers(proof)}.")
-    if function.sequential:
-        require_context(function, rows.x)
+    require_context(function, rows.x)
     return proof
 
 

@@ -24,7 +24,7 @@ _DRAWS = 3
 
 def coupling(stock: Stock, x: torch.Tensor) -> float:
     """How far features of a sequence change with another one beside it, or with the tokens after them: not at all, if users may
-    batch and cut their text as they like. Relative to the largest feature of the row."""
+    batch and cut their text as they like. Relative to the row's largest feature."""
     import torch
 
     length = min(LENGTH, len(x) // 2)
@@ -32,20 +32,21 @@ def coupling(stock: Stock, x: torch.Tensor) -> float:
     alone = stock.encode(one)
     beside = stock.encode(torch.stack([one, two]))[0]
     followed = stock.encode(torch.cat([one[:half], two[half:]]))[:half]
-    scale = alone.abs().amax(dim=1, keepdim=True).clamp(min=1e-300)
+    largest = alone.abs().amax(dim=1, keepdim=True)
+    scale = largest.clamp(min=max(1e-6 * largest.max().item(), 1e-300))  # a row without features has rounding errors, too
     differences = torch.cat([(beside - alone).abs() / scale, (followed - alone[:half]).abs() / scale[:half]])
     worst: float = differences.max().item()
     return worst
 
 
 def require_context(stock: Stock, x: torch.Tensor) -> None:
-    """What is predicted from the tokens before must have been part of what was compared.
+    """What a sequential SAE predicts from the tokens before must have been part of what was compared.
 
     Raises:
         ProofFailed: without them, all features are the same.
     """
     rows = x[:LENGTH]
-    if bool((stock.encode(rows[:, None])[:, 0] == stock.encode(rows)).all()):
+    if stock.sequential and bool((stock.encode(rows[:, None])[:, 0] == stock.encode(rows)).all()):
         raise ProofFailed(
             "Needs real activations",
             "On random rows this SAE's features do not depend on the tokens before, so that its attention is not proved. Give "

@@ -83,9 +83,17 @@ class Stock:
 
     @property
     def unit(self) -> float:
-        """Size of an input that is 1 for the SAE."""
-        rescaled = self.sae.cfg.normalize_activations == "constant_scalar_rescale"
-        return 1 / float(self.sae.cfg.activation_normalization_factor) if rescaled else 1.0
+        """Size of an input that is 1 for the SAE.
+
+        Raises:
+            ProofFailed: inputs are multiplied by what is no scale.
+        """
+        if self.sae.cfg.normalize_activations != "constant_scalar_rescale":
+            return 1.0
+        factor: Any = getattr(self.sae.cfg, "activation_normalization_factor", None)
+        if type(factor) not in (int, float) or not 1e-30 < factor < 1e30:
+            raise ProofFailed("Not the same function", f"cfg.json multiplies inputs by {str(factor)[:50]!r}, which is no scale.")
+        return 1 / float(factor)
 
     @property
     def b_dec(self) -> torch.Tensor:

@@ -170,6 +170,7 @@ KEYS, QUERIES = "attn_layers.0.k_ctx.weight", "attn_layers.0.q_target.weight"
 # In the published folder: cfg fields, and what becomes of the tensors.
 WRONG: dict[str, tuple[dict[str, Any], Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]]] = {
     "scaling factor dropped": ({"activation_normalization_factor": 1.0}, dict),
+    "scaling factor of nothing": ({"activation_normalization_factor": 0.0}, dict),
     "b not subtracted": ({"apply_b_dec_to_input": False}, dict),
     "b lost": ({}, lambda t: t | {"b_dec": torch.zeros(8)}),
     "untied read as tied": ({"tied_weights": True}, without("W_enc")),
