@@ -2,15 +2,17 @@
 
 Bounds follow the error of a dot product of length d_in computed with unit roundoff eps: a feature that fires on both sides may
 differ by ``4 eps sqrt(d_in)`` of itself, or by ``8 eps |z||w|`` where terms cancel; a feature may switch only when its
-pre-activation lies within ``8 eps (|z||w| + |b| + |threshold|)`` of the threshold (of the k-th largest for TopK).
+pre-activation lies within ``8 eps (|z||w| + |b| + |threshold|)`` of the threshold (of the k-th largest for TopK). Where features
+depend on the rows before, what rounding does to the encoder's input there is added to ``eps |z|``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from saesync.convert.sequences import reach
 from saesync.convert.stock import Stock
 
 if TYPE_CHECKING:
@@ -59,20 +61,24 @@ class Gate:
         self.tally = Tally()
 
     def compare(
-        self, x: torch.Tensor, reference: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]
+        self,
+        x: torch.Tensor,
+        reference: tuple[torch.Tensor, torch.Tensor],
+        other: tuple[torch.Tensor, torch.Tensor],
+        counted: torch.Tensor | None = None,
     ) -> None:
-        """Take in some rows: (features, reconstruction) of both sides for the float64 inputs ``x``."""
-        tally = self.tally
-        f, r = reference
-        g, s = other[0].double(), other[1].double()
+        """Take in some rows: (features, reconstruction) of both sides for the float64 inputs ``x``.
+
+        ``counted`` marks the rows that are judged (None: all). The others are context, where features depend on it.
+        """
+        tally, chosen = self.tally, slice(None) if counted is None else counted
+        (f, r), (g, s) = ((found[0][chosen], found[1][chosen]) for found in (reference, other))
+        g, s = g.double(), s.double()
         size = x.norm(dim=1) if not self._stock.per_token_norm else x.new_full((len(x),), self._stock.d_in**0.5)
-        slack = 8 * self._epsilon * ((size + self._bias)[:, None] * self._widths + self._levels)
-        if self._stock.rescales:
-            slack = slack * self._stock.decoder_norms()
-        difference = (f - g).abs()
+        size = size[chosen]
         switched = (f != 0) != (g != 0)
-        bound = 4 * self._epsilon * math.sqrt(self._stock.d_in) * f.abs() + slack
-        both = difference.masked_fill(switched & g.isfinite(), 0.0)
+        both = (f - g).abs().masked_fill(switched & g.isfinite(), 0.0)
+        slack, bound = self._bounds(x, f, size, chosen, switched, both)
         tally.excess = _worst(tally.excess, both / bound.clamp(min=1e-300))
         scale = (f.abs().amax(dim=1) + size * self._median).clamp(min=1e-300)
         tally.feature = _worst(tally.feature, both / scale[:, None])
@@ -80,15 +86,27 @@ class Gate:
         tally.reconstruction = _worst(tally.reconstruction, (r - s).abs() / height[:, None])
         tally.residual += (r - s).square().sum().item()
         tally.variance += (r - r.mean(dim=0)).square().sum().item()
-        tally.rows += len(x)
+        tally.rows += len(f)
         count = int(switched.sum())
         if count:
             tally.switched += count
-            tally.unexplained += int((switched & (self._distance(x) > slack)).sum())
+            tally.unexplained += int((switched & (self._distance(x)[chosen] > slack)).sum())
+
+    def _bounds(
+        self, x: torch.Tensor, f: torch.Tensor, size: torch.Tensor, chosen: Any, switched: torch.Tensor, both: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far a pre-activation, and a feature that fires on both sides, may be off. ``[n, d_sae]`` each"""
+        slack = 8 * self._epsilon * ((size + self._bias)[:, None] * self._widths + self._levels)
+        if self._stock.rescales:
+            slack = slack * self._stock.decoder_norms()
+        own = 4 * self._epsilon * math.sqrt(self._stock.d_in) * f.abs()
+        if self._stock.sequential and bool((switched | (both > own + slack)).any()):
+            slack = slack + 8 * reach(self._stock, x, self._epsilon)[chosen][:, None] * self._widths
+        return slack, own + slack
 
     def _distance(self, x: torch.Tensor) -> torch.Tensor:
         """How far each pre-activation is from the point where its feature switches. ``[n, d_sae]``"""
-        _, h = self._stock.pre_activations(x)
+        h = self._stock.pre_activations(x)
         if self._stock.k is None:
             return (h - self._stock.thresholds()).abs()
         signed = self._stock.architecture == "abstopk"

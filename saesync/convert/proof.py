@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
 from saesync.convert.rows import Rows, make_rows, require_positive
+from saesync.convert.sequences import LENGTH, coupling, require_context
 from saesync.convert.stock import Stock
 from saesync.convert.writer import is_exact
 from saesync.errors import ProofFailed
@@ -74,16 +75,17 @@ def prove(
     factors = factors_of(weights)
     rows = require_positive(make_rows(function, real), function, weights.positive_k)
     gate, cast = Gate(function, EPSILON["float64"]), Gate(function, EPSILON[dtype])
-    for part in batches(rows, function.d_sae):
+    for part in _parts(rows, function):
         x, plain = rows.x[part], rows.plain[part]
         ours = function.forward(x)
         gate.compare(x, source.forward(x, factors), ours)
-        if bool(plain.any()):
+        if bool(plain.any()):  # they come first, and so are a sequence of their own
             cast.compare(x[plain], (ours[0][plain], ours[1][plain]), as_used.forward(x[plain]))
         if progress is not None:
             progress(min(part.stop, len(rows.x)), len(rows.x))
     proof = _report(gate, rows, weights) | _cast_report(cast, dtype, exact) | {"batch_diff": _batch_difference(function, rows)}
     _judge(proof, dtype)
+    require_context(function, rows.x)
     return proof
 
 
@@ -102,13 +104,13 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     rows, factors = require_positive(make_rows(function, real), function, weights.positive_k), factors_of(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
     plain, edges = Gate(function, EPSILON[dtype]), Gate(function, EPSILON[dtype])
-    for part in batches(rows, function.d_sae):
+    for part in _parts(rows, function):
         reference, ours = source.forward(rows.x[part], factors), function.forward(rows.x[part])
         if reference[0].shape != ours[0].shape or reference[1].shape != ours[1].shape:
             raise ProofFailed("Not the same function", "The published SAE has other dimensions than the source.")
         for gate, mask in ((plain, rows.plain[part]), (edges, ~rows.plain[part])):
             if bool(mask.any()):
-                gate.compare(rows.x[part][mask], (reference[0][mask], reference[1][mask]), (ours[0][mask], ours[1][mask]))
+                gate.compare(rows.x[part], reference, ours, mask)
     excess = max(plain.tally.excess, edges.tally.excess)
     unexplained = plain.tally.unexplained + edges.tally.unexplained
     proof = _report(plain, rows, weights) | {
@@ -120,6 +122,7 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     proof |= {"support_changes": unexplained, "rows": plain.tally.rows + edges.tally.rows}
     if not (excess <= 1 and unexplained == 0 and plain.tally.fvu <= FVU_LIMIT[dtype]):
         raise ProofFailed("Not the same function", f"The published SAE is not the source's function: {_numbers(proof)}.")
+    require_context(function, rows.x)
     return proof
 
 
@@ -127,6 +130,13 @@ def batches(rows: Rows, d_sae: int) -> Iterator[slice]:
     """Ranges of rows whose ``[rows, d_sae]`` matrices stay small."""
     step = max(1, _BATCH_BYTES // (8 * d_sae))
     return (slice(start, start + step) for start in range(0, len(rows.x), step))
+
+
+def _parts(rows: Rows, stock: Stock) -> Iterator[slice]:
+    """Ranges of rows that are compared at a time: of a sequential SAE, one sequence each."""
+    if not stock.sequential:
+        return batches(rows, stock.d_sae)
+    return (slice(start, start + LENGTH) for start in range(0, len(rows.x), LENGTH))
 
 
 def factors_of(weights: Weights) -> torch.Tensor | None:
@@ -157,7 +167,12 @@ def _check_survival(stock: Stock, wanted: Mapping[str, Any], metadata: Mapping[s
 
 
 def _batch_difference(stock: Stock, rows: Rows) -> float:
-    """A row must have the same features alone and in company: batch-coupled activations (BatchTopK in training form) do not."""
+    """A row must have the same features alone and in company: batch-coupled activations (BatchTopK in training form) do not.
+
+    Of a sequential SAE that is said of whole sequences, and of what came before.
+    """
+    if stock.sequential:
+        return coupling(stock, rows.x)
     x = rows.x[: 8 * _ALONE]
     together = stock.encode(x)
     worst = 0.0
@@ -209,7 +224,7 @@ def _judge(proof: Mapping[str, Any], dtype: str) -> None:
         )
     if not proof["batch_diff"] <= EXACT:
         raise ProofFailed(
-            "Depends on its batch", f"Features of a row change by {proof['batch_diff']:.1e} with the rows beside it."
+            "Depends on its batch", f"Features of a row change by {proof['batch_diff']:.1e} with the rows beside it or after it."
         )
     kept = proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and proof["cast_fvu"] <= FVU_LIMIT[dtype]
     if not kept:

@@ -73,7 +73,7 @@ def require_positive(rows: Rows, stock: Stock, k: int | None) -> Rows:
         )
     step = max(1, _POSITIVE_BYTES // (8 * stock.d_sae))
     parts = [rows.x[start : start + step] for start in range(0, len(rows.x), step)]
-    positive = torch.cat([(stock.pre_activations(part)[1] > 0).sum(dim=1) for part in parts])
+    positive = torch.cat([(stock.pre_activations(part) > 0).sum(dim=1) for part in parts])
     inside = positive >= k
     bad = int((~inside[: rows.real]).sum())
     if bad:
@@ -90,7 +90,7 @@ def _scale(stock: Stock, real: torch.Tensor) -> float:
         return max(float(real.std()), 1e-6)
     column = stock.column_norms().median().item()
     offsets = max(stock.offsets().abs().median().item(), stock.b_dec.abs().max().item() * column)
-    return max(1.0, offsets / max(column, 1e-12))
+    return max(stock.unit, offsets / max(column, 1e-12))
 
 
 def _shifted(noise: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

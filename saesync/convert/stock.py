@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import ProofFailed
 from saesync.formats._lazy import WIDTHS, spans
-from saesync.formats.base import LazyTensor, Weights
+from saesync.formats.base import SEQUENTIAL, LazyTensor, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 class Stock:
     """One SAE loaded by ``sae_lens.SAE.load_from_disk``, with the pieces a proof needs. Everything runs without gradients.
+
+    Rows ``x [n, d_in]`` are tokens each by itself, or of a ``sequential`` SAE those of one sequence. A number that it multiplies
+    inputs by counts as part of its encoder, so that all pieces speak of inputs as they are.
 
     Args:
         folder: The SAELens folder; its cfg.json is read in any case.
@@ -73,20 +77,42 @@ class Stock:
         return self.sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale")
 
     @property
+    def sequential(self) -> bool:
+        """Whether features depend on the rows before."""
+        return self.architecture in SEQUENTIAL
+
+    @property
+    def unit(self) -> float:
+        """Size of an input that is 1 for the SAE.
+
+        Raises:
+            ProofFailed: inputs are multiplied by what is no scale.
+        """
+        if self.sae.cfg.normalize_activations != "constant_scalar_rescale":
+            return 1.0
+        factor: Any = getattr(self.sae.cfg, "activation_normalization_factor", None)
+        if type(factor) not in (int, float) or not 1e-30 < factor < 1e30:
+            raise ProofFailed("Not the same function", f"cfg.json multiplies inputs by {str(factor)[:50]!r}, which is no scale.")
+        return 1 / float(factor)
+
+    @property
     def b_dec(self) -> torch.Tensor:
         """Decoder bias, float64."""
-        return self._double("b_dec")
+        return self._double("b_dec") * self.unit
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Features ``[n, d_sae]`` in the SAE's own dtype."""
+        """Features ``[n, d_sae]`` in the SAE's own dtype; of a sequential one also for sequences ``[b, n, d_in]``."""
         found: torch.Tensor = self.sae.encode(self._shaped(x))
-        return found
+        return found.reshape(*x.shape[:-1], -1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and output of the same rows. A skip connection lives in ``forward`` only; elsewhere decode saves an encode."""
+        """Features and output of the same rows.
+
+        A skip connection, and what is predicted from the rows before, live in ``forward`` only; elsewhere decode saves an encode.
+        """
         features = self.encode(x)
-        shaped = self._shaped(x)
-        output = self.sae(shaped) if "skip" in self.architecture else self.sae.decode(features)
+        whole = "skip" in self.architecture or self.sequential
+        output = self.sae(self._shaped(x)) if whole else self.sae.decode(features)
         return features, output.reshape(len(x), -1)
 
     def input_bias(self) -> torch.Tensor:
@@ -97,6 +123,10 @@ class Stock:
 
     def offsets(self) -> torch.Tensor:
         """Encoder bias that decides whether a feature fires, float64 ``[d_sae]``."""
+        import torch
+
+        if self.sequential:
+            return torch.zeros(self.d_sae, dtype=torch.float64)
         return self._double("b_gate" if self.architecture == "gated" else "b_enc")
 
     def thresholds(self) -> torch.Tensor:
@@ -108,7 +138,7 @@ class Stock:
 
     def columns(self, chosen: torch.Tensor) -> torch.Tensor:
         """Encoder directions of some features, float64 ``[d_in, chosen]``."""
-        found: torch.Tensor = self.sae.W_enc[:, chosen].double()
+        found: torch.Tensor = self._encoder[:, chosen].double() * self._gain
         return found
 
     def column_norms(self) -> torch.Tensor:
@@ -130,7 +160,17 @@ class Stock:
         import torch
 
         for start, stop in spans(self.d_in, self.d_sae * 8):
-            yield self.sae.W_enc[start:stop].to(torch.float64, copy=True)
+            yield self._encoder[start:stop].to(torch.float64, copy=True).mul_(self._gain)
+
+    @property
+    def _encoder(self) -> torch.Tensor:
+        found: torch.Tensor = self.sae.W_dec.T if getattr(self.sae.cfg, "tied_weights", False) else self.sae.W_enc
+        return found
+
+    @property
+    def _gain(self) -> float:
+        """What the encoder's matrix is multiplied by at run time."""
+        return float(self.sae.lam) / self.unit if self.sequential else 1.0
 
     def _double(self, name: str) -> torch.Tensor:
         found: torch.Tensor = getattr(self.sae, name).detach().double()
@@ -139,21 +179,29 @@ class Stock:
     def _shaped(self, x: torch.Tensor) -> torch.Tensor:
         # hook_z SAEs flatten (heads, d_head) themselves; one head as wide as d_in is the same numbers.
         x = x.to(self.dtype)
+        if self.sequential:
+            return x if x.dim() == 3 else x[None]
         return x[:, None, :] if self.sae.cfg.reshape_activations == "hook_z" else x
 
-    def pre_activations(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The encoder's input ``z [n, d_in]`` and what is compared with thresholds ``[n, d_sae]``, for an SAE in float64.
+    def pre_activations(self, x: torch.Tensor) -> torch.Tensor:
+        """What is compared with thresholds ``[n, d_sae]``, for an SAE in float64.
 
-        For gated SAEs that is the gate or the magnitude, whichever is nearer to zero.
+        For gated SAEs that is the gate or the magnitude, whichever is nearer to zero. A sequential SAE says itself what is left
+        to encode.
         """
         import torch
 
+        if self.sequential:
+            with watched(self.sae.hook_sae_acts_pre) as seen:
+                self.encode(x)
+            return seen[0][0]
         z = self.sae.process_sae_in(self._shaped(x)).reshape(len(x), -1)
         h = z @ self.sae.W_enc + self.offsets()
         if self.architecture == "gated":
             magnitude = z @ (self.sae.W_enc * self.sae.r_mag.exp()) + self.sae.b_mag
             h = torch.where(h.abs() < magnitude.abs(), h, magnitude)
-        return z, h * self.decoder_norms() if self.rescales else h
+        found: torch.Tensor = h * self.decoder_norms() if self.rescales else h
+        return found
 
     @property
     def rescales(self) -> bool:
@@ -163,6 +211,8 @@ class Stock:
     @property
     def k(self) -> int | None:
         """How many features fire at most; None without such a rule."""
+        if self.sequential:
+            return self.sae.cfg.kval_topk if self.sae.cfg.sae_diff_type == "topk" else None
         return self.sae.cfg.k if "topk" in self.architecture else None
 
     def decoder_norms(self) -> torch.Tensor:
@@ -177,6 +227,17 @@ class Stock:
     def cfg(self) -> Mapping[str, Any]:
         """What SAELens made of cfg.json."""
         return dict(self.sae.cfg.to_dict())
+
+
+@contextmanager
+def watched(module: Any) -> Iterator[list[torch.Tensor]]:
+    """What a module of the SAE puts out while it lasts."""
+    seen: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _gather(tensor: LazyTensor, dtype: str) -> torch.Tensor:

@@ -27,7 +27,7 @@ TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu
 TOPK = ("topk", "abstopk")
 KNOWN = ("standard", "jumprelu", "gated", *TOPK, *BATCH, *TRANSCODERS)
 _UNPROVABLE = {
-    "temporal": "its features depend on earlier tokens, so rows cannot be compared one by one",
+    "temporal": "a temporal SAE is proved against its authors' files; convert those, with `format: temporal`",
     "matching_pursuit": "its greedy encoder has no closed form to prove against",
 }
 SCALED = "expected_average_only_in"

@@ -91,6 +91,9 @@ class LazyTensor(Protocol):
 # the input, or both. Steering strengths, thresholds and dashboard values are in these units.
 FEATURE_SCALES = ("raw", "decoder_norm", "input_scale", "decoder_norm*input_scale")
 
+# SAELens architectures whose features depend on the tokens before: rows are then the tokens of a sequence, in order.
+SEQUENTIAL = frozenset({"temporal"})
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -154,7 +157,8 @@ class Format(Protocol):
     def reference(self, files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The authors' forward pass, plainly, in float64: ``x [n, d_in]`` -> (features ``[n, d_sae]``, output ``[n, d_out]``).
 
-        Features are the authors' own; ``Weights.feature_scale`` says how SAELens's stand to them.
+        Features are the authors' own; ``Weights.feature_scale`` says how SAELens's stand to them. Of an architecture in
+        SEQUENTIAL, the rows are the tokens of one sequence.
         """
         ...
 

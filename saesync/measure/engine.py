@@ -12,6 +12,9 @@ Definitions are those of ``sae_lens.evals`` 6.54:
 A transcoder reads one hook and is compared with, put in place of, and ablated at another (``hook_out``), where sae_lens.evals
 uses the hook it reads for all of them; a skip connection is part of its output. All it reads comes from the clean pass.
 
+A temporal SAE reads whole sequences, special tokens included, and its reconstruction is all of it (``SAE.forward``), where
+sae_lens.evals decodes its features alone; l0 and dead features are of these features.
+
 Differences: the loss is taken in float32 whatever the model's dtype, sums in float64; and the cosine of a zero vector is 0
 where SAELens has NaN for the whole metric.
 

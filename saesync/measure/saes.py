@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from saesync.errors import Missing, Refused
+from saesync.formats.base import SEQUENTIAL
 from saesync.jobs import MeasureSae
 from saesync.measure.devices import out_of_memory
 from saesync.measure.metrics import OF_FEATURES
@@ -37,7 +38,8 @@ class Coded:
 class LoadedSae:
     """``site`` is what the SAE reads, ``target`` what its output is compared with and put in place of: the same, except in
     transcoders. ``rows`` says that tokens are encoded independently of each other, so that they may be taken in blocks of any
-    size. ``reconstructs`` is False where only the features mean something (one layer of a cross-layer transcoder)."""
+    size; elsewhere whole sequences are, and a reconstruction is more than its decoded features. ``reconstructs`` is False where
+    only the features mean something (one layer of a cross-layer transcoder)."""
 
     address: str
     site: Site
@@ -63,7 +65,7 @@ class LoadedSae:
 
     def _block(self, x: torch.Tensor, keep: torch.Tensor) -> Coded:
         features = self.sae.encode(x)
-        output = self.sae.decode(features)
+        output = self.sae.decode(features) if self.rows else self.sae(x)
         if hasattr(self.sae, "W_skip"):  # decode knows nothing of the input
             output = output + x.to(output.dtype) @ self.sae.W_skip.T
         if features.is_sparse:
@@ -117,7 +119,7 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
     site = Site(wanted.hook, sae.cfg.metadata.hook_head_index)
     target = _target(wanted, sae) if hasattr(sae.cfg, "d_out") else site
     return LoadedSae(
-        wanted.address, site, target, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture != "temporal", reconstructs
+        wanted.address, site, target, sae.eval(), sae.cfg.d_in, sae.cfg.d_sae, architecture not in SEQUENTIAL, reconstructs
     )
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from saesync.errors import Refused
+from saesync.formats.base import SEQUENTIAL
 from saesync.measure.findings import SCALED, Trial
 from saesync.measure.saes import LoadedSae
 from saesync.measure.statistics import Estimate, Tally, explained, explained_variance, standard_error
 
 NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
-_UNKNOWN = ("temporal", "matching_pursuit")
+_UNKNOWN = (*SEQUENTIAL, "matching_pursuit")
 _BLOCK = 1 << 24  # elements of one [rows, d_sae] block
 
 
