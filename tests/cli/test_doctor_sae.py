@@ -10,13 +10,13 @@ ADDRESS = "tiny-res/layer_0/standard"
 
 
 def test_a_right_manifest_and_a_wrong_one(own: Place) -> None:
-    done = own.run("doctor", ADDRESS, "--tokens", "2048")
+    done = own.run("doctor", ADDRESS, "--tokens", "1024")
     assert done.code == 0, done.said
     assert "What is declared is the best of them." in done.out
     assert "<- declared" in done.out.splitlines()[2]
     manifest = own.world.good
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("layer: 0, format: goodfire", "layer: 1, format: goodfire"))
-    done = own.run("doctor", "sae", ADDRESS, "--tokens", "2048", "--format", "json")
+    done = own.run("doctor", "sae", ADDRESS, "--tokens", "1024", "--format", "json")
     assert done.code == 1, done.said
     said = json.loads(done.out)
     assert (said["type"], said["subject"]) == ("saesync-doctor-sae", ADDRESS)
@@ -31,7 +31,7 @@ def test_a_path_says_what_it_lacks_and_takes_it_from_the_command_line(own: Place
     assert done.code == 1
     assert all(word in done.err for word in ("--hook", "--model", "--dataset"))
     words = ("--hook", "blocks.0.hook_resid_post", "--model", "model", "--dataset", "data/held_out.jsonl", "--context", "32")
-    done = own.run("doctor", source, *words, "--tokens", "2048", "--no-prepend-bos")
+    done = own.run("doctor", source, *words, "--tokens", "1024", "--no-prepend-bos")
     assert done.code == 1, done.said
     assert "x Missing BOS." in done.out
 
