@@ -17,7 +17,8 @@ from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Requirement, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.planning.basis import key_of_item
 from saesync.reason import Reason, ReasonCode
-from saesync.record import RecordNewer, RecordUnreadable, parse_record
+from saesync.record import RecordNewer, parse_record
+from saesync.record_json import RecordUnreadable
 from saesync.render import markdown, plan_text
 
 AWAY = Reason(ReasonCode.SOURCE_NOT_HERE, {"what": "model", "path": "/data/model"})

@@ -9,18 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saesync.digest import FileDigest, canonical
-from saesync.record import (
-    RECORD_VERSION,
-    Evidence,
-    Metric,
-    Pending,
-    Record,
-    RecordNewer,
-    RecordUnreadable,
-    SaeRecord,
-    parse_record,
-    safe_folder,
-)
+from saesync.record import RECORD_VERSION, Evidence, Metric, Pending, Record, RecordNewer, SaeRecord, parse_record, safe_folder
+from saesync.record_json import RecordUnreadable
 
 HEX = "0123456789abcdef"
 sha256s = st.text(HEX, min_size=64, max_size=64)
