@@ -54,13 +54,13 @@ def read_build(cache: Cache, key: str) -> Build | None:
     return None
 
 
-def seal(folder: Path, result: Mapping[str, Any]) -> None:
-    """Note what a worker said of a build (a ``ConvertResult``) that is about to enter the cache.
+def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any], native: Mapping[str, Any] | None = None) -> None:
+    """Note what a worker said (each in its JSON form, digests by file name) in a build that is about to enter the cache.
 
     Raises:
         OSError: no space.
     """
-    (folder / _ABOUT).write_text(json.dumps({"files": result["digests"], "proof": result["proof"], "native": result["native"]}))
+    (folder / _ABOUT).write_text(json.dumps({"files": dict(digests), "proof": dict(proof), "native": native}))
 
 
 def keep_evidence(cache: Cache, evidence: Evidence) -> None:

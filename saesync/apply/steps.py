@@ -238,7 +238,7 @@ class Steps:
             with cache.making(BUILDS, key) as folder:
                 result = self._work(self.crew.converters[lane], "convert", self._convert_job(work, folder), progress)
                 self._check_source(work)
-                seal(folder, result)
+                seal(folder, result["proof"], result["digests"], result["native"])
             work.build = read_build(cache, key)
             more[work.address] = {"proof": result["proof"]}
 
