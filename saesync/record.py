@@ -177,8 +177,8 @@ class SaeRecord:
         data = mapping(value, "an SAE")
         native = None if data.get("native") is None else Native.from_json(data["native"])
         files = {_file_name(name): _file_digest(entry) for name, entry in mapping(data.get("files"), "files").items()}
-        if any(is_native(name) is (native is None) for name in files):
-            raise RecordUnreadable("The record mixes an SAE's own files with those of its authors.")
+        if any(is_native(name) is (native is None) for name in files) or (native is not None and not files):
+            raise RecordUnreadable("The record mixes an SAE's own files with those of its authors, or names none of these.")
         evidence = data.get("evidence", [])
         if not isinstance(evidence, list) or len(evidence) > 8:
             raise RecordUnreadable("The evidence of an SAE is not a short list.")
