@@ -16,6 +16,7 @@ from saesync.formats import _npz, _safetensors, _torchzip
 from saesync.formats._bytes import LocalBytes, open_stream
 from saesync.formats._checks import read_json, read_yaml
 from saesync.formats._open import TORCH
+from saesync.model import SAE_FILES
 from saesync.record import safe_folder
 
 TENSORS = (".safetensors", ".npz", *TORCH)
@@ -37,9 +38,14 @@ def require_name(name: str) -> None:
 def require_publishable(files: Mapping[str, Path]) -> None:
     """Every file, by its name in the source, is of a tensor format or a small config, and one at least holds tensors.
 
+    Files that SAELens would load as they stand are never among them: it would make another function of them, without a word.
+
     Raises:
         Refused: with the file that is not, and why.
     """
+    if set(SAE_FILES) <= set(files):
+        detail = f"SAELens would load {' and '.join(SAE_FILES)} from where they are published, and not as what they are."
+        raise Refused("Would be loaded as something else", detail)
     for name, path in sorted(files.items()):
         _check(path, name)
     if not any(name.endswith(TENSORS) for name in files):

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from convert_support import files_of
+from convert_support import edit_cfg, files_of, saelens
 from safetensors.torch import save_file
 
 from saesync.errors import Inexpressible, Refused
 from saesync.executors.convert import run
 from saesync.executors.native import native_of
 from saesync.formats._native import require_name, require_publishable
+from saesync.formats._pickled_example import write
 from saesync.jobs import ConvertJob
 from saesync.record import Native
 
@@ -164,3 +165,28 @@ def test_what_may_not_be_published_says_both(tmp_path: Path) -> None:
 def test_a_refusal_can_be_recorded_whatever_it_quotes() -> None:
     native = native_of(Inexpressible("t", "x\ud800" + "y" * 5000, said_by="\udfff" * 300))
     assert Native.from_json(json.loads(json.dumps(native.to_json(), ensure_ascii=False).encode())) == native
+
+
+def test_a_trusted_pickle_is_never_passed_on(tmp_path: Path) -> None:
+    state = {"W_enc": torch.ones(12, 40), "b_enc": torch.ones(40), "W_dec": torch.ones(40, 12), "b_dec": torch.ones(12)}
+    cfg = {"hook_point": "blocks.3.hook_resid_pre", "model_name": "gpt2-small", "d_in": 12, "activation_fn": "tanh-relu"}
+    write(tmp_path, "final_sparse_autoencoder_x", "sae_training.config", state, cfg, "zip")
+    files = files_of("saelens_pickle", tmp_path)
+    asked = ConvertJob("r/s", "saelens_pickle", {"trust": "pickle"}, files, "float32", {}, {}, str(tmp_path / "out"), None, {})
+    with pytest.raises(Refused) as caught:
+        run(asked)
+    assert [each.summary for each in caught.value.diagnostics] == [
+        "Cannot be expressed in SAELens",
+        "Not published as it is: Unsafe pickle",
+    ]
+    assert "sae_training.config" in caught.value.diagnostics[1].detail
+
+
+def test_what_saelens_would_load_wrongly_is_never_passed_on(tmp_path: Path) -> None:
+    folder = saelens(tmp_path / "source", activation_fn_str="tanh-relu")
+    edit_cfg(folder, architecture="crosscoder")
+    files = files_of("saelens", folder)
+    asked = ConvertJob("r/s", "saelens", {}, files, "float32", {}, {}, str(tmp_path / "out"), None, {})
+    with pytest.raises(Refused, match="crosscoder") as caught:
+        run(asked)
+    assert caught.value.diagnostics[1].summary == "Not published as it is: Would be loaded as something else"
