@@ -4,7 +4,8 @@
 
     SaesyncError            exit 1   base; carries one or more diagnostics
     ├── ManifestError       exit 1   a manifest cannot be read, or asks for something that is refused
-    ├── Refused             exit 1   a file is unsafe, or holds what SAELens cannot express
+    ├── Refused             exit 1   a file is unsafe, damaged, or not what it is said to be
+    │   └── Inexpressible   exit 1   ... or intact, and SAELens cannot express what it holds
     ├── ProofFailed         exit 1   the converted SAE is not the authors' function
     ├── NotVisible          exit 1   401/403, gated, ambiguous 404: never taken for "absent"
     ├── Unavailable         exit 1   network, server or quota, after bounded retries
@@ -92,7 +93,20 @@ class ManifestError(SaesyncError):
 
 
 class Refused(SaesyncError):
-    """A file is unsafe to read, or holds what SAELens cannot express. Nothing is approximated."""
+    """A file is unsafe to read, damaged, or not what it is said to be. Nothing is approximated."""
+
+
+class Inexpressible(Refused):
+    """A file holds what SAELens cannot express: nothing is wrong with it. ``said_by`` is the tensor or field that says so."""
+
+    def __init__(self, summary: str, detail: str, origin: Origin | None = None, said_by: str = "") -> None:
+        super().__init__(summary, detail, origin)
+        self.said_by = said_by
+
+    @classmethod
+    def by(cls, said_by: str, detail: str) -> Self:
+        """The refusal for what one tensor or field says."""
+        return cls("Cannot be expressed in SAELens", detail, said_by=said_by)
 
 
 class ProofFailed(SaesyncError):
@@ -130,7 +144,8 @@ class Interrupted(SaesyncError):
 ERROR_TYPES: Mapping[str, type[SaesyncError]] = {
     kind.__name__: kind
     for kind in (
-        SaesyncError, ManifestError, Refused, ProofFailed, NotVisible, Unavailable, Conflict, Missing, PlanStale, Interrupted,
+        SaesyncError, ManifestError, Refused, Inexpressible, ProofFailed, NotVisible, Unavailable, Conflict, Missing, PlanStale,
+        Interrupted,
     )
 }  # fmt: skip
 

@@ -10,7 +10,8 @@ progress           address, step, done, total, unit ("B", "tokens")
 step_finished      address, step, seconds, cached (bool), and step-specific numbers (max_diff, metrics)
 step_failed        address, step, diagnostics (list)
 committed          release, location, commit, saes (ids), bytes
-sae_finished       address, outcome ("published", "failed", "failing", "skipped", "stopped"), seconds, metrics, proof
+sae_finished       address, outcome ("published", "native", "failed", "failing", "skipped", "stopped"), seconds, metrics,
+                   proof; of a native one why it is not converted (native: title, detail, said_by)
 note               text
 summary            outcomes (name -> count), failures, exit_code, seconds
 =================  ====================================================================================

@@ -19,6 +19,7 @@ class ConvertJob:
     ``cfg`` are manifest overrides of cfg fields; ``metadata`` what goes into cfg.json's ``metadata`` (hook_name,
     hf_hook_name, model_name, model_from_pretrained_kwargs, neuronpedia_id, prepend_bos, context_size ...).
     ``activations`` may name a safetensors file with real activations (key "x", ``[n, d_in]``) to prove on as well.
+    ``native`` allows to keep the files as they are when SAELens cannot express them; it says where they are from.
     """
 
     address: str
@@ -30,6 +31,7 @@ class ConvertJob:
     metadata: Mapping[str, Json]
     out: str
     activations: str | None = None
+    native: Mapping[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,12 @@ class ConvertResult:
     """``proof`` is flat JSON: max differences, tolerances, rows compared, feature scale, cast differences, versions.
 
     ``digests`` are those of the written files, taken while they were written (``FileDigest.to_json`` by name); empty after adopt.
+    ``native`` is why the files are the authors' own (``record.Native.to_json``); there is no proof then.
     """
 
     proof: Mapping[str, Json]
     digests: Mapping[str, Json] = field(default_factory=dict)
+    native: Mapping[str, Json] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from saesync.digest import FileDigest, canonical
 from saesync.errors import Diagnostic, Origin
+from saesync.folders import NATIVE_PREFIX, own_name, roots_of
 from saesync.reason import Reason
 from saesync.record import Evidence, Record
 
@@ -117,6 +118,7 @@ class PublishSpec:
     license: str | None = None
     private: bool = False
     pull_request: bool = False  # commit to one pull request of ours on the Hub instead of the main branch
+    native: bool = False  # what SAELens cannot express is published as its authors' own files
     origin: Origin | None = field(default=None, compare=False)
 
 
@@ -187,6 +189,11 @@ class Release:
     def evidence_only(self) -> bool:
         """Whether only evidence is ours to publish: somebody else's SAEs are measured, and stay where they are."""
         return self.publish is None and self.records is not None and any(sae.validate is not None for sae in self.saes)
+
+    @property
+    def native(self) -> bool:
+        """Whether what SAELens cannot express may be published as its authors' own files."""
+        return self.publish is not None and self.publish.native
 
     @property
     def home(self) -> PublishSpec | None:
@@ -308,9 +315,13 @@ class Observed:
         return self.pull is None or not self.pull.open or release not in self.pull.ahead
 
     def folder(self, sae_id: str) -> dict[str, FileDigest]:
-        """Files under one SAE's folder, by name relative to it."""
-        prefix = f"{sae_id}/"
-        return {path[len(prefix) :]: digest for path, digest in self.files.items() if path.startswith(prefix)}
+        """One SAE's files by their names inside it: those in its own folder, and its authors' under ``native/``."""
+        own, native = (f"{root}/" for root in roots_of(sae_id))
+        found = {own_name(path[len(own) :]): digest for path, digest in self.files.items() if path.startswith(own)}
+        for path, digest in self.files.items():
+            if path.startswith(native):
+                found[NATIVE_PREFIX + path[len(native) :]] = digest
+        return found
 
 
 # --------------------------------------------------------------------------------------------------- the plan
@@ -330,6 +341,7 @@ class Status(StrEnum):
     MOVED = "moved"
     UNPROVEN = "unproven"
     FAILING = "failing"
+    NATIVE = "native"  # as asked, as far as it can be: SAELens cannot express it, and its authors' own files are published
     CURRENT = "current"
     HELD = "held"  # asked for something this version, or this machine, cannot do
     ORPHANED = "orphaned"  # in the record, in no manifest

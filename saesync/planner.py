@@ -209,11 +209,11 @@ def _stray(release: Release, place: Place) -> list[str]:
 
 
 def _spares(release: Release, place: Place) -> dict[str, str]:
-    """Undamaged orphans by build_key: what a renamed SAE is copied from."""
+    """Undamaged orphans by build_key: what a renamed SAE is copied from. Not native ones: their refusal names their source."""
     found: dict[str, str] = {}
     for sae_id in _stray(release, place):
         entry = place.observed.records[release.name].saes.get(sae_id)
-        if entry is not None and damage(entry, place.folders.get(sae_id, nothing())) is None:
+        if entry is not None and entry.native is None and damage(entry, place.folders.get(sae_id, nothing())) is None:
             found.setdefault(entry.build_key, sae_id)
     return found
 

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 _SHOWN = (("explained_variance", "EV", "6.3f"), ("ce_loss_score", "CE", "6.3f"), ("l0", "L0", "6.1f"))
 _LONGEST = 40  # columns of an SAE id that others are lined up with
 _BRIEF = 100  # characters of a reason that stands behind an SAE
-_SIGNS = {"published": ("✓", "good"), "deleted": ("✓", "good"), "failed": ("✗", "fail"), "failing": ("✗", "fail")}
+_GOOD, _BAD = ("✓", "good"), ("✗", "fail")
+_SIGNS = {"published": _GOOD, "native": _GOOD, "deleted": _GOOD, "failed": _BAD, "failing": _BAD}
 _WORDS = {
+    "native": "published",
     "failed": "not published",
     "failing": "stays published, marked as failing",
     "skipped": "skipped",
@@ -146,6 +148,8 @@ class Lines:
             *_metrics(event.get("metrics") or {}),
         ]
         parts.append(_WORDS.get(event["outcome"], str(event["outcome"])))
+        if event.get("native") is not None:
+            parts.append(f"original files: {plain(event['native']['detail'], 300).rstrip('.')}")
         if event.get("seconds") is not None and event["outcome"] != "skipped":
             parts.append(duration(event["seconds"]))
         if event["address"] in self._failed:

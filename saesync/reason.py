@@ -26,6 +26,7 @@ class ReasonCode(StrEnum):
     MOVED_FROM = "moved_from"  # id
     NOT_MEASURED = "not_measured"
     METRIC_MISSING = "metric_missing"  # metric
+    NOT_CONVERTIBLE = "not_convertible"  # title, said_by, detail: published as its authors' own files
     BELOW_MIN = "below_min"  # metric, value, bound, stderr
     ABOVE_MAX = "above_max"  # metric, value, bound, stderr
     SOURCE_NOT_HERE = "source_not_here"  # what (source, model or dataset), path
@@ -53,6 +54,7 @@ class ReasonCode(StrEnum):
     DECLINED = "declined"  # number, url: closed without merging
     RECORD_BY = "record_by"  # account: not one whose records count as evidence
     ENTRY_REFUSED = "entry_refused"  # detail
+    NATIVE_SAES = "native_saes"  # count, of: SAEs that SAELens cannot load
     NEURONPEDIA_TAKEN = "neuronpedia_taken"  # id, release
     NOT_TAGGED = "not_tagged"  # tag (None: the name is known once all is published)
     TAG_MOVED = "tag_moved"  # tag, found, release

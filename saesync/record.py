@@ -8,7 +8,6 @@ must be escaped wherever they are shown.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,16 +16,16 @@ from typing import Any, Self
 
 from saesync.digest import FileDigest
 from saesync.errors import SaesyncError
+from saesync.folders import is_native, reserved
+from saesync.record_json import RecordUnreadable, flat, hex64, json_of, mapping, number, text
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2  # with native SAEs; a record without any is of version 1, which earlier readers know
 MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
-_HEX64 = re.compile(r"[0-9a-f]{64}")
 _HEX40 = re.compile(r"[0-9a-f]{40}")
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
-_MOST_DEEP, _MOST_VALUES, _MOST_TEXT, _MOST_TRIES = 8, 5_000, 20_000, 8  # of one part; manifests ask for far less
+_MOST_TRIES = 8
 
 
 class RecordNewer(SaesyncError):
@@ -35,13 +34,6 @@ class RecordNewer(SaesyncError):
     def __init__(self, found: int) -> None:
         self.found = found
         super().__init__("Record is newer", f"Record version {found}; this saesync reads {RECORD_VERSION}. Upgrade saesync.")
-
-
-class RecordUnreadable(SaesyncError):
-    """The record is not of the form saesync writes."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__("Record is unreadable", detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +78,55 @@ class Evidence:
         Raises:
             RecordUnreadable: ``value`` is not of that form.
         """
-        data = _mapping(value, "evidence")
+        data = mapping(value, "evidence")
         metrics = {}
-        for name, entry in _mapping(data.get("metrics"), "metrics").items():
-            fields = _mapping(entry, f"metric {name!r}")
+        for name, entry in mapping(data.get("metrics"), "metrics").items():
+            fields = mapping(entry, f"metric {name!r}")
             stderr = fields.get("stderr")
-            spread = None if stderr is None else _number(stderr)
+            spread = None if stderr is None else number(stderr)
             if spread is not None and spread < 0:
                 raise RecordUnreadable("The record holds a standard error below zero.")
-            metrics[_text(name, 100)] = Metric(_number(fields.get("value")), spread)
+            metrics[text(name, 100)] = Metric(number(fields.get("value")), spread)
         return cls(
-            _hex64(data.get("measure_key")),
-            _hex64(data.get("weights_sha256")),
+            hex64(data.get("measure_key")),
+            hex64(data.get("weights_sha256")),
             MappingProxyType(metrics),
-            MappingProxyType(_flat(data.get("inputs", {}))),
-            MappingProxyType(_flat(data.get("about", {}))),
+            MappingProxyType(flat(data.get("inputs", {}))),
+            MappingProxyType(flat(data.get("about", {}))),
         )
 
 
 @dataclass(frozen=True, slots=True)
+class Native:
+    """Why an SAE is published as its authors' own files: the refusal to convert it, and the tensor or field that says so."""
+
+    title: str
+    detail: str
+    said_by: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, keys in a fixed order."""
+        return {"title": self.title, "detail": self.detail, "said_by": self.said_by}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Inverse of ``to_json``.
+
+        Raises:
+            RecordUnreadable: ``value`` is not of that form.
+        """
+        data = mapping(value, "a refusal")
+        return cls(text(data.get("title"), 200), text(data.get("detail"), 2000), text(data.get("said_by"), 200))
+
+
+@dataclass(frozen=True, slots=True)
 class SaeRecord:
-    """What is known of one published SAE. ``files`` is relative to its folder.
+    """What is known of one published SAE. ``files`` are by their names inside it (``folders.path_of``).
 
     ``inputs`` holds the flat weights and build inputs, so a later plan can name what changed. ``proof`` is what convert
     measured against ``reference``. ``evidence`` holds the current measurement first and at most one earlier.
-    ``run`` holds times and rates: the only part that differs between two runs of the same work.
+    ``run`` holds times and rates: the only part that differs between two runs of the same work. ``native`` says why the files
+    are the authors' own; None of all that is converted.
     """
 
     weights_key: str
@@ -122,6 +138,7 @@ class SaeRecord:
     adopted: bool = False
     about: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     run: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    native: Native | None = None
 
     def with_evidence(self, new: Evidence) -> SaeRecord:
         """The record with ``new`` as its current evidence, keeping at most one earlier of another measure_key."""
@@ -141,6 +158,7 @@ class SaeRecord:
             "weights_key": self.weights_key,
             "build_key": self.build_key,
             "adopted": self.adopted,
+            **({} if self.native is None else {"native": self.native.to_json()}),
             "files": {name: digest.to_json() for name, digest in sorted(self.files.items())},
             "inputs": {name: dict(part) for name, part in sorted(self.inputs.items())},
             "proof": dict(self.proof),
@@ -156,22 +174,26 @@ class SaeRecord:
         Raises:
             RecordUnreadable: ``value`` is not of that form, or names a file outside its folder.
         """
-        data = _mapping(value, "an SAE")
-        files = {_file_name(name): _file_digest(entry) for name, entry in _mapping(data.get("files"), "files").items()}
+        data = mapping(value, "an SAE")
+        native = None if data.get("native") is None else Native.from_json(data["native"])
+        files = {_file_name(name): _file_digest(entry) for name, entry in mapping(data.get("files"), "files").items()}
+        if any(is_native(name) is (native is None) for name in files) or (native is not None and not files):
+            raise RecordUnreadable("The record mixes an SAE's own files with those of its authors, or names none of these.")
         evidence = data.get("evidence", [])
         if not isinstance(evidence, list) or len(evidence) > 8:
             raise RecordUnreadable("The evidence of an SAE is not a short list.")
-        inputs = {_text(k, 100): MappingProxyType(_flat(v)) for k, v in _mapping(data.get("inputs", {}), "inputs").items()}
+        inputs = {text(k, 100): MappingProxyType(flat(v)) for k, v in mapping(data.get("inputs", {}), "inputs").items()}
         return cls(
-            _hex64(data.get("weights_key")),
-            _hex64(data.get("build_key")),
+            hex64(data.get("weights_key")),
+            hex64(data.get("build_key")),
             MappingProxyType(files),
             MappingProxyType(inputs),
-            MappingProxyType(_flat(data.get("proof", {}))),
+            MappingProxyType(flat(data.get("proof", {}))),
             tuple(Evidence.from_json(entry) for entry in evidence),
             data.get("adopted", False) is True,
-            MappingProxyType(_flat(data.get("about", {}))),
-            MappingProxyType(_flat(data.get("run", {}))),
+            MappingProxyType(flat(data.get("about", {}))),
+            MappingProxyType(flat(data.get("run", {}))),
+            native,
         )
 
 
@@ -208,13 +230,13 @@ class Pending:
         Raises:
             RecordUnreadable: ``value`` is not of that form, or names a file outside its folder.
         """
-        data = _mapping(value, "a pending SAE")
+        data = mapping(value, "a pending SAE")
         files = {}
-        for name, tries in _mapping(data.get("files"), "files").items():
+        for name, tries in mapping(data.get("files"), "files").items():
             if not isinstance(tries, list) or len(tries) > _MOST_TRIES:
                 raise RecordUnreadable("The digests of a pending file are not a short list.")
             files[_file_name(name)] = tuple(_file_digest(entry) for entry in tries)
-        return cls(_hex64(data.get("build_key")), MappingProxyType(files))
+        return cls(hex64(data.get("build_key")), MappingProxyType(files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +249,15 @@ class Record:
     card: str | None = None
     pending: Mapping[str, Pending] = field(default_factory=lambda: _EMPTY)
 
+    @property
+    def version(self) -> int:
+        """The first version that can say all this: a reader of an earlier one would lose what it does not know."""
+        half = any(is_native(name) for pending in self.pending.values() for name in pending.files)
+        return RECORD_VERSION if half or any(sae.native is not None for sae in self.saes.values()) else 1
+
     def to_bytes(self) -> bytes:
         """The file's bytes: indented, sorted by SAE id, newline at the end; equal records give equal bytes."""
-        data: dict[str, Any] = {"version": RECORD_VERSION, "release": self.release, "card": self.card}
+        data: dict[str, Any] = {"version": self.version, "release": self.release, "card": self.card}
         if self.pending:
             data["pending"] = {name: pending.to_json() for name, pending in sorted(self.pending.items())}
         data["saes"] = {name: sae.to_json() for name, sae in sorted(self.saes.items())}
@@ -267,7 +295,7 @@ def parse_record(data: bytes, release: str) -> Record:
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordUnreadable(f"The record has {len(data):,} bytes; at most {MAX_RECORD_BYTES:,} are read.")
-    top = _mapping(_json(data), "the record")
+    top = mapping(json_of(data), "the record")
     version = top.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise RecordUnreadable("The record has no version.")
@@ -275,15 +303,15 @@ def parse_record(data: bytes, release: str) -> Record:
         raise RecordNewer(version)
     if top.get("release") != release:
         raise RecordUnreadable("The record is of another release than its name says.")
-    saes = _mapping(top.get("saes"), "saes")
+    saes = mapping(top.get("saes"), "saes")
     if len(saes) > MAX_SAES:
         raise RecordUnreadable(f"The record lists {len(saes):,} SAEs; at most {MAX_SAES:,} are read.")
     card = top.get("card")
-    pending = {_sae_id(k): Pending.from_json(v) for k, v in _mapping(top.get("pending", {}), "pending").items()}
+    pending = {_sae_id(k): Pending.from_json(v) for k, v in mapping(top.get("pending", {}), "pending").items()}
     return Record(
         release,
         MappingProxyType({_sae_id(name): SaeRecord.from_json(entry) for name, entry in saes.items()}),
-        None if card is None else _hex64(card),
+        None if card is None else hex64(card),
         MappingProxyType(pending),
     )
 
@@ -296,19 +324,19 @@ def safe_folder(folder: str) -> bool:
 
 
 def _sae_id(value: Any) -> str:
-    if not isinstance(value, str) or not safe_folder(value):
+    if not isinstance(value, str) or not safe_folder(value) or reserved(value):
         raise RecordUnreadable("The record names a folder that is not a plain relative path.")
     return value
 
 
 def _file_name(value: Any) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not (_NAME.fullmatch(value) or (is_native(value) and safe_folder(value))):
         raise RecordUnreadable("The record names a file that is not a plain name.")
     return value
 
 
 def _file_digest(value: Any) -> FileDigest:
-    data = _mapping(value, "a file")
+    data = mapping(value, "a file")
     size, sha256, blob_id = data.get("size"), data.get("sha256"), data.get("blob_id")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise RecordUnreadable("The record gives a file no size.")
@@ -316,87 +344,4 @@ def _file_digest(value: Any) -> FileDigest:
         raise RecordUnreadable("The record gives a file no digest.")
     if blob_id is not None and not (isinstance(blob_id, str) and _HEX40.fullmatch(blob_id)):
         raise RecordUnreadable("The record holds a git blob id that is not one.")
-    return FileDigest(size, None if sha256 is None else _hex64(sha256), blob_id)
-
-
-def _hex64(value: Any) -> str:
-    if not isinstance(value, str) or not _HEX64.fullmatch(value):
-        raise RecordUnreadable("The record holds a digest that is not 64 hexadecimal digits.")
-    return value
-
-
-def _text(value: Any, limit: int) -> str:
-    if not isinstance(value, str) or len(value) > limit:
-        raise RecordUnreadable("The record holds a name that is not a short text.")
-    return value
-
-
-def _number(value: Any) -> float:
-    if type(value) is float and math.isfinite(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordUnreadable("The record holds a metric that is not a number.")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise RecordUnreadable("The record holds a number too large to be measured.")
-    return number
-
-
-def _mapping(value: Any, what: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise RecordUnreadable(f"In the record, {what} is not a mapping.")
-    return value
-
-
-def _flat(value: Any) -> dict[str, Any]:
-    """A small mapping of names to JSON values, as is: it is only compared and shown, and written again."""
-    if not isinstance(value, dict) or len(value) > 200:
-        raise RecordUnreadable("A part of the record is not a mapping of at most 200 entries.")
-    for name, entry in value.items():
-        if len(name) > 200 or (isinstance(entry, str) and len(entry) > _MOST_TEXT):
-            raise RecordUnreadable("A part of the record holds a text that is too long.")
-        if isinstance(entry, dict | list) and entry:
-            _check_nested(entry)
-    return value
-
-
-def _check_nested(value: Any) -> None:
-    level, count = [value], 0
-    for _ in range(_MOST_DEEP):
-        level = [below for entry in level for below in _below(entry)]
-        count += len(level)
-        if count > _MOST_VALUES or any(isinstance(entry, str) and len(entry) > _MOST_TEXT for entry in level):
-            raise RecordUnreadable("A part of the record is too large.")
-    if level:
-        raise RecordUnreadable(f"A part of the record is nested more than {_MOST_DEEP} deep.")
-
-
-def _below(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [*value, *value.values()]
-    return value if isinstance(value, list) else []
-
-
-def _json(data: bytes) -> Any:
-    """The JSON value of a record, if nothing stands in it that could not be written again."""
-    try:
-        value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
-        if _HALF.search(data):  # an escape that means nothing by itself; two of them may be one character
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise RecordUnreadable("The record is not JSON.") from error
-    return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is not JSON that can be kept")
-    return number
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    return FileDigest(size, None if sha256 is None else hex64(sha256), blob_id)

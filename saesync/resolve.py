@@ -25,7 +25,8 @@ from saesync.hub import Hub
 from saesync.measure.metrics import metric_versions
 from saesync.model import DatasetSpec, Inputs, ModelSpec, Observed, PublishSpec, Release, Sae, SourceSpec, Wanted
 from saesync.reason import Reason, ReasonCode
-from saesync.record import Evidence, RecordUnreadable, SaeRecord
+from saesync.record import Evidence, SaeRecord
+from saesync.record_json import RecordUnreadable
 from saesync.verdict import judge
 
 LANES = 8

@@ -179,5 +179,6 @@ def _granted_at(release: Release) -> Iterator[tuple[ReviewKind, str | None, Orig
         for value in trusted if isinstance(trusted, list | tuple) else (trusted,):
             if value:
                 yield ReviewKind.TRUST, str(value), sae.origins.get("source.trust", sae.origin)
-        if options.get("native"):
-            yield ReviewKind.NATIVE, None, sae.origins.get("source.native", sae.origin)
+    if release.publish is not None and release.publish.native:
+        at = next((sae.origins.get("publish.native") for sae in release.saes), None)
+        yield ReviewKind.NATIVE, None, at or release.publish.origin or release.origin

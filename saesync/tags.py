@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from saesync.digest import FileDigest, key_of, short
+from saesync.folders import path_of
 from saesync.model import WEIGHTS_FILE, Release, Sae, Wanted
 from saesync.record import Record, SaeRecord
 from saesync.verdict import judge, unmeasured
@@ -49,12 +50,14 @@ def complete(release: Release, wanted: Mapping[str, Wanted], record: Record | No
     """Whether every SAE asked for stands in the record under the key asked for, with evidence that holds where it is measured."""
     if record is None or not release.saes or release.retire:
         return False
-    return all(_stands(wanted.get(sae.address), sae, record.saes.get(sae.id)) for sae in release.saes)
+    return all(_stands(wanted.get(sae.address), sae, record.saes.get(sae.id), release.native) for sae in release.saes)
 
 
-def _stands(wanted: Wanted | None, sae: Sae, entry: SaeRecord | None) -> bool:
+def _stands(wanted: Wanted | None, sae: Sae, entry: SaeRecord | None, native: bool) -> bool:
     if wanted is None or wanted.inputs is None or entry is None or entry.build_key != wanted.inputs.build_key:
         return False
+    if entry.native is not None:
+        return native and not (sae.validate is not None and sae.validate.require)
     if sae.validate is None:
         return True
     weights = entry.files.get(WEIGHTS_FILE)
@@ -66,7 +69,7 @@ def _stands(wanted: Wanted | None, sae: Sae, entry: SaeRecord | None) -> bool:
 
 def intact(record: Record, files: Mapping[str, FileDigest]) -> bool:
     """Whether every file that a record names is there with the bytes it names. ``files`` are by path in the place."""
-    recorded = ((f"{sae_id}/{name}", digest) for sae_id, entry in record.saes.items() for name, digest in entry.files.items())
+    recorded = ((path_of(sae_id, name), digest) for sae_id, entry in record.saes.items() for name, digest in entry.files.items())
     return all((found := files.get(path)) is not None and found.same_bytes(digest) for path, digest in recorded)
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from saesync.model import Requirement
+from saesync.model import Requirement, Sae
 from saesync.reason import Reason, ReasonCode
-from saesync.record import Evidence
+from saesync.record import Evidence, Native
 
 _CUT = 200
 
@@ -35,9 +35,19 @@ def judge(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, .
 
 def unmeasured(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, ...]:
     """One reason per required metric that the evidence has no finite number for."""
-    names = dict.fromkeys(bound.metric for bound in require)
-    found = {name for name in names if (metric := evidence.metrics.get(name)) is not None and math.isfinite(metric.value)}
-    return tuple(Reason(ReasonCode.METRIC_MISSING, {"metric": name}) for name in names if name not in found)
+    measured = {name for name, metric in evidence.metrics.items() if math.isfinite(metric.value)}
+    return _missing(bound.metric for bound in require if bound.metric not in measured)
+
+
+def _missing(metrics: Iterable[str]) -> tuple[Reason, ...]:
+    return tuple(Reason(ReasonCode.METRIC_MISSING, {"metric": name}) for name in dict.fromkeys(metrics))
+
+
+def misses_of_native(native: Native, sae: Sae) -> tuple[Reason, ...]:
+    """Why an SAE is published as its authors' own files, and then each metric that is required of it: nothing is measured."""
+    data = {"title": shown(native.title), "said_by": shown(native.said_by), "detail": native.detail}
+    said = Reason(ReasonCode.NOT_CONVERTIBLE, data)
+    return (said, *_missing(bound.metric for bound in (sae.validate.require if sae.validate is not None else ())))
 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Reason, ...]:

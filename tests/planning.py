@@ -11,6 +11,7 @@ from typing import Any
 from saesync.card import card_digest
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Origin
+from saesync.folders import NATIVE_PREFIX, REFUSAL_FILE, path_of
 from saesync.model import (
     CFG_FILE,
     WEIGHTS_FILE,
@@ -33,7 +34,7 @@ from saesync.model import (
 from saesync.planner import plan
 from saesync.planning.basis import SECTION
 from saesync.planning.registration import Seen
-from saesync.record import Evidence, Metric, Pending, Record, SaeRecord
+from saesync.record import Evidence, Metric, Native, Pending, Record, SaeRecord
 from saesync.tags import complete, shown_tag, tag_name
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -98,15 +99,26 @@ def entry_of(inputs: Inputs, ev: float = 0.8) -> SaeRecord:
     return SaeRecord(inputs.weights_key, inputs.build_key, files, parts, {"max_difference": 1.2e-6}, evidence)
 
 
+def native_entry_of(inputs: Inputs) -> SaeRecord:
+    """What is recorded of an SAE that cannot be converted."""
+    names = (f"{NATIVE_PREFIX}ae.pt", REFUSAL_FILE)
+    files = {name: digest_bytes(f"{inputs.weights_key}{name}".encode()) for name in names}
+    parts = {"weights": dict(inputs.weights), "build": dict(inputs.build)}
+    why = Native("Cannot be expressed in SAELens", "ae.pt holds k: a TopK transcoder, and SAELens has none.", "k")
+    return SaeRecord(inputs.weights_key, inputs.build_key, files, parts, native=why)
+
+
 @dataclass
 class World:
-    """Manifests, and what is published. ``ev`` is what measuring an address will give."""
+    """Manifests, and what is published. ``ev`` is what measuring an address will give; of those in ``inexpressible`` nothing can
+    be converted."""
 
     releases: list[Release]
     wanted: dict[str, Wanted] = field(default_factory=dict)
     observed: dict[tuple[str, str], Observed] = field(default_factory=dict)
     ev: dict[str, float] = field(default_factory=dict)
     registries: dict[str, Seen] = field(default_factory=dict)
+    inexpressible: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for one in self.releases:
@@ -161,7 +173,7 @@ class World:
         files = dict(seen.files)
         assert one.publish is not None
         if item.id is not None:
-            record, files = self._sae(record, files, item)
+            record, files = self._sae(record, files, item, one.native and StepKind.ADOPT not in item.steps)
             if record is seen.records.get(one.name) or not (record.saes or one.name in seen.records):
                 return seen  # stopped by a gate
         if item.id is None and StepKind.CARD not in item.steps:
@@ -176,14 +188,22 @@ class World:
             seen, exists=True, visibility=visibility, head="1" * 40, files=files, records={**seen.records, one.name: record}
         )
 
-    def _sae(self, record: Record, files: dict[str, FileDigest], item: Item) -> tuple[Record, dict[str, FileDigest]]:
+    def _sae(
+        self, record: Record, files: dict[str, FileDigest], item: Item, native: bool
+    ) -> tuple[Record, dict[str, FileDigest]]:
         assert item.id is not None
+        gone = {path_of(item.id, name) for name in record.saes[item.id].files} if item.id in record.saes else set()
+        kept = {path: digest for path, digest in files.items() if path not in gone}
         if StepKind.DELETE in item.steps:
-            gone = record.saes[item.id].files
-            kept = {path: digest for path, digest in files.items() if path not in {f"{item.id}/{name}" for name in gone}}
             return record.merged({}, frozenset({item.id})), kept
         inputs = self.wanted[item.address].inputs
         assert inputs is not None
+        if item.address in self.inexpressible and StepKind.CONVERT in item.steps:
+            if not native:
+                return record, files
+            original = native_entry_of(inputs)
+            kept.update({path_of(item.id, name): digest for name, digest in original.files.items()})
+            return record.merged({item.id: original}), kept
         ev = self.ev.get(item.address, 0.8)
         entry = entry_of(inputs, ev)
         spec = self.wanted[item.address].sae.validate
@@ -193,8 +213,8 @@ class World:
             evidence = evidence_of(inputs, entry.files, ev)
             self.wanted[item.address] = replace(self.wanted[item.address], evidence=evidence)
             return record, files
-        files.update({f"{item.id}/{name}": digest for name, digest in entry.files.items()})
-        return record.merged({item.id: entry}), files
+        kept.update({f"{item.id}/{name}": digest for name, digest in entry.files.items()})
+        return record.merged({item.id: entry}), kept
 
 
 def published(*releases: Release) -> World:

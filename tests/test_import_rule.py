@@ -28,6 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.garbage",
         "saesync.restraint",
         "saesync.reason",
+        "saesync.folders",
+        "saesync.record_json",
     ),
     ("saesync.record",),
     ("saesync.model",),

@@ -23,7 +23,7 @@ from planning import (
 
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec, Status, StepKind
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec, Status, StepKind, Wanted
 from saesync.planner import plan, select
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record
@@ -625,3 +625,51 @@ def test_a_number_that_is_none_is_not_judged_but_missing() -> None:
     bound = replace(BOUND, metric="l0", kind="max", bound=100.0)
     assert judge(evidence, (bound,)) == ()
     assert unmeasured(evidence, (bound,)) == (Reason(ReasonCode.METRIC_MISSING, {"metric": "l0"}),)
+
+
+def native_world(*, validated: bool = False) -> World:
+    """A release that allows original files, and an SAE that cannot be converted."""
+    one = release(saes=(sae(validate=SPEC if validated else None),))
+    assert one.publish is not None
+    world = World([replace(one, publish=replace(one.publish, native=True))], inexpressible={"res/layer_0"})
+    world.apply()
+    return world
+
+
+def test_original_files_are_as_asked_and_say_why_they_are_not_converted() -> None:
+    item = native_world().item("res/layer_0")
+    assert (item.status, item.steps, item.held) == (Status.NATIVE, (), False)
+    assert [reason.code for reason in item.reasons] == [ReasonCode.NOT_CONVERTIBLE]
+    assert item.reasons[0].data["said_by"] == "k"
+
+
+def test_original_files_meet_no_requirement() -> None:
+    item = native_world(validated=True).item("res/layer_0")
+    assert (item.status, item.steps) == (Status.FAILING, ())
+    assert [reason.code for reason in item.reasons] == [ReasonCode.NOT_CONVERTIBLE, ReasonCode.METRIC_MISSING]
+
+
+def test_original_files_whose_source_is_not_here_are_compared_by_record() -> None:
+    world = native_world()
+    away = Reason(ReasonCode.SOURCE_NOT_HERE, {"path": "/data/ae.pt"})
+    world.wanted["res/layer_0"] = replace(world.wanted["res/layer_0"], not_here=away)
+    item = world.item("res/layer_0")
+    assert (item.status, item.reasons[-1]) == (Status.NATIVE, away)
+
+
+def test_a_converter_that_learned_more_is_asked_again() -> None:
+    world = native_world()
+    asked = world.wanted["res/layer_0"].sae
+    world.wanted["res/layer_0"] = Wanted(asked, inputs_of(asked, {"converter": 2}))
+    item = world.item("res/layer_0")
+    assert (item.status, StepKind.CONVERT in item.steps) == (Status.OUTDATED, True)
+    world.inexpressible.clear()
+    world.apply()
+    assert world.item("res/layer_0").status is Status.CURRENT
+    assert not [path for path in world.at().files if path.startswith("native/")]
+
+
+def test_a_tag_names_a_release_with_original_files_unless_something_is_required_of_them() -> None:
+    assert not native_world().plan().pending
+    assert native_world().at().tags
+    assert not native_world(validated=True).at().tags

@@ -13,11 +13,13 @@ from planning import HUB, SPEC, World, release, wanted_of
 
 from saesync.card import card_digest, make_card
 from saesync.digest import digest_bytes
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Plan, Requirement, StepKind
+from saesync.folders import path_of
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Item, Plan, Release, Requirement, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.planning.basis import key_of_item
 from saesync.reason import Reason, ReasonCode
-from saesync.record import RecordNewer, RecordUnreadable, parse_record
+from saesync.record import RecordNewer, parse_record
+from saesync.record_json import RecordUnreadable
 from saesync.render import markdown, plan_text
 
 AWAY = Reason(ReasonCode.SOURCE_NOT_HERE, {"what": "model", "path": "/data/model"})
@@ -34,26 +36,36 @@ def worlds(draw: st.DrawFn) -> World:
     for number, name in enumerate(names):
         ids = free[number::3][: draw(st.integers(1, 2))]
         asked.append(release(name, ids, location=draw(st.sampled_from([HUB, "acme/more"]))))
-    world = World(asked)
+    world = World([_permitted(draw, one) for one in asked])
     for one in asked:
         for which in one.saes:
             world.ev[which.address] = draw(st.sampled_from([0.5, 0.8]))
+            if not draw(st.integers(0, 2)):
+                world.inexpressible.add(which.address)
     if draw(st.booleans()):
         world.apply()
     for at, one in enumerate(world.releases):
+        changed = _permitted(draw, one) if draw(st.booleans()) else one
         world.releases[at] = replace(
-            one, saes=tuple(_changed(draw, world, which) for which in one.saes if draw(st.integers(0, 4)))
+            changed, saes=tuple(_changed(draw, world, which) for which in one.saes if draw(st.integers(0, 4)))
         )
     for location in sorted({place for _, place in world.observed}):
         _found(draw, world, location)
     return world
 
 
+def _permitted(draw: st.DrawFn, one: Release) -> Release:
+    assert one.publish is not None
+    return replace(one, publish=replace(one.publish, native=draw(st.booleans())))
+
+
 def _changed(draw: st.DrawFn, world: World, which: Any) -> Any:
-    change = draw(st.sampled_from(["", "", "dtype", "tokens", "bound", "hook", "blocked", "away"]))
+    change = draw(st.sampled_from(["", "", "dtype", "tokens", "bound", "hook", "blocked", "away", "source"]))
     asked = which
-    if change == "dtype":
+    if change in ("dtype", "source"):
         asked = replace(which, dtype="bfloat16")
+        if change == "source":
+            world.inexpressible ^= {which.address}
     elif change == "hook":
         asked = replace(which, hook="blocks.9.hook_mlp_out")
     elif change == "tokens":
@@ -134,7 +146,15 @@ def test_plan_after_apply_is_empty(world: World) -> None:
     choices = {"adopt": ("*",), "replace": ("*",), "prune": ("a", "b", "c")}
     world.apply(**choices)
     left = world.plan(**choices)
-    assert [(item.address, item.status, item.steps) for item in left.pending] == []
+    assert [(item.address, item.status, item.steps) for item in left.pending if not _stopped(world, item)] == []
+
+
+def _stopped(world: World, item: Item) -> bool:
+    """Whether it cannot be converted, and may not be published otherwise; or waits for such a one."""
+    allowed = next(one.native for one in world.releases if one.name == item.release) and StepKind.ADOPT not in item.steps
+    if item.id is None:
+        return StepKind.TAG in item.steps or any(_stopped(world, one) for one in world.plan(adopt=("*",)).pending if one.id)
+    return item.address in world.inexpressible and not allowed
 
 
 @FAST
@@ -174,9 +194,16 @@ EVIDENCE = st.fixed_dictionaries(
     },
     optional={"inputs": FLAT, "about": FLAT},
 )
+NATIVE = st.fixed_dictionaries(dict.fromkeys(("title", "detail", "said_by"), st.text(max_size=8) | st.just("<!-- |\n`@a")))
 ENTRY = st.fixed_dictionaries(
-    {"weights_key": HEX, "build_key": HEX, "files": st.dictionaries(st.sampled_from([WEIGHTS_FILE, CFG_FILE, "x"]), FILE)},
+    {
+        "weights_key": HEX,
+        "build_key": HEX,
+        "files": st.dictionaries(st.sampled_from([WEIGHTS_FILE, CFG_FILE, "x"]), FILE)
+        | st.dictionaries(st.sampled_from(["native/ae.pt", "native/a/b", "native/refusal.json"]), FILE),
+    },
     optional={
+        "native": NATIVE,
         "inputs": st.dictionaries(st.sampled_from(["weights", "build"]), FLAT),
         "proof": FLAT,
         "evidence": st.lists(EVIDENCE, max_size=2),
@@ -186,10 +213,17 @@ ENTRY = st.fixed_dictionaries(
     },
 )
 PENDING = st.fixed_dictionaries(
-    {"build_key": HEX, "files": st.dictionaries(st.sampled_from([WEIGHTS_FILE, CFG_FILE]), st.lists(FILE, max_size=2))}
+    {
+        "build_key": HEX,
+        "files": st.dictionaries(st.sampled_from([WEIGHTS_FILE, CFG_FILE, "native/ae.pt"]), st.lists(FILE, max_size=2)),
+    }
 )
 RECORD = st.fixed_dictionaries(
-    {"version": st.just(1), "release": st.just("res"), "saes": st.dictionaries(st.sampled_from(IDS), ENTRY, max_size=2)},
+    {
+        "version": st.sampled_from([1, 2]),
+        "release": st.just("res"),
+        "saes": st.dictionaries(st.sampled_from(IDS), ENTRY, max_size=2),
+    },
     optional={"card": HEX, "pending": st.dictionaries(st.sampled_from(IDS), PENDING, max_size=1)},
 )
 
@@ -203,7 +237,7 @@ def test_no_record_breaks_the_plan_the_card_or_what_is_shown(value: Any, files: 
     except (RecordUnreadable, RecordNewer):
         return
     world = World([release(ids=IDS[:2])])
-    found = {f"{name}/{file}": digest for name, entry in record.saes.items() for file, digest in entry.files.items()}
+    found = {path_of(name, file): digest for name, entry in record.saes.items() for file, digest in entry.files.items()}
     world.put(exists=True, visibility="public", records={"res": record}, files=found if files else {})
     made = world.plan(replace=("*",), prune=("res",))
     saved = plan_json(made)

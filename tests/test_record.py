@@ -8,19 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saesync.digest import FileDigest, canonical
+from saesync.digest import FileDigest, canonical, digest_bytes
 from saesync.record import (
     RECORD_VERSION,
     Evidence,
     Metric,
+    Native,
     Pending,
     Record,
     RecordNewer,
-    RecordUnreadable,
     SaeRecord,
     parse_record,
     safe_folder,
 )
+from saesync.record_json import RecordUnreadable
 
 HEX = "0123456789abcdef"
 sha256s = st.text(HEX, min_size=64, max_size=64)
@@ -180,3 +181,51 @@ def test_what_is_read_can_be_written_and_read_again(record: Record, value: objec
         return
     assert parse_record(found.to_bytes(), "r") == found
     assert all(canonical(dict(entry.about)) for entry in found.saes.values())
+
+
+NATIVE = {"title": "Cannot be expressed in SAELens", "detail": "ae.pt holds k.", "said_by": "k"}
+FILES = {"native/a/ae.pt": {"size": 1, "sha256": "0" * 64}}
+
+
+def native_record(native: object = NATIVE, files: object = FILES) -> bytes:
+    entry = {"weights_key": "0" * 64, "build_key": "0" * 64, "native": native, "files": files}
+    return json.dumps({"version": 2, "release": "res", "saes": {"layer_0": entry}}).encode()
+
+
+def test_a_native_sae_needs_a_reader_that_knows_them() -> None:
+    record = parse_record(native_record(), "res")
+    assert record.saes["layer_0"].native == Native("Cannot be expressed in SAELens", "ae.pt holds k.", "k")
+    again = record.to_bytes()
+    assert json.loads(again)["version"] == 2
+    assert parse_record(again, "res") == record
+    assert json.loads(Record("res").to_bytes())["version"] == 1
+    half = Pending("0" * 64, {"native/ae.pt": (digest_bytes(b""),)})
+    assert json.loads(Record("res", pending={"layer_0": half}).to_bytes())["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("native", "files"),
+    [
+        (None, FILES),
+        (NATIVE, {"cfg.json": {"size": 1, "sha256": "0" * 64}}),
+        (NATIVE, FILES | {"cfg.json": {"size": 1, "sha256": "0" * 64}}),
+        (NATIVE, {"native/../cfg.json": {"size": 1, "sha256": "0" * 64}}),
+        (NATIVE, {"native//ae.pt": {"size": 1, "sha256": "0" * 64}}),
+        (NATIVE, {"native/": {"size": 1, "sha256": "0" * 64}}),
+        (NATIVE | {"detail": "x" * 3000}, FILES),
+        (NATIVE | {"said_by": 1}, FILES),
+        ("yes", FILES),
+        (NATIVE, {}),
+        (True, FILES),
+    ],
+)
+def test_a_native_sae_holds_native_files_alone(native: object, files: object) -> None:
+    with pytest.raises(RecordUnreadable):
+        parse_record(native_record(native, files), "res")
+
+
+@pytest.mark.parametrize("sae_id", ["native", "native/layer_0", "Native/layer_0"])
+def test_an_sae_cannot_stand_among_native_files(sae_id: str) -> None:
+    entry = {"weights_key": "0" * 64, "build_key": "0" * 64, "files": {}}
+    with pytest.raises(RecordUnreadable):
+        parse_record(json.dumps({"version": 1, "release": "res", "saes": {sae_id: entry}}).encode(), "res")

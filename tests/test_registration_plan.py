@@ -295,3 +295,24 @@ def test_a_changed_link_makes_a_plan_stale():
     world.releases[0] = asking(links={"model": "https://example.org"})
     with pytest.raises(PlanStale):
         planfile.check(before, planned(world, seen()))
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_saelens_cannot_load_is_never_entered(partial: bool):
+    asked = asking(partial=partial, saes=(sae(), sae(sae_id="layer_1", validate=None)))
+    assert asked.publish is not None
+    world = World([replace(asked, publish=replace(asked.publish, native=True))], inexpressible={"res/layer_1"})
+    world.apply()
+    assert [item.status for item in planned(world, seen()).items if item.id] == [Status.CURRENT, Status.NATIVE]
+    item = item_of(made := planned(world, seen()))
+    if partial:
+        assert (item.status, item.steps) == (Status.ABSENT, (StepKind.REGISTER,))
+        registered = entry_of(world.releases[0], world.at().records["res"], only=["layer_0"])
+        assert item.basis["entry"] == digest_of(registered)
+        both = replace(registered, saes=(*registered.saes, SaeEntry("layer_1", "layer_1")))
+        taken_out = item_of(planned(world, seen(entry=both)))
+        assert (taken_out.status, taken_out.steps) == (Status.OUTDATED, (StepKind.REGISTER,))
+        return
+    assert (item.status, item.held) == (Status.HELD, True)
+    assert [reason.code for reason in item.reasons] == [ReasonCode.NATIVE_SAES]
+    assert "1 of 2 SAEs cannot be loaded with SAELens" in line_of(made)

@@ -12,7 +12,8 @@ from typing import Any
 from saesync.cache import Cache
 from saesync.digest import FileDigest
 from saesync.model import SAE_FILES, WEIGHTS_FILE, Requirement
-from saesync.record import Evidence, RecordUnreadable
+from saesync.record import Evidence, Native
+from saesync.record_json import RecordUnreadable
 from saesync.verdict import unmeasured
 
 BUILDS, EVIDENCE = "build", "evidence"
@@ -21,16 +22,19 @@ _ABOUT = "build.json"
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A folder in SAELens layout with the digests of its files and the proof that was made of it."""
+    """A folder in SAELens layout with the digests of its files and the proof that was made of it; or, ``native``, the authors'
+    own files and why they are not converted."""
 
     folder: Path
     files: Mapping[str, FileDigest]
     proof: Mapping[str, Any]
+    native: Native | None = None
 
     @property
     def weights_sha256(self) -> str:
         """Identity of the weights' bytes."""
-        return self.files[WEIGHTS_FILE].sha256 or ""
+        weights = self.files.get(WEIGHTS_FILE)
+        return "" if weights is None else weights.sha256 or ""
 
 
 def read_build(cache: Cache, key: str) -> Build | None:
@@ -40,22 +44,23 @@ def read_build(cache: Cache, key: str) -> Build | None:
         return None
     try:
         about = json.loads((folder / _ABOUT).read_bytes())
-        files = {name: FileDigest(**about["files"][name]) for name in SAE_FILES}
+        native = None if about.get("native") is None else Native.from_json(about["native"])
+        files = {name: FileDigest(**about["files"][name]) for name in (SAE_FILES if native is None else about["files"])}
         if all((folder / name).stat().st_size == digest.size for name, digest in files.items()):
-            return Build(folder, files, dict(about["proof"]))
-    except (OSError, ValueError, KeyError, TypeError):
+            return Build(folder, files, dict(about["proof"]), native)
+    except (OSError, ValueError, KeyError, TypeError, RecordUnreadable):
         pass  # not whole
     shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
-def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
-    """Note proof and digests (in their JSON form, by file name) in a build that is about to enter the cache.
+def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any], native: Mapping[str, Any] | None = None) -> None:
+    """Note what a worker said (each in its JSON form, digests by file name) in a build that is about to enter the cache.
 
     Raises:
         OSError: no space.
     """
-    (folder / _ABOUT).write_text(json.dumps({"files": dict(digests), "proof": dict(proof)}))
+    (folder / _ABOUT).write_text(json.dumps({"files": dict(digests), "proof": dict(proof), "native": native}))
 
 
 def keep_evidence(cache: Cache, evidence: Evidence) -> None:

@@ -126,7 +126,7 @@ class Graph:
         """The chain of one SAE. Each link needs the one before; what is shared is needed where it is used."""
         name = work.address
         chain: list[str] = []
-        measures = work.has(StepKind.VALIDATE) and work.evidence is None
+        measures = work.has(StepKind.VALIDATE) and work.evidence is None and work.native is None
         converts = work.has(StepKind.CONVERT) and work.build is None
         if converts or work.has(StepKind.ADOPT) or work.has(StepKind.RELABEL) or (measures and work.keeps_weights):
             chain.append(self._add(f"fetch {name}", NETWORK, self._one(self.steps.fetch, work), self._duty(work, StepKind.FETCH)))

@@ -10,7 +10,7 @@ from saesync.errors import Refused
 from saesync.executors.register import check_paths, desired_entry, register
 from saesync.model import WEIGHTS_FILE, Item, Observed, Release, Sae, StepKind, Wanted
 from saesync.observe_registries import writer_of
-from saesync.planning.registration import Seen
+from saesync.planning.registration import Seen, native_saes
 from saesync.record import Evidence, Record, SaeRecord
 from saesync.registry.entry import Entry
 from saesync.verdict import judge, unmeasured
@@ -37,7 +37,7 @@ class Registration:
             place = self._place()
             record = place.records.get(self.release.name) if place is not None else None
             fit = fit_now(self.release, self.steps.context.wanted, record, self.seen.entry)
-            self._whole(fit)
+            self._whole(fit, len(native_saes(self.release, record)))
             self._trusted(place, record)
             entry = desired_entry(self.release, record, fit)
             if entry is not None:
@@ -57,11 +57,14 @@ class Registration:
         spec = self.release.publish or self.release.records
         return None if spec is None else self.steps.target(StepKind.REGISTER, spec.target).observe(spec.location)
 
-    def _whole(self, fit: Collection[str]) -> None:
+    def _whole(self, fit: Collection[str], native: int) -> None:
         spec, left = self.release.register, len(self.release.saes) - len(fit)
         if self.release.retire or spec is None or not left or (spec.partial and fit):
             return
-        detail = f"{left} of {len(self.release.saes)} SAEs of {self.release.name} are not published as asked. Run apply again."
+        of = f"{left} of {len(self.release.saes)} SAEs of {self.release.name}"
+        detail = f"{of} are not published as asked. Run apply again."
+        if native == left:
+            detail = f"{of} are published as original files, which SAELens does not load. `partial: true` registers the others."
         raise Refused("Release is not complete", detail)
 
     def _trusted(self, place: Observed | None, record: Record | None) -> None:
@@ -92,7 +95,10 @@ def fit_now(release: Release, wanted: Mapping[str, Wanted], record: Record | Non
     """The SAEs of a release that may stand in its entry: published as asked and passing, or registered already."""
     before = {sae.id for sae in registered.saes} if registered is not None else set()
     entries = record.saes if record is not None else {}
-    return frozenset(sae.id for sae in release.saes if sae.id in before or _stands(sae, wanted, entries.get(sae.id)))
+    native = native_saes(release, record)
+    return frozenset(
+        sae.id for sae in release.saes if sae.id not in native and (sae.id in before or _stands(sae, wanted, entries.get(sae.id)))
+    )
 
 
 def _stands(sae: Sae, wanted: Mapping[str, Wanted], entry: SaeRecord | None) -> bool:

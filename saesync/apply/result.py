@@ -21,6 +21,7 @@ class Outcome(StrEnum):
     """What became of one SAE."""
 
     PUBLISHED = "published"
+    NATIVE = "native"  # published as its authors' own files: SAELens cannot express it
     DELETED = "deleted"
     REGISTERED = "registered"  # the release's entry stands in the registry, or in a pull request to it
     FAILED = "failed"  # a step of its own failed, or a requirement is missed: nothing was published
@@ -31,7 +32,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"  # by the plan
 
 
-GOOD = frozenset({Outcome.PUBLISHED, Outcome.DELETED, Outcome.REGISTERED, Outcome.STOPPED})
+GOOD = frozenset({Outcome.PUBLISHED, Outcome.NATIVE, Outcome.DELETED, Outcome.REGISTERED, Outcome.STOPPED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,9 @@ def gate_diagnostics(reasons: Iterable[Reason], require: Iterable[Requirement]) 
     for reason in reasons:
         data = reason.data
         metric = str(data.get("metric"))
-        if reason.code is ReasonCode.METRIC_MISSING:
+        if reason.code is ReasonCode.NOT_CONVERTIBLE:
+            origin, detail = None, f"Nothing is measured of original files. Not converted: {data['detail']}"
+        elif reason.code is ReasonCode.METRIC_MISSING:
             origin = origins.get((metric, "min")) or origins.get((metric, "max"))
             detail = f"{metric} could not be measured, and the manifest asks for it."
         else:

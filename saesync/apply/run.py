@@ -151,7 +151,9 @@ class _Account:
         if settled.state is State.DONE:
             if duty.step in _ENDS:
                 return _ENDS[duty.step]
-            return Outcome.FAILING if duty.work is not None and duty.work.misses else Outcome.PUBLISHED
+            if duty.work is not None and duty.work.misses:
+                return Outcome.FAILING
+            return Outcome.NATIVE if duty.work is not None and duty.work.native is not None else Outcome.PUBLISHED
         if settled.state is State.STOPPED or isinstance(settled.error, Interrupted):
             return Outcome.STOPPED
         if settled.state is State.FAILED:
@@ -168,7 +170,8 @@ class _Account:
         began = self.context.clock() if work.began is None else work.began
         metrics = {name: metric.value for name, metric in sorted(work.evidence.metrics.items())} if work.evidence else {}
         proof = dict(work.build.proof) if work.build is not None else {}
-        return {"seconds": round(self.context.clock() - began, 3), "metrics": metrics, "proof": proof}
+        native = {} if work.native is None else {"native": work.native.to_json()}
+        return {"seconds": round(self.context.clock() - began, 3), "metrics": metrics, "proof": proof, **native}
 
     def keep_evidence(self) -> None:
         """Publish the evidence of SAEs that missed a gate to their release's ``records:``; the cache has it already."""

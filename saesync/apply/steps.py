@@ -19,7 +19,7 @@ from saesync.apply.numbers import evidence_of, numbers
 from saesync.apply.regroup import in_groups
 from saesync.apply.result import gate_diagnostics
 from saesync.apply.settings import Text
-from saesync.apply.work import USES, Work
+from saesync.apply.work import USES, Work, source_said
 from saesync.convert.writer import rewrite_cfg
 from saesync.digest import digest_bytes, digest_file
 from saesync.errors import Diagnostic, Missing, Refused, SaesyncError
@@ -231,13 +231,14 @@ class Steps:
         cache, key = self.context.cache, work.inputs.build_key
         work.build = work.build or read_build(cache, key)
         if work.build is not None:
+            work.require_allowed(work.build)
             self.cached(work, StepKind.CONVERT, proof=dict(work.build.proof))
             return
         with self.timed((work,), StepKind.CONVERT), self.step((work.address,), StepKind.CONVERT) as (progress, more):
             with cache.making(BUILDS, key) as folder:
                 result = self._work(self.crew.converters[lane], "convert", self._convert_job(work, folder), progress)
                 self._check_source(work)
-                seal(folder, result["proof"], result["digests"])
+                seal(folder, result["proof"], result["digests"], result["native"])
             work.build = read_build(cache, key)
             more[work.address] = {"proof": result["proof"]}
 
@@ -262,6 +263,7 @@ class Steps:
             metadata_for(sae, work.model_type),
             str(out),
             activations,
+            source_said(sae.source) if work.may_be_native else None,
         )
 
     def _check_source(self, work: Work) -> None:
@@ -317,7 +319,7 @@ class Steps:
             work.evidence = work.evidence or self.known_evidence(work)
             if work.evidence is not None:
                 self.cached(work, StepKind.VALIDATE, metrics=numbers(work.evidence))
-        if fresh := [work for work in works if work.evidence is None]:
+        if fresh := [work for work in works if work.evidence is None and work.native is None]:
             errors |= self._measure(lane, fresh)
         for work in works:
             if work.misses and not work.stands and work.sae.validate is not None:

@@ -10,11 +10,12 @@ from typing import Any
 from saesync import __version__
 from saesync.apply.builds import Build
 from saesync.digest import FileDigest
+from saesync.errors import Inexpressible
 from saesync.model import CFG_FILE, WEIGHTS_FILE, Inputs, Item, Observed, Release, Sae, SourceSpec, Status, StepKind, nothing
 from saesync.reason import Reason
-from saesync.record import Evidence, SaeRecord
+from saesync.record import Evidence, Native, SaeRecord
 from saesync.targets.base import Upload
-from saesync.verdict import judge, unmeasured
+from saesync.verdict import judge, misses_of_native, unmeasured
 
 # What each step may use. Only fetch and publish are ever handed the Hub or a target (enforced in ``Steps``); convert, adopt
 # and validate run in worker processes, which have neither network nor secrets (enforced by the worker).
@@ -79,10 +80,31 @@ class Work:
         return self.has(StepKind.ADOPT) or not self.has(StepKind.CONVERT)
 
     @property
+    def may_be_native(self) -> bool:
+        """Whether its authors' own files may be published. Not when somebody's published SAE is to be taken over."""
+        return self.release.native and not self.has(StepKind.ADOPT)
+
+    @property
+    def native(self) -> Native | None:
+        """Why what is published are its authors' own files; None unless it turned out so."""
+        return self.build.native if self.build is not None else None
+
+    def require_allowed(self, build: Build) -> None:
+        """What was kept as it is under another manifest is not published under this one unasked.
+
+        Raises:
+            Inexpressible: as it was raised by the conversion.
+        """
+        if build.native is not None and not self.may_be_native:
+            raise Inexpressible(build.native.title, build.native.detail, said_by=build.native.said_by)
+
+    @property
     def stands(self) -> bool:
-        """Whether the SAE is published already (by us or by its authors), so that failing evidence is published instead of
-        stopping it."""
-        return self.release.evidence_only or not (self.has(StepKind.CONVERT) or self.has(StepKind.MOVE))
+        """Whether missing a requirement does not stop the SAE: it is published already (by us or by its authors), or it will be
+        as its authors' own files, which nothing was measured of."""
+        return (
+            self.release.evidence_only or self.native is not None or not (self.has(StepKind.CONVERT) or self.has(StepKind.MOVE))
+        )
 
     @property
     def folder(self) -> Path | None:
@@ -106,7 +128,10 @@ class Work:
 
     @property
     def misses(self) -> tuple[Reason, ...]:
-        """Requirements that the evidence misses or has no number for."""
+        """Requirements that the evidence misses or has no number for; where nothing can be measured, why, and each of them."""
+        if self.native is not None:
+            missed = misses_of_native(self.native, self.sae)
+            return missed if len(missed) > 1 else ()
         if self.evidence is None or self.sae.validate is None:
             return ()
         return judge(self.evidence, self.sae.validate.require) + unmeasured(self.evidence, self.sae.validate.require)
@@ -134,7 +159,7 @@ class Work:
             earlier = self.entry.evidence if self.entry is not None and self.evidence is not None else ()
             made = SaeRecord(
                 self.inputs.weights_key, self.inputs.build_key, self.files, self._flat_inputs(), proof, earlier,
-                self.adoption is not None, self._about(), run,
+                self.adoption is not None, self._about(), run, self.native,
             )  # fmt: skip
         elif self.entry is None:
             raise ValueError(f"{self.address} has nothing to start from")
@@ -162,6 +187,13 @@ class Work:
     def _about(self) -> dict[str, Any]:
         source = self.sae.source
         return {"saesync": __version__, "model": self.sae.model.label, "hook": self.sae.hook, **_said_of(source)}
+
+
+def source_said(source: SourceSpec) -> dict[str, Any]:
+    """Where a source is, for everybody to read: of a local path only its name."""
+    if source.repo is None:
+        return {"path": Path(source.path).name}
+    return {"repo": source.repo, "revision": source.revision, "path": source.path}
 
 
 def _said_of(source: SourceSpec | None) -> dict[str, Any]:

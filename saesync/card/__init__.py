@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from saesync.card import blocks, evidence, frontmatter
@@ -61,7 +62,8 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
     elsewhere = blocks.noted_elsewhere(body, release.name)
     drop = {name: [value for value in earlier.get(name, ()) if value not in elsewhere.get(name, ())] for name in _LISTS}
     license_ = release.publish.license if release.publish is not None else None
-    scalars = {"library_name": "saelens", **({"license": license_} if license_ else {})} if record.saes else {}
+    library = {"library_name": "saelens"} if _loadable(record) else {}
+    scalars = {**library, **({"license": license_} if license_ else {})} if record.saes else {}
     merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop)
     body = blocks.put(body, release.name, _block(release, record, ours, tag) if record.saes else None)
     head = front if merged is None else merged
@@ -74,7 +76,13 @@ def _front(release: Release, record: Record) -> dict[str, list[str]]:
     saes = [sae for sae in release.saes if sae.id in record.saes]
     models = {sae.model.name for sae in saes if sae.model.name is not None}
     datasets = {sae.validate.dataset.repo for sae in saes if sae.validate is not None}
-    return {"base_model": sorted(models), "datasets": sorted(name for name in datasets if name), "tags": list(TAGS)}
+    tags = TAGS if _loadable(record) else tuple(tag for tag in TAGS if tag != "saelens")
+    return {"base_model": sorted(models), "datasets": sorted(name for name in datasets if name), "tags": list(tags)}
+
+
+def _loadable(record: Record) -> list[str]:
+    """SAEs that SAELens loads, sorted: all but those that are published as their authors' own files."""
+    return sorted(sae_id for sae_id, entry in record.saes.items() if entry.native is None)
 
 
 def _asked_of(sae: Sae | None) -> list[Any]:
@@ -98,7 +106,8 @@ def _held_of(entry: SaeRecord) -> list[Any]:
         ]
         for found in entry.evidence[:1]
     ]
-    return [entry.build_key, entry.adopted, dict(entry.proof), current]
+    native = [] if entry.native is None else [entry.native.to_json()]
+    return [entry.build_key, entry.adopted, dict(entry.proof), current, *native]
 
 
 # ---------------------------------------------------------------------------------------------------- the block
@@ -106,20 +115,22 @@ def _held_of(entry: SaeRecord) -> list[Any]:
 
 def _block(release: Release, record: Record, front: Mapping[str, list[str]], tag: str | None) -> str:
     """One release's part of the README."""
-    return "\n\n".join(
-        part
-        for part in (
-            blocks.front_note(front),
-            f"## {code(release.name)}",
-            f"{evidence.counted(len(record.saes))}, published by saesync.",
-            _snippet(release, record),
-            _pinned(release, record, tag),
-            evidence.table(release, record),
-            evidence.how(release, record),
-            evidence.proofs(record),
-        )
-        if part
-    )
+    made = replace(record, saes={sae_id: record.saes[sae_id] for sae_id in _loadable(record)})
+    head = [blocks.front_note(front), f"## {code(release.name)}"]
+    converted = _converted(release, made, tag) if made.saes else []
+    return "\n\n".join(part for part in [*head, *converted, evidence.native_table(record)] if part)
+
+
+def _converted(release: Release, record: Record, tag: str | None) -> list[str]:
+    """What is said of SAEs that SAELens loads: ``record`` holds no others."""
+    return [
+        f"{evidence.counted(len(record.saes))}, published by saesync.",
+        _snippet(release, record),
+        _pinned(release, record, tag),
+        evidence.table(release, record),
+        evidence.how(release, record),
+        evidence.proofs(record),
+    ]
 
 
 def _snippet(release: Release, record: Record) -> str:

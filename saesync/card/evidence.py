@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from saesync.card.how import how_measured
+from saesync.folders import roots_of
 from saesync.inert import code, measured, number
 from saesync.measure.metrics import METRICS
 from saesync.model import Release, Sae
@@ -13,6 +14,7 @@ from saesync.verdict import judge, unmeasured
 _COLUMNS = ("explained_variance", "ce_loss_score", "l0", "dead_features", "mse", "cossim")
 _ROWS = 2000
 _ABOUT = 12
+_DETAIL = 500  # characters of a refusal
 _LEGEND = 2000  # characters kept for what stands below the table
 
 
@@ -37,6 +39,22 @@ def table(release: Release, record: Record, room: int | None = None) -> str:
         lines.append(f"\n… and {len(record.saes) - shown:,} more, in {code(record_path(release.name))}.")
     legend = "; ".join(f"`{name}`: {METRICS[name].summary.replace('|', '&#124;')}" for name in columns)
     return "\n".join(lines) + (f"\n\n<sub>{legend}. ± is one standard error over sequences.</sub>" if columns else "")
+
+
+def native_table(record: Record) -> str:
+    """SAEs that SAELens cannot express: where their authors' own files stand, and why they are not converted."""
+    native = [(sae_id, entry.native) for sae_id, entry in sorted(record.saes.items()) if entry.native is not None]
+    if not native:
+        return ""
+    rows = [_row([code(sae_id), code(roots_of(sae_id)[1]), code(why.detail, _DETAIL)]) for sae_id, why in native[:_ROWS]]
+    if len(native) > _ROWS:
+        rows.append(f"\n… and {len(native) - _ROWS:,} more, in {code(record_path(record.release))}.")
+    said = (
+        "SAELens cannot express these. What their authors published stands here untouched, and nothing was measured; each "
+        "folder's `refusal.json` says the reason for machines."
+    )
+    head = ["### Not convertible: original files", "", said, "", _row(["SAE", "files", "why"]), _row(["---"] * 3)]
+    return "\n".join([*head, *rows])
 
 
 def counted(saes: int) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from saesync.convert.proof import Source, prove, prove_published
 from saesync.convert.writer import write_sae
-from saesync.errors import Missing, Refused
+from saesync.errors import Inexpressible, Missing, Refused
+from saesync.executors.native import keep
 from saesync.formats import get, make_options
 from saesync.formats.base import SourceFiles, Weights
 from saesync.jobs import AdoptJob, ConvertJob, ConvertResult, Json
@@ -22,13 +23,20 @@ Progress = Callable[[int, int], None]
 def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
     """Write ``job.out`` and prove it. ``progress`` is told bytes: half of the total are written, half are proved.
 
+    With ``job.native``, what SAELens cannot express is kept as it is, and the result says why.
+
     Raises:
         Refused: the source is unsafe, damaged, or not expressible in SAELens.
         ProofFailed: the result is not the authors' function, or stock SAELens loses part of it.
         Missing: a file of the job is not there.
     """
     source = open_source(job.format, job.options, job.files)
-    weights = source.format.read(source.files, source.options)
+    try:
+        weights = source.format.read(source.files, source.options)
+    except Inexpressible as refusal:
+        if job.native is None:
+            raise
+        return keep(job, refusal)
     written, proved = halves(progress)
     out = Path(job.out)
     digests = write_sae(weights, out, job.dtype, job.cfg, job.metadata, written)

@@ -23,6 +23,7 @@ import yaml
 from saesync.cache import Cache
 from saesync.digest import FileDigest, key_of
 from saesync.errors import Conflict, Missing, Refused
+from saesync.folders import path_of
 from saesync.hub import Hub
 from saesync.model import SAE_FILES, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
 from saesync.resolve import TEXT_NAME, ResolvedSource, Resolver, SourceFile, snapshot_names
@@ -354,7 +355,7 @@ def published_files(
         _check_name(name, observed.location)
         with _fetching(cache, digest) as blob:
             if not blob.exists():
-                target.fetch(observed.location, observed, f"{sae_id}/{name}", blob, _shifted(progress, done, total))
+                target.fetch(observed.location, observed, path_of(sae_id, name), blob, _shifted(progress, done, total))
         blobs[name] = blob
         done += digest.size
     return lay_out(cache, key, blobs)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats._lazy import FLOATS
 from saesync.formats.base import TensorInfo
 
@@ -37,6 +37,13 @@ def require_tensors(
             raise Refused("Wrong shape", shape + _turned(info, expected[name]))
         if info.dtype not in FLOATS:
             raise Refused("Wrong dtype", f"{file}: {name} is {info.dtype}; weights must be one of {', '.join(FLOATS)}.")
+
+
+def unknown_value(file: str, key: str, found: Any, known: str) -> Refused:
+    """Why a setting is not followed: SAELens has nothing of that name. What is no name at all is damage."""
+    if not isinstance(found, str):
+        return Refused("Damaged config", f"{file}: {key} is {str(found)[:50]}; known are {known}.")
+    return Inexpressible.by(key, f"{file}: {key} is {found[:50]!r}; known are {known}.")
 
 
 def _turned(info: TensorInfo, expected: tuple[int, ...]) -> str:

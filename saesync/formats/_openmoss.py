@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 
 # sqrt(d_model) / norm is the scale. A norm nobody set is uninitialised memory, which is rarely a number of this size.
 _PLAUSIBLE = (1e-6, 1e7)
@@ -70,7 +70,7 @@ def check_expressible(config: Mapping[str, Any], file: str, transcoder: bool, su
     """Settings that no class of SAELens has.
 
     Raises:
-        Refused: with the setting.
+        Inexpressible: with the setting.
     """
     norm, act = config.get("norm_activation"), config.get("act_fn")
     problem = None
@@ -85,7 +85,7 @@ def check_expressible(config: Mapping[str, Any], file: str, transcoder: bool, su
     elif transcoder and act == "topk":
         problem = "act_fn is topk in a transcoder, and SAELens has no TopK transcoder"
     if problem is not None:
-        raise Refused("Cannot be expressed in SAELens", f"{file}: {problem}.")
+        raise Inexpressible.by(problem.partition(" ")[0], f"{file}: {problem}.")
 
 
 def facts(config: Mapping[str, Any]) -> dict[str, str]:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
+from saesync.formats._checks import unknown_value
 
 CFG = "cfg.json"
 # SAELens's whitelist of legacy keys that describe the model (pretrained_sae_loaders.LLM_METADATA_KEYS), without versions.
@@ -109,15 +110,15 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
     transcoder = architecture in TRANSCODERS
     norm = _norm(flat.get("normalize_activations"))
     if transcoder and norm != "none":
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: SAELens does not undo {norm!r} in a transcoder's output.")
+        raise Inexpressible.by("normalize_activations", f"{CFG}: SAELens does not undo {norm!r} in a transcoder's output.")
     if architecture in BATCH and norm not in ("none", SCALED):
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: {architecture} with {norm!r} has no known threshold units.")
+        raise Inexpressible.by("normalize_activations", f"{CFG}: {architecture} with {norm!r} has no known threshold units.")
     reshape = _reshape(flat, metadata, legacy)
     if transcoder and reshape != "none":
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: SAELens does not join attention heads for a transcoder.")
+        raise Inexpressible.by("reshape_activations", f"{CFG}: SAELens does not join attention heads for a transcoder.")
     subtract = _flag(flat, "apply_b_dec_to_input", default=not transcoder)
     if transcoder and subtract:
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: a transcoder cannot subtract b_dec from its input.")
+        raise Inexpressible.by("apply_b_dec_to_input", f"{CFG}: a transcoder cannot subtract b_dec from its input.")
     return Config(
         architecture=architecture,
         d_in=d_in,
@@ -170,16 +171,16 @@ def _architecture(flat: Mapping[str, Any], legacy: bool) -> str:
         activation = flat.get("activation_fn", "relu")
         if activation == "topk":
             if found not in ("standard", "topk"):
-                raise Refused("Cannot be expressed in SAELens", f"{CFG}: architecture {found[:50]} with activation topk.")
+                raise Inexpressible.by("architecture", f"{CFG}: architecture {found[:50]} with activation topk.")
             found = "topk"
         elif activation != "relu":
-            raise Refused(
-                "Cannot be expressed in SAELens",
+            raise Inexpressible.by(
+                "activation_fn",
                 f"{CFG}: activation {str(activation)[:50]!r}. SAELens would load everything but relu and topk as relu.",
             )
     if found not in KNOWN:
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            "architecture",
             f"{CFG}: architecture {found[:50]!r} is not one SAELens loads. Known: {', '.join(KNOWN)}.",
         )
     return found
@@ -209,7 +210,7 @@ def _norm(found: Any) -> str:
             f"{CFG} says normalize_activations: covariance_whitening, which does nothing at run time. Fold it first.",
         )
     if found not in _NORMS:
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: normalize_activations {str(found)[:50]!r} is unknown.")
+        raise unknown_value(CFG, "normalize_activations", found, ", ".join(_NORMS))
     return str(found)
 
 
@@ -217,7 +218,7 @@ def _reshape(flat: Mapping[str, Any], metadata: Mapping[str, Any], legacy: bool)
     default = "hook_z" if legacy and "hook_z" in str(metadata.get("hook_name", "")) else "none"
     found = flat.get("reshape_activations", default)
     if found not in ("none", "hook_z"):
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: reshape_activations {str(found)[:50]!r} is unknown.")
+        raise unknown_value(CFG, "reshape_activations", found, "none, hook_z")
     return str(found)
 
 

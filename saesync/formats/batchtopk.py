@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
-from saesync.formats._checks import read_json
+from saesync.formats._checks import read_json, unknown_value
 from saesync.formats._layout import Layout, cfg, look, require_k, require_only
 from saesync.formats._lazy import Filled, Mapped, whole
 from saesync.formats._open import TORCH, Opened, beside, choose, open_tensors
@@ -180,8 +180,7 @@ def _kind(config: Mapping[str, Any]) -> str:
     """
     kind = config.get("sae_type")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise Refused("Cannot be expressed in SAELens", f"{CONFIG}: sae_type is {str(kind)[:50]!r}. Known: {known}.")
+        raise unknown_value(CONFIG, "sae_type", kind, ", ".join(ARCHITECTURES))
     if old := [name for name in _FIRST_VERSION if name in config]:
         raise Refused(
             "Unknown version",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import decode, encode, load, random_state
 from saesync.formats._checks import read_yaml
@@ -87,7 +87,7 @@ class CircuitTracer:
             values = whole(threshold).double()
             if not bool((values >= 0).all()):
                 detail = f"{file}: {THRESHOLD} is negative somewhere: there features are negative, which SAELens's never are."
-                raise Refused("Cannot be expressed in SAELens", detail)
+                raise Inexpressible.by(THRESHOLD, detail)
             scalar = not threshold.extent.info.shape
             tensors["threshold"] = Filled(values.item(), (size.d_sae,)) if scalar else threshold
         said = _said(config, file)
@@ -157,7 +157,7 @@ def _layout(file: str, found: Mapping[str, TensorInfo]) -> Layout:
 
 def _measure(file: str, found: Mapping[str, TensorInfo]) -> Size:
     if "k" in found:
-        raise Refused("Cannot be expressed in SAELens", f"{file} holds k: a TopK transcoder, and SAELens has none.")
+        raise Inexpressible.by("k", f"{file} holds k: a TopK transcoder, and SAELens has none.")
     return _dense.measure(file, found, _layout(file, found), transcoder=True)
 
 
@@ -176,15 +176,16 @@ def _check(config: Mapping[str, Any] | None, options: CircuitTracerOptions, foun
     else:
         if config.get("model_kind", "transcoder_set") != "transcoder_set":
             kind = str(config["model_kind"])[:50]
-            raise Refused("Not a set of transcoders", f"{CONFIG}: model_kind is {kind!r}; this format reads transcoder_set.")
+            detail = f"{CONFIG}: model_kind is {kind!r}; this format reads transcoder_set."
+            raise Inexpressible("Not a set of transcoders", detail, said_by="model_kind")
         if options.activation is not None:
             raise Refused("Option does not fit", f"There is a {CONFIG}. Remove the option `activation`.")
         if config.get("k") is not None:
-            raise Refused("Cannot be expressed in SAELens", f"{CONFIG} says k: a TopK transcoder, and SAELens has none.")
+            raise Inexpressible.by("k", f"{CONFIG} says k: a TopK transcoder, and SAELens has none.")
         said = config.get("activation") or stored
-    if _ACTIVATIONS.get(str(said)) != stored:
+    if (meant := _ACTIVATIONS.get(str(said))) != stored:
         detail = f"The activation is said to be {str(said)[:50]!r}, and the tensors are those of a {stored} transcoder."
-        raise Refused("Cannot be expressed in SAELens", detail)
+        raise Inexpressible.by("activation", detail) if meant is None else Refused("Activations contradict", detail)
 
 
 def _said(config: Mapping[str, Any] | None, file: str) -> dict[str, str]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats._checks import read_json, require_tensors
 from saesync.formats._lazy import Filled, Stored, Transposed, whole
 from saesync.formats._open import TORCH, beside, choose, open_tensors
@@ -246,7 +246,7 @@ def _class(tensors: Mapping[str, TensorInfo], trainer: Mapping[str, Any] | None,
     said = None if trainer is None else str(trainer["dict_class"])
     for where, name in (("dict_class", declared), (f"{CONFIG}: trainer.dict_class", said)):
         if name is not None and name not in CLASSES:
-            raise Refused("Cannot be expressed in SAELens", f"{where} is {name[:50]!r}. Known: {', '.join(CLASSES)}.")
+            raise Inexpressible.by("dict_class", f"{where} is {name[:50]!r}. Known: {', '.join(CLASSES)}.")
     if said == "AutoEncoder" and "decoder.bias" in tensors:
         said = "AutoEncoderNew"  # what StandardTrainerAprilUpdate trains, under the other name
     if said is not None and declared not in (None, said):

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _jumprelu
-from saesync.formats._checks import read_json
+from saesync.formats._checks import read_json, unknown_value
 from saesync.formats._jumprelu import Shape
 from saesync.formats._lazy import Transposed
 from saesync.formats._open import beside, choose, open_tensors
@@ -167,15 +167,15 @@ def _kind(config: Mapping[str, Any] | None, declared: str | None) -> str:
             raise Refused("Needs a declared kind", detail + f"Declare `kind` beside format: {', '.join(KINDS)}.")
         return declared
     if config.get("architecture") != "jump_relu":
-        found = str(config.get("architecture"))[:50]
-        raise Refused("Cannot be expressed in SAELens", f"{CONFIG}: architecture is {found!r}; known is jump_relu.")
+        raise unknown_value(CONFIG, "architecture", config.get("architecture"), "jump_relu")
     inside, out = (config.get(key) for key in ("hf_hook_point_in", "hf_hook_point_out"))
     if not isinstance(inside, str) or not isinstance(out, str | None):
-        raise Refused(
-            "Several hooks",
+        detail = (
             f"{CONFIG}: hf_hook_point_in is {str(inside)[:100]!r}, hf_hook_point_out {str(out)[:100]!r}. SAELens has no SAE that "
-            "reads or predicts several hooks at once (crosscoders, cross-layer transcoders).",
+            "reads or predicts several hooks at once (crosscoders, cross-layer transcoders)."
         )
+        several = [key for key, value in (("hf_hook_point_in", inside), ("hf_hook_point_out", out)) if isinstance(value, list)]
+        raise Inexpressible("Several hooks", detail, said_by=several[0]) if several else Refused("Several hooks", detail)
     found = "transcoder" if out not in (None, inside) else "attention" if inside.endswith("o_proj.input") else "sae"
     if declared not in (None, found):
         raise Refused("Kinds contradict", f"kind is declared as {declared}, but {CONFIG} says {found}. Remove the option.")
@@ -190,14 +190,14 @@ def _shape(file: str, tensors: Mapping[str, TensorInfo], kind: str | None) -> Sh
     """
     axes = {name: list(info.shape) for name, info in tensors.items()}
     if len(axes.get("w_dec", ())) == 3 or _LAYER_FILE.fullmatch(file):
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            "w_dec",
             f"{file}: w_dec has shape {axes.get('w_dec')}, one slice per layer: it is one layer of a cross-layer transcoder, "
             "whose output depends on all layers. `format: gemma_scope_2_clt` converts its encoder.",
         )
     if len(axes.get("w_enc", ())) == 3:
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            "w_enc",
             f"{file}: w_enc has shape {axes['w_enc']}: it is a crosscoder, which reads several layers at once.",
         )
     if SKIP in tensors and kind in ("sae", "attention"):

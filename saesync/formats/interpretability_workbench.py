@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import decode, encode, load, random_state
 from saesync.formats._checks import read_json
@@ -154,4 +154,4 @@ def _check_activation(metadata: Mapping[str, Any] | None, options: WorkbenchOpti
         detail = "Nothing says which activation it has: relu and gelu have the same tensors. Declare `activation` beside format."
         raise Refused("Needs a declared activation", detail)
     if said != "relu":
-        raise Refused("Cannot be expressed in SAELens", f"activation_fn is {str(said)[:50]!r}; SAELens has relu only.")
+        raise Inexpressible.by("activation_fn", f"activation_fn is {str(said)[:50]!r}; SAELens has relu only.")

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _openmoss
-from saesync.formats._checks import read_json
+from saesync.formats._checks import read_json, unknown_value
 from saesync.formats._fold import divided_rows, positive_row_norms, scaled, scaled_features
 from saesync.formats._layout import LINEARS, cfg, look, require_k
 from saesync.formats._lazy import Filled
@@ -195,7 +195,7 @@ def _dimensions(file: str, config: Mapping[str, Any], found: Mapping[str, Tensor
         Refused: missing or unknown tensors, wrong shapes, or other sizes in hyperparams.json.
     """
     if glu := sorted(name for name in found if name.startswith("encoder_glu")):
-        raise Refused("Cannot be expressed in SAELens", f"{file}: {glu[0]}: its encoder is gated by a second one.")
+        raise Inexpressible.by(glu[0], f"{file}: {glu[0]}: its encoder is gated by a second one.")
     biased = _openmoss.flag(config, "use_decoder_bias", True, HYPER)
     d_in, d_sae = LINEARS.dimensions(file, found, () if biased else ("b_dec",))
     if not biased and "decoder.bias" in found:
@@ -218,15 +218,17 @@ def _settings(config: Mapping[str, Any], d_model: int) -> Settings:
     biased = _openmoss.flag(config, "use_decoder_bias", True, HYPER)
     _openmoss.check_expressible(config, HYPER, hooks[0] != hooks[1], subtracts and biased)
     threshold = config.get("jump_relu_threshold", 0.0)
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
-        raise Refused(
-            "Cannot be expressed in SAELens",
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not abs(threshold) < math.inf:
+        raise Refused("Damaged config", f"{HYPER}: jump_relu_threshold is {str(threshold)[:50]}, which is no number.")
+    if threshold < 0:
+        raise Inexpressible.by(
+            "jump_relu_threshold",
             f"{HYPER}: jump_relu_threshold is {str(threshold)[:50]}. A negative one lets negative features through, which "
             "SAELens sets to 0.",
         )
     act = str(config.get("act_fn")).lower()
     if act not in ("relu", "topk", "jumprelu"):
-        raise Refused("Cannot be expressed in SAELens", f"{HYPER}: act_fn is {act[:50]!r}; known are jumprelu, topk and relu.")
+        raise unknown_value(HYPER, "act_fn", config.get("act_fn"), "jumprelu, topk, relu")
     if act == "topk" and threshold > 0:
         act = "jumprelu"  # as the authors' from_config does
     unit = _openmoss.flag(config, "sparsity_include_decoder_norm", True, HYPER)
@@ -241,7 +243,7 @@ def _scales(config: Mapping[str, Any], d_model: int) -> Scales:
     if norm == "token-wise":
         return Scales(per_token=True)
     if norm != "dataset-wise":
-        raise Refused("Cannot be expressed in SAELens", f"{HYPER}: norm_activation is {str(norm)[:50]!r}.")
+        raise unknown_value(HYPER, "norm_activation", norm, "dataset-wise, token-wise, inference, none")
     said = config.get("dataset_average_activation_norm")
     norms = said if isinstance(said, Mapping) else {}
     inside, out = (

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _openmoss
-from saesync.formats._checks import read_json
+from saesync.formats._checks import read_json, unknown_value
 from saesync.formats._fold import positive_row_norms, scaled
 from saesync.formats._layout import LINEARS, Layout, cfg, look, require_k, require_only
 from saesync.formats._lazy import Filled, Mapped, Stored, whole
@@ -212,13 +212,12 @@ def _source(file: str, config: Mapping[str, Any], found: Mapping[str, TensorInfo
         Refused: they do not fit, or SAELens cannot express what they say.
     """
     if config.get("sae_type") != "sae":
-        kind = str(config.get("sae_type"))[:50]
-        raise Refused("Cannot be expressed in SAELens", f"{CONFIG}: sae_type is {kind!r}; SAELens has a class for sae alone.")
+        raise unknown_value(CONFIG, "sae_type", config.get("sae_type"), "sae alone")
     act = str(config.get("act_fn", "relu")).lower()
     if act not in _ARCHITECTURES:
-        raise Refused("Cannot be expressed in SAELens", f"{CONFIG}: act_fn is {act[:50]!r}. Known: {', '.join(_ARCHITECTURES)}.")
+        raise unknown_value(CONFIG, "act_fn", config.get("act_fn"), ", ".join(_ARCHITECTURES))
     if glu := sorted(name for name in found if "glu" in name):
-        raise Refused("Cannot be expressed in SAELens", f"{file}: {glu[0][:100]}: its encoder is gated by a second one.")
+        raise Inexpressible.by(glu[0], f"{file}: {glu[0][:100]}: its encoder is gated by a second one.")
     first = "encoder.weight" in found
     names = dict((LINEARS if first else NEW).names)
     if act == "jumprelu":
@@ -230,8 +229,8 @@ def _source(file: str, config: Mapping[str, Any], found: Mapping[str, TensorInfo
     source = Source(file, {**config, "act_fn": act}, layout, first, d_in, d_sae)
     _openmoss.check_expressible(source.config, CONFIG, source.transcoder, source.subtracts)
     if first and act == "topk":
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            "act_fn",
             f"{CONFIG}: act_fn is topk in a checkpoint of the first generation, which lets negative features through "
             "wherever fewer than top_k are positive.",
         )
@@ -258,7 +257,7 @@ def _scales(source: Source, tensors: Mapping[str, Stored], options: Llamascopium
     if norm == "token-wise":
         return Scales(per_token=True)
     if norm != "dataset-wise":
-        raise Refused("Cannot be expressed in SAELens", f"{CONFIG}: norm_activation is {str(norm)[:50]!r}.")
+        raise unknown_value(CONFIG, "norm_activation", norm, "dataset-wise, token-wise, inference")
     if not source.transcoder:
         if declared[1] not in (None, declared[0]):
             raise Refused("Norm is not needed", "activation_norm_out is declared, but input and target are the same activations.")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense, _safetensors
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._dense import LINEAR, Layout, Size
@@ -205,7 +205,7 @@ def _kind(notes: Mapping[str, str], declared: str | None, file: str) -> str | No
     said = notes.get("architecture")
     if said is not None and said not in KINDS:
         known = ", ".join(KINDS)
-        raise Refused("Cannot be expressed in SAELens", f"{file}: its class is {said[:50]!r}. Known: {known}.")
+        raise Inexpressible.by("architecture", f"{file}: its class is {said[:50]!r}. Known: {known}.")
     named = None if said is None else KINDS[said]
     if declared is not None and declared not in KINDS.values():
         raise Refused("Unknown kind", f"kind must be one of {', '.join(KINDS.values())}, not {declared[:50]!r}.")
@@ -246,8 +246,8 @@ def _norm(kind: str, options: MiStudioOptions) -> str:
         detail = f"{found}: declare `normalize_activations` beside format, {RESCALE} (miStudio's default) or none."
         raise Refused("Needs a declared normalisation", detail)
     if kind == "skip" and norm != "none":
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            "normalize_activations",
             f"A SkipAutoencoder with {RESCALE} divides its output by the input's factor; SAELens's transcoders do not.",
         )
     return norm
@@ -272,7 +272,7 @@ def _k(kind: str, options: MiStudioOptions, size: Size) -> int:
         return 0
     k = _dense.checked_k(options.k, size.d_sae)
     if kind != "standard":
-        raise Refused("Cannot be expressed in SAELens", f"k is {k}, and SAELens has no TopK {kind}.")
+        raise Inexpressible.by("k", f"k is {k}, and SAELens has no TopK {kind}.")
     return k
 
 

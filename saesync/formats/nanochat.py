@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import decode, encode, load, random_state, top_k
 from saesync.formats._checks import read_json
@@ -147,7 +147,7 @@ def _measure(file: str, found: Mapping[str, TensorInfo], config: Any) -> Size:
     """
     own = {name.removeprefix(STATE): info for name, info in found.items() if name.startswith(STATE)}
     if gate := sorted({"W_gate", "b_gate"} & set(own)):
-        raise _gated(f"{file} holds {STATE}{gate[0]}")
+        raise _gated(gate[0], f"{file} holds {STATE}{gate[0]}")
     size = _dense.measure(file, own, _LAYOUT)
     for key, length in (("d_in", size.d_in), ("d_sae", size.d_sae)):
         said = config.get(key, length) if isinstance(config, Mapping) else length
@@ -169,17 +169,17 @@ def _said(config: Mapping[str, Any] | None, options: NanochatOptions, size: Size
         detail = "Nothing says which activation it has. Declare `activation` beside format, and `k` if it is topk."
         raise Refused("Needs a declared activation", detail)
     if activation == "gated":
-        raise _gated(f"{CONFIG}: activation is gated")
+        raise _gated("activation", f"{CONFIG}: activation is gated")
     if activation == "relu":
         return "relu", None
     if activation != "topk":
-        raise Refused("Cannot be expressed in SAELens", f"activation is {str(activation)[:50]!r}; known are topk and relu.")
+        raise Inexpressible.by("activation", f"activation is {str(activation)[:50]!r}; known are topk and relu.")
     return "topk", _dense.checked_k(k, size.d_sae)
 
 
-def _gated(where: str) -> Refused:
-    return Refused(
-        "Cannot be expressed in SAELens",
+def _gated(said_by: str, where: str) -> Inexpressible:
+    return Inexpressible.by(
+        said_by,
         f"{where}: nanochat's gated SAE has an encoder of its own for the gate and keeps negative features. SAELens's ties gate "
         "and magnitude to one encoder, and clips at zero.",
     )

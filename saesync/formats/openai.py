@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
+from saesync.formats._checks import unknown_value
 from saesync.formats._layout import LINEAR, Layout, cfg, look, require_k, require_only
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, TensorInfo, Weights
@@ -157,11 +158,11 @@ def _activation(file: str, values: Mapping[str, Any], d_sae: int) -> int | None:
     if found == "ReLU":
         return None
     if found != "TopK":
-        raise Refused("Cannot be expressed in SAELens", f"{file}: activation is {str(found)[:50]!r}; known are ReLU and TopK.")
+        raise unknown_value(file, "activation", found, "ReLU, TopK")
     if values.get(POSTACT) != "ReLU":
         after = str(values.get(POSTACT))[:50]
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            POSTACT,
             f"{file}: {POSTACT} is {after!r}: the k largest may be negative, and SAELens's topk sets negative ones to 0.",
         )
     return require_k(values.get(K), d_sae, f"{file}: {K}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._checks import read_json, require_tensors
 from saesync.formats._fold import divided_rows, row_norms, scaled_features, scaled_rows
@@ -168,7 +168,7 @@ def _fold_fine_tuning(config: Config, tensors: dict[str, LazyTensor]) -> None:
             "Whether it belongs to the function is not known.",
         )
     if config.rescale:
-        raise Refused("Cannot be expressed in SAELens", "A scaling_factor would change the decoder norms that choose features.")
+        raise Inexpressible.by("scaling_factor", "A scaling_factor would change the decoder norms that choose features.")
     tensors["W_dec"] = scaled_rows(tensors["W_dec"], factors)
 
 

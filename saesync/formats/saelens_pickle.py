@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense, _trusted
 from saesync.formats._authors import decode, encode, random_state
 from saesync.formats._dense import PLAIN, Layout
@@ -81,7 +81,7 @@ class SaelensPickle:
         for key, harmless in _PLAIN_VALUES.items():
             if found.cfg.get(key) is not None and found.cfg[key] not in harmless:
                 detail = f"{name}: its config says {key}: {str(found.cfg[key])[:50]!r}, which this reader does not know."
-                raise Refused("Cannot be expressed in SAELens", detail)
+                raise Inexpressible.by(key, detail)
         if _SCALE in found.tensors and not bool((whole(found.tensors[_SCALE]) == 1).all()):
             raise Refused("Unexplained scaling factor", f"{name} holds a scaling_factor that is not all ones.")
         hook, head = _trusted.text(found.cfg, "hook_point"), found.cfg.get("hook_point_head_index")

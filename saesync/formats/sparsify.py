@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
-from saesync.formats._checks import read_json
+from saesync.errors import Inexpressible, Refused
+from saesync.formats._checks import read_json, unknown_value
 from saesync.formats._layout import Layout, cfg, look, require_k
 from saesync.formats._lazy import Mapped, spans, whole
 from saesync.formats._open import beside, choose, open_tensors
@@ -186,7 +186,7 @@ def _settings(file: str, config: Mapping[str, Any], found: Mapping[str, TensorIn
     """
     activation = config.get("activation", "topk")
     if activation != "topk":
-        raise Refused("Cannot be expressed in SAELens", f"{CFG}: activation is {str(activation)[:50]!r}; SAELens has topk alone.")
+        raise unknown_value(CFG, "activation", activation, "topk alone")
     signed, transcode, skip = (_flag(config, name) for name in ("signed", "transcode", "skip_connection"))
     d_in, d_sae = (SKIP if skip else PLAIN).dimensions(file, found, optional)
     if config.get("d_in") != d_in:
@@ -201,8 +201,8 @@ def _settings(file: str, config: Mapping[str, Any], found: Mapping[str, TensorIn
     what = "transcode" if transcode else "skip_connection"
     if (transcode or skip) and (signed or k < d_sae):
         how = "signed" if signed else f"k is {k} of {d_sae} latents"
-        raise Refused(
-            "Cannot be expressed in SAELens",
+        raise Inexpressible.by(
+            what,
             f"{CFG}: {what} is true and {how}: SAELens's transcoders and skip connections have no TopK.",
         )
     return Settings(d_in, d_sae, k, signed, transcode, skip)

@@ -33,7 +33,7 @@ _LATER = (
     ("neuronpedia", "inference"),
 )
 _SOURCE_KEYS = frozenset({"repo", "revision", "path", "format"})
-_NOT_A_TARGET = frozenset({"license", "private", "pull_request"})
+_NOT_A_TARGET = frozenset({"license", "private", "pull_request", "native"})
 
 
 def release_of(manifest: Expanded, bounds: Bounds) -> Release:
@@ -150,7 +150,8 @@ class _Maker:
             detail = f"Only the Hub has pull requests; {name} goes to {target}. Remove pull_request."
             self._say("Target has no pull requests", detail, self.origins[f"{name}.pull_request"])
         origin = self.origins[f"{name}.{target}"]
-        return PublishSpec(target, location, section.get("license"), section.get("private", False), proposed, origin)
+        private, native = section.get("private", False), section.get("native", False)
+        return PublishSpec(target, location, section.get("license"), private, proposed, native, origin)
 
     def _register(self) -> RegisterSpec | None:
         section = self.fixed.get("register")

@@ -17,7 +17,7 @@ from saesync.planning.basis import ASKED, INPUTS, OBSERVED, REQUIRE, Basis, key_
 from saesync.render.style import command
 
 _DERIVED = frozenset({"asked.card", "asked.build_key", "asked.measure_key"})
-_SETTLED = frozenset({Status.CURRENT, Status.FAILING})
+_SETTLED = frozenset({Status.CURRENT, Status.NATIVE, Status.FAILING})
 _LISTED = 50
 Saved = Mapping[str, Any]
 

@@ -32,6 +32,7 @@ def show_json(item: Item, wanted: Wanted | None, observed: Observed | None) -> d
         "origin": str(item.origin) if item.origin is not None else None,
         "desired": _desired(wanted.sae, wanted.inputs) if wanted is not None else None,
         "observed": _observed(item.id or "", observed, entry),
+        "native": entry.native.to_json() if entry is not None and entry.native is not None else None,
         "proof": _flat(entry.proof) if entry is not None else {},
         "evidence": evidence,
     }

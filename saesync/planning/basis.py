@@ -38,6 +38,8 @@ def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
         "observed.pending": case.record.pending[case.sae.id].build_key if case.record is not None and case.pending else None,
         "observed.others": ", ".join(case.others) or None,
     }
+    if case.release.native:
+        basis["asked.native"] = True
     if case.wanted.blocked is not None:
         basis["asked.blocked"] = str(case.wanted.blocked.code)
     if case.sae.validate is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from saesync.digest import FileDigest
+from saesync.folders import holders
 from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, Choices, Inputs, Observed, Release, Sae, Wanted, nothing
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record, SaeRecord
@@ -50,10 +51,9 @@ def index(observed: Observed, asked: Iterable[str]) -> Place:
                 inside.setdefault(folded[:end], set()).add(release)
     folders: dict[str, dict[str, FileDigest]] = {}
     for path, digest in observed.files.items():
-        for end in _slashes(path):
-            folder = path[:end]
+        for folder, name in holders(path):
             if folder in wanted:
-                folders.setdefault(folder, {})[path[end + 1 :]] = digest
+                folders.setdefault(folder, {})[name] = digest
     return Place(observed, folders, owners, inside)
 
 
@@ -151,12 +151,14 @@ class Case:
             return not self.files or self.pending or self.ours or self.adopt or self.replace
         if self.damage is not None:
             return self.replace or self.half_built
+        if self.entry.native is not None:
+            return not self.release.native or self.entry.build_key != self.build_key
         return self.entry.build_key != self.build_key and self.entry.weights_key != self.inputs.weights_key
 
 
 def damage(entry: SaeRecord, files: Files) -> Reason | None:
     """The first file of an SAE that is not there, not recorded, or holds other bytes than the record says."""
-    for name in sorted({*SAE_FILES, *entry.files}):
+    for name in sorted({*(SAE_FILES if entry.native is None else ()), *entry.files}):
         digest, found = entry.files.get(name), files.get(name)
         if digest is None or found is None:
             return Reason(ReasonCode.FILES_MISSING, {"file": name})

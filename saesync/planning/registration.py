@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class _Case:
     """A release before the rows. ``fit`` are the SAEs that may stand in the entry now, ``unfit`` those that keep it waiting;
-    ``pending`` counts SAEs that have steps of their own first."""
+    ``native`` those that SAELens could not load, ``pending`` counts SAEs that have steps of their own first."""
 
     release: Release
     spec: RegisterSpec
@@ -62,6 +62,7 @@ class _Case:
     refused: Reason | None
     unfit: tuple[str, ...]
     pending: int
+    native: tuple[str, ...] = ()
 
     @property
     def asked(self) -> int:
@@ -75,16 +76,27 @@ _Said = tuple[Status, tuple[StepKind, ...], bool, tuple[Reason, ...]]
 _Row = Callable[[_Case], _Said | None]
 
 
-def fit_for_entry(release: Release, saes: Sequence[Item], entry: Entry | None) -> tuple[frozenset[str], tuple[str, ...], int]:
+def native_saes(release: Release, record: Record | None) -> tuple[str, ...]:
+    """SAEs of a release that are published as their authors' own files."""
+    entries = record.saes if record is not None else {}
+    return tuple(sae.id for sae in release.saes if sae.id in entries and entries[sae.id].native is not None)
+
+
+def fit_for_entry(
+    release: Release, saes: Sequence[Item], entry: Entry | None, native: Collection[str] = ()
+) -> tuple[frozenset[str], tuple[str, ...], int]:
     """Which SAEs may stand in the entry, which may not (yet), and how many have steps first.
 
-    What is registered already stays so: a requirement missed later marks an SAE, and takes nothing back.
+    What is registered already stays so: a requirement missed later marks an SAE, and takes nothing back. ``native`` SAEs are of
+    none of the three: nobody could load them.
     """
     registered = {sae.id for sae in entry.saes} if entry is not None else set()
     by_id = {item.id: item for item in saes if item.release == release.name and item.id is not None}
     fit, unfit, pending = set(), [], 0
     for sae in release.saes:
         item = by_id.get(sae.id)
+        if sae.id in native and not (item is not None and item.steps):
+            continue
         if item is None or item.status is Status.CURRENT or (not item.steps and sae.id in registered):
             fit.add(sae.id)
         elif item.steps and not item.held:
@@ -110,14 +122,15 @@ def registration_item(release: Release, seen: Seen, saes: Sequence[Item], record
 def _case(release: Release, spec: RegisterSpec, seen: Seen, saes: Sequence[Item], record: Record | None) -> _Case:
     if release.retire:
         return _Case(release, spec, seen, None, None, (), sum(bool(item.steps) for item in saes))
-    fit, unfit, pending = fit_for_entry(release, saes, seen.entry)
+    native = native_saes(release, record)
+    fit, unfit, pending = fit_for_entry(release, saes, seen.entry, native)
     desired, refused = None, None
-    if fit and not pending and (spec.partial or not unfit):
+    if fit and not pending and (spec.partial or not (unfit or native)):
         try:
             desired = entry_of(release, record, only=fit, conversion_func=spec.conversion_func)
         except SaesyncError as error:
             refused = Reason(ReasonCode.ENTRY_REFUSED, {"detail": error.diagnostics[0].detail})
-    return _Case(release, spec, seen, desired, refused, unfit, pending)
+    return _Case(release, spec, seen, desired, refused, unfit, pending, native)
 
 
 # ---------------------------------------------------------------------------------------- the rows, first match wins
@@ -160,6 +173,14 @@ def _retired(case: _Case) -> _Said | None:
     if pull is not None and pull.state == "open" and seen.branch is None:
         return _wait(_review(pull))
     return _do(Status.OUTDATED, Reason(ReasonCode.RETIRE))
+
+
+def _native(case: _Case) -> _Said | None:
+    """SAELens cannot load them: the release can be registered without them only, or not at all."""
+    others = case.asked - len(case.native)
+    if not case.native or case.pending or (case.spec.partial and others):
+        return None
+    return _hold(Status.HELD, Reason(ReasonCode.NATIVE_SAES, {"count": len(case.native), "of": case.asked}))
 
 
 def _after_saes(case: _Case) -> _Said | None:
@@ -236,6 +257,7 @@ ROWS: tuple[_Row, ...] = (
     _unknown,
     _not_on_hub,
     _retired,
+    _native,
     _after_saes,
     _unfit,
     _refused,

@@ -9,7 +9,7 @@ from saesync.model import WEIGHTS_FILE, Observed, Release, Status, StepKind
 from saesync.planning.case import Case
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Record, SaeRecord
-from saesync.verdict import changed, judge, unmeasured
+from saesync.verdict import changed, judge, misses_of_native, unmeasured
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,23 @@ def drifted(case: Case) -> Decision | None:
     return hold(Status.DRIFTED, case.damage)
 
 
+def native(case: Case) -> Decision | None:
+    """Its authors' own files are published, for SAELens cannot express it: as asked, while the same is asked and allowed. Its
+    keys hold the converter's version, so that a converter that learned more is asked again. Requirements are never met."""
+    entry = _entry(case)
+    if entry.native is None:
+        return None
+    if not case.release.native:
+        return build(
+            case, Status.OUTDATED, Reason(ReasonCode.CHANGED, {"name": "publish.native", "before": True, "after": False})
+        )
+    if entry.build_key != case.build_key:
+        part = "build" if entry.weights_key == case.inputs.weights_key else "weights"
+        return build(case, Status.OUTDATED, *_differences(case, part))
+    missed = misses_of_native(entry.native, case.sae)
+    return Decision(Status.FAILING if len(missed) > 1 else Status.NATIVE, reasons=missed)
+
+
 def outdated(case: Case) -> Decision | None:
     """Other weights are asked for."""
     entry = _entry(case)
@@ -176,6 +193,7 @@ ROWS: tuple[Callable[[Case], Decision | None], ...] = (
     absent,
     foreign,
     drifted,
+    native,
     outdated,
     relabel,
     unproven,
@@ -194,11 +212,11 @@ def decide(case: Case, rows: Iterable[Callable[[Case], Decision | None]] = ROWS)
 
 def _without_source(case: Case, decision: Decision) -> Decision:
     note = case.wanted.not_here
-    if note is None or not (decision.steps or decision.status is Status.CURRENT):
+    if note is None or not (decision.steps or decision.status in (Status.CURRENT, Status.NATIVE)):
         return decision
     if decision.steps:
         return hold(Status.HELD, note, *decision.reasons)
-    return replace(decision, reasons=(note,))
+    return replace(decision, reasons=(*decision.reasons, note))
 
 
 def _without_trainer(case: Case, decision: Decision) -> Decision:

@@ -59,4 +59,4 @@ def _complete(release: Release, saes: Sequence[Item]) -> bool:
     asked = {sae.id for sae in release.saes}
     items = [item for item in saes if item.id in asked and StepKind.DELETE not in item.steps]
     whole = len(items) == len(asked) and bool(asked)
-    return whole and all(item.status is Status.CURRENT or bool(item.steps) for item in items)
+    return whole and all(item.status in (Status.CURRENT, Status.NATIVE) or bool(item.steps) for item in items)

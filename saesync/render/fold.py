@@ -29,6 +29,7 @@ SYMBOLS: Mapping[str, str] = {
     "unknown": "?",
     "failing": "x",
     "orphaned": "·",
+    "native": "·",
     "current": "=",
 }
 _DOES = {
@@ -45,6 +46,7 @@ _STATUS = {
     "unknown": "unknown",
     "failing": "failing",
     "orphaned": "not asked for",
+    "native": "original files",
     "current": "up to date",
     "waiting": "waiting",
 }
@@ -163,6 +165,7 @@ _TOTALS = (
     ("held", "held"),
     ("unknown", "unknown"),
     ("orphaned", "in no manifest"),
+    ("native", "as original files"),
 )
 _NOUNS = {"create": "place", "card": "card", "tag": "tag", "register": "release"}
 

@@ -151,6 +151,17 @@ def _not_allowed(data: Data) -> Parts:
     return (Quoted(data.get("file")), " does not allow ", Quoted(data.get("key")), " ", Quoted(data.get("value")), *where)
 
 
+def _not_convertible(data: Data) -> Parts:
+    """Not the whole detail: it names files, and layers that say the same stand in one line."""
+    said_by = data.get("said_by")
+    return ("not converted: ", Quoted(data.get("title")), *((" (says ", Quoted(said_by), ")") if said_by else ()))
+
+
+def _native_saes(data: Data) -> Parts:
+    count = _count(data, "count")
+    return (f"{count} of {_count(data, 'of')} SAEs cannot be loaded with SAELens: partial: true registers what can",)
+
+
 def _no_repo(data: Data) -> Parts:
     return (Quoted(data.get("location")), " does not exist, and a pull request needs a repo: create it, or remove pull_request")
 
@@ -171,6 +182,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.MOVED_FROM: lambda data: ("from ", Quoted(data.get("id"))),
         ReasonCode.NOT_MEASURED: _not_measured,
         ReasonCode.METRIC_MISSING: lambda data: (Quoted(data.get("metric")), " was not measured"),
+        ReasonCode.NOT_CONVERTIBLE: _not_convertible,
         ReasonCode.BELOW_MIN: _bound("<", "min"),
         ReasonCode.ABOVE_MAX: _bound(">", "max"),
         ReasonCode.SOURCE_NOT_HERE: lambda data: (
@@ -208,6 +220,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
             Quoted(data.get("account") or "somebody unknown"),
             ", whom the policy's publishers do not name",
         ),
+        ReasonCode.NATIVE_SAES: _native_saes,
         ReasonCode.ENTRY_REFUSED: lambda data: (Quoted(data.get("detail")),),
         ReasonCode.NEURONPEDIA_TAKEN: lambda data: (
             "Neuronpedia id ",

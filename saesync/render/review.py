@@ -42,7 +42,7 @@ _WORDS: Mapping[ReviewKind, Callable[[Data], Parts]] = MappingProxyType(
         ReviewKind.NEW_OWNER: lambda data: ("new owner of the ", Quoted(data.get("what")), ": ", Quoted(data.get("value"))),
         ReviewKind.LOWERED: _lowered,
         ReviewKind.TRUST: lambda data: ("trust: reads a file that could run code, as ", Quoted(data.get("value"))),
-        ReviewKind.NATIVE: lambda data: ("native: publishes the original bytes",),
+        ReviewKind.NATIVE: lambda data: ("native: publishes the original files of what cannot be converted",),
     }
 )
 

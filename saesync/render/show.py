@@ -10,6 +10,7 @@ from saesync.inert import measured, pad, plain, width
 from saesync.render.reasons import reason_text
 from saesync.render.style import Style
 
+_LONG = 2000
 _ROLES = {"passing": "good", "failing": "fail", "incomplete": "held"}
 Pairs = list[tuple[str, str]]
 
@@ -24,6 +25,8 @@ def show_text(view: Mapping[str, Any], color: bool = False) -> str:
     if view["steps"]:
         rows.append(f"  apply would {', '.join(view['steps'])}")
     sections = [("asked", _desired(view["desired"])), ("published", _observed(view["observed"]))]
+    if view.get("native"):
+        sections.append(("not converted", _native(view["native"])))
     if view["proof"]:
         sections.append(("proof", _pairs(view["proof"])))
     for number, evidence in enumerate(view["evidence"]):
@@ -113,6 +116,11 @@ def _observed(observed: Mapping[str, Any] | None) -> Pairs:
     if observed["adopted"]:
         pairs.append(("adopted", "yes: these bytes were found here and proved"))
     return pairs + _keys(observed["keys"]) + _pairs(observed["about"]) + _pairs(observed["run"])
+
+
+def _native(native: Mapping[str, Any]) -> Pairs:
+    pairs = [("why", native["title"]), ("said by", native["said_by"]), ("detail", native["detail"])]
+    return [*((name, plain(value, _LONG)) for name, value in pairs), ("published", "its authors' own files, as they are")]
 
 
 def _evidence(evidence: Mapping[str, Any]) -> Pairs:

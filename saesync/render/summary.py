@@ -12,6 +12,7 @@ from saesync.render.style import command as command_text
 
 _OUTCOMES = (
     ("published", "published"),
+    ("native", "published as original files"),
     ("failed", "failed"),
     ("failing", "failing"),
     ("deleted", "deleted"),

@@ -153,11 +153,13 @@ def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | s
         rows.append(f"To do exactly this:  {plan}{command('saesync', 'apply', saved)}")
     seen = set()
     for item in data["items"]:
-        if item["id"] is None or not item["held"] or item["status"] in seen:
+        if item["id"] is None or not (item["held"] or item["status"] == "native") or item["status"] in seen:
             continue
         address = f"{item['release']}/{item['id']}"
         if item["status"] == "drifted":
             rows.append(f"To see what changed in {plain(item['id'])}:  {show_command(address, data['asked'])}")
+        elif item["status"] == "native":
+            rows.append(f"To see why {plain(item['id'])} is not converted:  {show_command(address, data['asked'])}")
         elif item["status"] == "foreign":
             rows.append(f"To take over {plain(item['id'])}:  {command('saesync', 'plan', *arguments, '--adopt', address)}")
         seen.add(item["status"])

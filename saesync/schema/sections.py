@@ -264,6 +264,11 @@ def publish(places: Places) -> Schema:
                 "Needs no write access, and no tag is made.",
                 False,
             ),
+            "native": flag(
+                "Where SAELens cannot express an SAE, publish its authors' own files under `native/`, untouched, with the reason "
+                "in `refusal.json`. Only for safetensors, `.npz` and harmless torch files; what can be converted is converted.",
+                False,
+            ),
         },
         oneOf=one_of(*places),
     )

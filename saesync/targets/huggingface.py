@@ -15,7 +15,8 @@ from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Propo
 from saesync.hub.trouble import Trouble
 from saesync.model import CARD_FILE, HubPull, Observed
 from saesync.reason import Reason, ReasonCode
-from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, RecordUnreadable, parse_record, record_path
+from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, parse_record, record_path
+from saesync.record_json import RecordUnreadable
 from saesync.tags import intact, tag_name
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file

@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from types import MappingProxyType
 from saesync.cache import Cache, settle
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable
+from saesync.folders import roots_of
 from saesync.model import CARD_FILE, CFG_FILE, RECORD_FOLDER, Observed
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record, SaeRecord
@@ -92,7 +93,7 @@ class Local:
                         _apply(root, staging, batch, now, change, progress)
                     finally:
                         shutil.rmtree(staging, ignore_errors=True)
-                _drop_empty(root, batch.removed)
+                _drop_empty(root, (*batch.removed, *batch.uploads))
                 return now if change.nothing else self._observe(root)
         except OSError as error:
             raise Missing("Folder cannot be written", f"{error.filename or location}: {error.strerror}.") from error
@@ -187,23 +188,28 @@ def _refuse_links(root: Path, change: Merge) -> None:
 
 def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge, progress: Progress | None) -> None:
     staged = _stage(root, staging, change, progress)
+    last = change.record_bytes
     if change.folders:
         old = now.records.get(batch.release, Record(batch.release))
         half = {name: _pending(batch.uploads[name].record, old.pending.get(name)) for name in change.folders & set(batch.uploads)}
         pending = replace(old, pending=MappingProxyType({**old.pending, **half}))
         if half and pending != old:
             _place(_write(staging / "pending", pending.to_bytes()), root / record_file(old))
-    for folder in sorted(change.folders):
-        _place_folder(root, staged, folder, {path for path in staged if path.rpartition("/")[0] == folder})
+            last = change.record.to_bytes()  # also where it only says again what it said before
+    folders: dict[str, set[str]] = {}
+    for path in staged:
+        folders.setdefault(path.rpartition("/")[0], set()).add(path)
+    for folder, paths in sorted(folders.items()):
+        _place_folder(root, staged, folder, {path for path in paths if staged[path].exists()})  # not what went with one above
     for path in sorted(change.deletes):
         (root / path).unlink(missing_ok=True)
     if change.card_bytes is not None:
         _place(_write(staging / "card", change.card_bytes), root / CARD_FILE)
-    if change.record_bytes is not None:
+    if last is not None:
         # The record is the last thing to change, and nothing is left to tidy after it: a kill then leaves no remnant.
         final = root / record_file(change.record)
         final.parent.mkdir(parents=True, exist_ok=True)
-        record = _write(final.with_name(_LAST), change.record_bytes)
+        record = _write(final.with_name(_LAST), last)
         shutil.rmtree(staging)
         _place(record, final)
 
@@ -295,13 +301,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _drop_empty(root: Path, folders: frozenset[str]) -> None:
-    """Folders of removed SAEs, and their parents, once nothing is left in them."""
-    for folder in sorted(folders):
-        path = root / folder
-        while path != root and path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-            path = path.parent
+def _drop_empty(root: Path, saes: Iterable[str]) -> None:
+    """Folders of SAEs in which nothing is left, those inside them, and their parents. What is linked is left alone."""
+    for folder in sorted(folder for sae_id in saes for folder in roots_of(sae_id)):
+        home = root / folder
+        above = [path for path in home.parents if root in path.parents]
+        if any(path.is_symlink() for path in (home, *above)):
+            continue
+        for path in (*(Path(at) for at, _, _ in os.walk(home, topdown=False)), *above):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
 
 TARGET = Local

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from saesync.digest import FileDigest, canonical, digest_bytes
 from saesync.errors import Conflict, Refused
+from saesync.folders import path_of, reserved
 from saesync.model import CARD_FILE, Observed
 from saesync.record import Record, SaeRecord, record_path, safe_folder
 from saesync.targets.base import Batch, Upload
@@ -97,7 +98,7 @@ def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
 
 
 def _check_free(release: str, sae_id: str, upload: Upload, now: Observed) -> None:
-    if not safe_folder(sae_id):
+    if not safe_folder(sae_id) or reserved(sae_id):
         raise Refused("Folder name is not usable", f"{sae_id!r} is not a plain relative path.")
     if not upload.record.files:
         return  # evidence alone: no folder is claimed
@@ -121,7 +122,7 @@ def _check_files(sae_id: str, upload: Upload, expect: Observed, now: Observed, o
             continue
         if sae_id in old.pending and (name not in here or _ours(sae_id, name, here[name], old)):
             continue  # interrupted while it was put in place: any mixture of old, new and missing is our own
-        detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
+        detail = f"{path_of(sae_id, name)} in {now.location} was changed since the plan looked. Make a new plan."
         raise Conflict("Target changed meanwhile", detail)
 
 
@@ -129,9 +130,9 @@ def _collect(sae_id: str, upload: Upload, batch: Batch, now: Observed, old: Reco
     here = now.folder(sae_id)
     recorded = old.saes[sae_id].files if sae_id in old.saes else {}
     if unknown := sorted(set(upload.files) - set(upload.record.files)):
-        raise Refused("Batch and record differ", f"{sae_id}/{unknown[0]} is to be published but stands in no record.")
+        raise Refused("Batch and record differ", f"{path_of(sae_id, unknown[0])} is to be published but stands in no record.")
     for name, digest in sorted(upload.record.files.items()):
-        path, there = f"{sae_id}/{name}", here.get(name)
+        path, there = path_of(sae_id, name), here.get(name)
         if _same(there, digest):
             continue
         if there is not None and sae_id not in batch.replace and not _ours(sae_id, name, there, old):
@@ -141,26 +142,26 @@ def _collect(sae_id: str, upload: Upload, batch: Batch, now: Observed, old: Reco
         if name in upload.files:
             found.puts[path] = Put(upload.files[name], digest)
         elif upload.copy_from is not None and _same(now.folder(upload.copy_from).get(name), digest):
-            found.copies[path] = f"{upload.copy_from}/{name}"
+            found.copies[path] = path_of(upload.copy_from, name)
         else:
             detail = f"{path} should be kept or copied, but {now.location} does not hold it any more. Make a new plan."
             raise Conflict("Target changed meanwhile", detail)
     for name, digest in recorded.items():
         if name not in upload.record.files and _same(here.get(name), digest):
             found.folders.add(sae_id)
-            found.deletes.add(f"{sae_id}/{name}")
+            found.deletes.add(path_of(sae_id, name))
 
 
 def _remove(sae_id: str, expect: Observed, now: Observed, old: Record, found: _Changes) -> None:
     here, then = now.folder(sae_id), expect.folder(sae_id)
     for name, digest in sorted(here.items()):
         if not _same(digest, then.get(name)):
-            detail = f"{sae_id}/{name} in {now.location} was changed since the plan looked. Make a new plan."
+            detail = f"{path_of(sae_id, name)} in {now.location} was changed since the plan looked. Make a new plan."
             raise Conflict("Target changed meanwhile", detail)
     for name, digest in here.items():
         if _ours(sae_id, name, digest, old):
             found.folders.add(sae_id)
-            found.deletes.add(f"{sae_id}/{name}")
+            found.deletes.add(path_of(sae_id, name))
 
 
 def _ours(sae_id: str, name: str, found: FileDigest, old: Record) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from saesync.digest import FileDigest
 from saesync.model import CARD_FILE, RECORD_FOLDER
 from saesync.reason import Reason, ReasonCode
-from saesync.record import MAX_RECORD_BYTES, RECORD_VERSION, Record, RecordNewer, RecordUnreadable, parse_record
+from saesync.record import MAX_RECORD_BYTES, RECORD_VERSION, Record, RecordNewer, parse_record
+from saesync.record_json import RecordUnreadable
 
 MAX_CARD_BYTES = 4 << 20
 _RECORD = re.compile(rf"{RECORD_FOLDER}/([^/]+)\.json")

@@ -100,8 +100,9 @@ def test_dropped_requirements_and_fewer_tokens() -> None:
 
 
 def test_trust_and_native_are_said_once() -> None:
-    source = SourceSpec("acme/raw", "a" * 40, "ae.pt", "goodfire", {"trust": "f" * 64, "native": True})
+    source = SourceSpec("acme/raw", "a" * 40, "ae.pt", "goodfire", {"trust": "f" * 64})
     one = release(saes=(sae(source=source), sae(sae_id="layer_1", source=source)))
+    one = replace(one, publish=PublishSpec("huggingface", "acme/saes", native=True))
     assert kinds([release()], one) == [(ReviewKind.TRUST, {"value": "f" * 64}), (ReviewKind.NATIVE, {})]
     assert kinds([one], one) == []
 

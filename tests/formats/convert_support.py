@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from saesync import formats
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.executors.convert import run
 from saesync.formats._saelens_reference import write_example
 from saesync.formats.base import Format, SourceFiles
@@ -20,6 +20,7 @@ from saesync.jobs import AdoptJob, ConvertJob
 
 HOOK = "blocks.0.hook_resid_post"
 HOOK_OUT = "blocks.0.hook_mlp_out"
+INEXPRESSIBLE = ("Cannot be expressed in SAELens", "Not a set of transcoders", "Several hooks")
 METADATA: Mapping[str, Any] = {
     "hook_name": HOOK,
     "hf_hook_name": "transformer.h.0",
@@ -114,5 +115,7 @@ def refused(format_name: str, folder: Path, summary: str, *words: str, **more: A
         convert(format_name, folder, folder / "out", **more)
     diagnostic = caught.value.diagnostics[0]
     assert diagnostic.summary == summary, str(caught.value)
+    assert isinstance(caught.value, Inexpressible) == (summary in INEXPRESSIBLE)
+    assert not isinstance(caught.value, Inexpressible) or caught.value.said_by
     for word in words:
         assert word in diagnostic.detail

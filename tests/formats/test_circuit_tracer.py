@@ -64,7 +64,7 @@ def test_a_square_decoder_is_ambiguous(tmp_path: Path) -> None:
         ({"k": torch.tensor(64.0)}, LINES, "Cannot be expressed in SAELens", "TopK transcoder"),
         ({}, LINES + "k: 64\n", "Cannot be expressed in SAELens", "TopK transcoder"),
         ({}, LINES + "activation: topk\n", "Cannot be expressed in SAELens", "'topk'"),
-        ({}, LINES + "activation: jump_relu\n", "Cannot be expressed in SAELens", "relu transcoder"),
+        ({}, LINES + "activation: jump_relu\n", "Activations contradict", "relu transcoder"),
         ({}, "model_kind: cross_layer_transcoder\n", "Not a set of transcoders", "cross_layer_transcoder"),
         ({THRESHOLD: torch.linspace(-1, 1, 40)}, LINES, "Cannot be expressed in SAELens", "negative somewhere"),
         ({"W_skip": torch.zeros(12, 9)}, LINES, "Wrong shape", "W_skip"),
@@ -89,7 +89,7 @@ def test_without_a_config_the_activation_is_declared(tmp_path: Path) -> None:
     refused("circuit_tracer", tmp_path, "Needs a declared activation", "TopK", metadata=CODER)
     assert best_of(tmp_path).needs == ("activation",)
     convert("circuit_tracer", tmp_path, tmp_path / "out", options={"activation": "relu"}, metadata=CODER)
-    refused("circuit_tracer", tmp_path, "Cannot be expressed in SAELens", "relu", options={"activation": "jumprelu"})
+    refused("circuit_tracer", tmp_path, "Activations contradict", "relu", options={"activation": "jumprelu"})
 
 
 def test_one_threshold_for_all_features(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_without_config_json_the_kind_must_be_declared(tmp_path: Path) -> None:
         (SAE | {"hf_hook_point_in": ["a", "b"]}, {}, "Several hooks", "crosscoders"),
         (CODER | {"hf_hook_point_out": ["a", "b"]}, {}, "Several hooks", "crosscoders"),
         (CODER | {"affine_connection": True}, {}, "Config contradicts tensors", "do not hold"),
-        ({}, {}, "Cannot be expressed in SAELens", "None"),
+        ({}, {}, "Damaged config", "None"),
     ],
 )
 def test_configs_that_are_refused(

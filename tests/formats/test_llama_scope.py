@@ -139,7 +139,7 @@ def test_without_a_decoder_bias(tmp_path: Path) -> None:
     [
         ("jumprelu", {"use_glu_encoder": True}, "Cannot be expressed in SAELens", "use_glu_encoder"),
         ("jumprelu", {"norm_activation": "batch-wise"}, "Cannot be expressed in SAELens", "batch-wise"),
-        ("jumprelu", {"norm_activation": None}, "Cannot be expressed in SAELens", "norm_activation"),
+        ("jumprelu", {"norm_activation": None}, "Damaged config", "norm_activation"),
         ("jumprelu", {"act_fn": "gelu"}, "Cannot be expressed in SAELens", "gelu"),
         ("jumprelu", {"jump_relu_threshold": -0.1}, "Cannot be expressed in SAELens", "-0.1"),
         (

@@ -29,6 +29,8 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.NOT_MEASURED, {"asked": True}),
     (ReasonCode.NOT_MEASURED, {"asked": False}),
     (ReasonCode.METRIC_MISSING, {"metric": "ce_loss_score"}),
+    (ReasonCode.NOT_CONVERTIBLE, {"title": "Cannot be expressed in SAELens", "said_by": "k", "detail": "ae.pt holds k."}),
+    (ReasonCode.NATIVE_SAES, {"count": 1, "of": 26}),
     (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.61, "bound": 0.7}),
     (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.69996, "bound": 0.7, "stderr": 0.003}),
     (ReasonCode.ABOVE_MAX, {"metric": "l0", "value": 151.2, "bound": 150.0, "stderr": 0.4}),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from target_support import batch, upload  # noqa: E402
+from target_support import batch, native_upload, upload  # noqa: E402
 
 from saesync.cache import Cache  # noqa: E402
 from saesync.model import Observed  # noqa: E402
@@ -37,11 +37,14 @@ def tree(root: Path) -> dict[str, str]:
 
 
 def world(folder: Path) -> tuple[Batch, Batch]:
-    """What is there already, and a batch with everything a batch can do: new, rebuilt, moved, relabelled, removed."""
+    """What is there already, and a batch with everything a batch can do: new, rebuilt, moved, relabelled, removed;
+    and SAEs that could not be converted before, or cannot be any more."""
     (folder / "old").mkdir(parents=True)
     (folder / "old" / "sparsity.safetensors").write_bytes(b"\0sparsity")
     old, gone, moved, label = (upload(folder / name, n) for n, name in enumerate(("old", "gone", "moved", "label")))
-    first = batch("res", {"old": old, "deep/gone": gone, "moved_from": moved, "label": label})
+    plain, one, two = upload(folder / "plain", 4), native_upload(folder / "one", 5), native_upload(folder / "two", 6)
+    native = {"deep/plain": plain, "deep/one": one, "two": two}
+    first = batch("res", {"old": old, "deep/gone": gone, "moved_from": moved, "label": label, **native})
     relabelled, renamed = upload(folder / "label2", 3, cfg="b"), upload(folder / "moved2", 2, cfg="b")
     second = batch(
         "res",
@@ -49,9 +52,11 @@ def world(folder: Path) -> tuple[Batch, Batch]:
             "old": upload(folder / "rebuilt", 11),
             "deep/new": upload(folder / "new", 12),
             "moved_to": Upload(renamed.record, {"cfg.json": renamed.files["cfg.json"]}, copy_from="moved_from"),
+            "deep/plain": native_upload(folder / "three", 13),
+            "deep/one": upload(folder / "four", 14),
             "label": Upload(relabelled.record, {"cfg.json": relabelled.files["cfg.json"]}),
         },
-        removed=frozenset({"deep/gone", "moved_from"}),
+        removed=frozenset({"deep/gone", "moved_from", "two"}),
     )
     return first, second
 

@@ -12,7 +12,7 @@ from servers.loopback import HubServer
 
 from saesync.digest import digest_file, key_of
 from saesync.model import Observed
-from saesync.record import Evidence, Metric, Record, SaeRecord
+from saesync.record import Evidence, Metric, Native, Record, SaeRecord
 from saesync.targets.base import Batch, Target, Upload
 
 BEGIN, END = "<!-- saesync:begin -->", "<!-- saesync:end -->"
@@ -42,6 +42,22 @@ def upload(folder: Path, seed: int, size: int = 20_000, l0: float = 10.0, cfg: s
     evidence = Evidence(key_of(["measure", seed]), weights, {"l0": Metric(l0, 0.5)})
     record = SaeRecord(key_of(seed), key_of([seed, cfg]), digests, evidence=(evidence,), run={"seconds": 1.5})
     return Upload(record, files)
+
+
+def native_upload(folder: Path, seed: int) -> Upload:
+    """An SAE that could not be converted: a checkpoint in a folder of its own, a config, and the refusal."""
+    contents = {
+        "native/checkpoints/final.safetensors": b"\0\2" + random.Random(seed).randbytes(20_000),
+        "native/hyperparams.json": json.dumps({"seed": seed}).encode(),
+        "native/refusal.json": b"{}",
+    }
+    files = {name: folder / name for name in contents}
+    for name, data in contents.items():
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        files[name].write_bytes(data)
+    digests = {name: digest_file(path) for name, path in files.items()}
+    why = Native("Cannot be expressed in SAELens", "hyperparams.json: use_glu_encoder is true.", "use_glu_encoder")
+    return Upload(SaeRecord(key_of(seed), key_of([seed, "native"]), digests, native=why), files)
 
 
 def batch(release: str, uploads: Mapping[str, Upload], **more: object) -> Batch:

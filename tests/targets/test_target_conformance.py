@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from servers.loopback import HubServer, running_hub
-from target_support import BEGIN, END, Place, batch, upload
+from target_support import BEGIN, END, Place, batch, native_upload, upload
 
 from saesync.cache import Cache
 from saesync.digest import digest_bytes, digest_file
@@ -270,3 +270,52 @@ def test_evidence_of_two_releases_may_have_equal_ids(place: Place, tmp_path: Pat
     assert seen.folder("layer_0") == {}
     with pytest.raises(Conflict, match="stands in the record of"):
         place.publish(batch("other", {"layer_0": upload(tmp_path / "third", 3)}))
+
+
+def paths_of(place: Place) -> set[str]:
+    """What stands in the place, but for its record and card."""
+    return {path for path in place.observe().files if not path.startswith(("saesync/", "README", ".git"))}
+
+
+def test_native_files_stand_apart_and_give_way_to_converted_ones(place: Place, tmp_path: Path) -> None:
+    native, made = native_upload(tmp_path / "native", 1), upload(tmp_path / "made", 2)
+    after = place.publish(batch("res", {"deep/one": native, "two": native}))
+    names = ("checkpoints/final.safetensors", "hyperparams.json", "refusal.json")
+    assert paths_of(place) == {f"native/{sae_id}/{name}" for sae_id in ("deep/one", "two") for name in names}
+    assert after.records["res"].saes["deep/one"] == native.record
+    assert set(after.folder("two")) == set(native.record.files)
+    before = place.writes()
+    assert place.publish(batch("res", {"deep/one": native, "two": native})) == after
+    assert place.writes() == before
+    place.publish(batch("res", {"deep/one": made}, removed=frozenset({"two"})))
+    assert paths_of(place) == {"deep/one/cfg.json", "deep/one/sae_weights.safetensors"}
+    place.publish(batch("res", {"deep/one": native}))
+    assert paths_of(place) == {f"native/deep/one/{name}" for name in names}
+    if place.server is None:
+        assert {path.name for path in Path(place.location).iterdir()} == {"README.md", "native", "saesync"}
+
+
+def test_a_changed_native_file_is_a_conflict_and_is_not_deleted(place: Place, tmp_path: Path) -> None:
+    seen = place.publish(batch("res", {"one": native_upload(tmp_path / "native", 1)}))
+    place.somebody_else({"native/one/hyperparams.json": b"[]"})
+    with pytest.raises(Conflict, match=r"native/one/hyperparams\.json"):
+        place.publish(batch("res", {"one": upload(tmp_path / "made", 2)}), expect=seen)
+    with pytest.raises(Conflict, match=r"native/one/hyperparams\.json"):
+        place.publish(batch("res", {}, removed=frozenset({"one"})), expect=seen)
+    place.publish(batch("res", {}, removed=frozenset({"one"})))
+    assert paths_of(place) == {"native/one/hyperparams.json"}
+
+
+def test_an_sae_never_stands_among_native_files(place: Place, tmp_path: Path) -> None:
+    place.exists()
+    with pytest.raises(Refused, match="Folder name"):
+        place.publish(batch("res", {"native/one": upload(tmp_path / "made", 1)}))
+
+
+def test_what_drifted_is_put_back_and_nothing_is_pending(place: Place, tmp_path: Path) -> None:
+    one = upload(tmp_path / "one", 1)
+    seen = place.publish(batch("res", {"layer_0": one}))
+    place.somebody_else({"layer_0/cfg.json": b"{}"})
+    after = place.publish(batch("res", {"layer_0": one}, replace=frozenset({"layer_0"})))
+    assert after.folder("layer_0") == seen.folder("layer_0")
+    assert after.records["res"] == seen.records["res"]
