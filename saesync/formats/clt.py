@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import encode, load, random_state
 from saesync.formats._checks import read_yaml, require_tensors
@@ -94,7 +94,7 @@ class Clt:
                 detail = (
                     f"{file}: threshold_{layer} is negative somewhere: there features are negative, which SAELens's never are."
                 )
-                raise Refused("Cannot be expressed in SAELens", detail)
+                raise Inexpressible.by(f"threshold_{layer}", detail)
             tensors["threshold"] = threshold
         named = {"hook_name": "hook", "hook_name_out": "hook_out", "model_name": "model"}
         metadata: dict[str, Any] = {key: said[fact] for key, fact in named.items() if fact in said}

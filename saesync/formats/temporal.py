@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import decode, encode, load, random_state, top_k
 from saesync.formats._checks import read_yaml, require_tensors
@@ -269,7 +269,7 @@ def _activation(sae: Mapping[str, Any]) -> tuple[str, int | None]:
     activation = sae["sae_diff_type"]
     if activation not in _ACTIVATIONS:
         detail = f"{CONFIG}: sae.sae_diff_type is {str(activation)[:50]!r}. SAELens's class computes {' and '.join(_ACTIVATIONS)}"
-        raise Refused("Cannot be expressed in SAELens", f"{detail}, and takes any other word for relu.")
+        raise Inexpressible.by("sae.sae_diff_type", f"{detail}, and takes any other word for relu.")
     return activation, _count(sae, "sae", "kval_topk") if activation == "topk" else None
 
 
