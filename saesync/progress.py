@@ -148,7 +148,7 @@ class Lines:
             *_metrics(event.get("metrics") or {}),
         ]
         parts.append(_WORDS.get(event["outcome"], str(event["outcome"])))
-        if event.get("native") is not None:
+        if event.get("native") is not None and event["address"] not in self._failed:  # a failure says the same
             parts.append(f"original files: {plain(event['native']['detail'], 300).rstrip('.')}")
         if event.get("seconds") is not None and event["outcome"] != "skipped":
             parts.append(duration(event["seconds"]))
