@@ -7,6 +7,7 @@ so that no test sees a developer's token, cache or endpoint.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import sys
@@ -37,6 +38,8 @@ def _clean_environment() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Torch, the registry and fixtures are millions of objects that stay: looking through them at every turn costs minutes.
+    gc.set_threshold(100_000, 20, 100)
     # huggingface_hub's plain LFS upload hands httpx2 a file in a way httpx2 deprecates.
     config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>' to upload raw bytes/text content:DeprecationWarning")
 

@@ -67,7 +67,10 @@ def test_what_was_not_measured_is_said() -> None:
 
 
 def test_a_thousand_saes_fit_and_what_is_left_out_is_counted() -> None:
-    asked, record = world(tuple(f"layer_{number}" for number in range(1000)))
+    one, made = world(("layer_0",))
+    ids = tuple(f"layer_{number}" for number in range(1000))
+    asked = replace(one, saes=tuple(replace(one.saes[0], id=each) for each in ids))
+    record = replace(made, saes=dict.fromkeys(ids, made.saes["layer_0"]))
     body = request_body(asked, record, entry_of(asked, record))
     assert len(body) <= MAX_CHARACTERS
     assert " more, in `saesync/res.json`." in body
