@@ -19,7 +19,7 @@ from saesync.digest import digest_file
 from saesync.errors import ProofFailed, Refused, SaesyncError
 from saesync.executors.convert import adopt
 from saesync.formats.base import FEATURE_SCALES, SEQUENTIAL
-from saesync.inspection import WEIGHT_SUFFIXES
+from saesync.inspection import WEIGHT_SUFFIXES, inspect_local
 from saesync.jobs import AdoptJob
 
 NAMES = sorted(formats.formats())
@@ -116,6 +116,24 @@ def test_files_are_chosen_at_the_root_in_a_folder_and_by_name(case: Case, tmp_pa
         case.format.files(["README.md"], "")
     with pytest.raises(Refused):
         case.format.files([f"a/b/{name}" for name in names], "a")
+
+
+def test_inspect_asks_for_what_is_needed_and_no_more(case: Case, tmp_path: Path) -> None:
+    """Headers alone name the format (or it is one of several), and with what they say must be declared it can be read."""
+    declared = dataclasses.asdict(case.example(tmp_path, 5))
+    (found,) = inspect_local(tmp_path).saes
+    assert found.best is not None
+    candidate = next(each for each in found.candidates if each.format == case.name)
+    assert candidate.refusal is None
+    if found.best.format != case.name:
+        assert found.best.score < 1, "another format is never certain"
+    options = {**candidate.options, **{name: declared[name] for name in candidate.needs if name in declared}}
+    read = case.format.read(source_files(case.name, tmp_path), formats.make_options(case.format, options))
+    meant = case.format.read(source_files(case.name, tmp_path), formats.make_options(case.format, declared))
+    assert read.cfg == meant.cfg
+    assert read.feature_scale == meant.feature_scale
+    for name in ("d_in", "d_sae"):
+        assert candidate.facts.get(name, read.cfg[name]) == read.cfg[name]
 
 
 def _published(case: Case, tmp_path: Path) -> tuple[Path, AdoptJob]:
