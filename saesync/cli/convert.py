@@ -138,12 +138,24 @@ def _check_commit(hub: Hub, inspection: Inspection, sha: str) -> None:
 
 def in_worker(job: str, data: Any, label: str) -> Any:
     """One job in a process without network and secrets; its result as plain JSON."""
+    with a_worker() as run:
+        return run(job, data, label)
+
+
+@contextmanager
+def a_worker() -> Iterator[Callable[[str, Any, str], Any]]:
+    """A process without network and secrets for some jobs in turn. What is yielded does one (its name, data and label on the
+    terminal) and returns its result as plain JSON."""
     from saesync.workers import Worker, spawn
 
     worker = Worker(Cache().root / "worker-home", spawn)
-    try:
+
+    def run(job: str, data: Any, label: str) -> Any:
         with progress_bar(label) as progress:
             return worker.run(job, data, progress)
+
+    try:
+        yield run
     except BaseException:
         worker.kill()
         raise

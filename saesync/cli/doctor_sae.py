@@ -14,7 +14,7 @@ import click
 from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.common import root_option
-from saesync.cli.convert import from_option, in_worker, locate, option_option, progress_bar
+from saesync.cli.convert import a_worker, from_option, locate, option_option, progress_bar
 from saesync.cli.output import put
 from saesync.errors import Missing
 from saesync.hub import Hub
@@ -170,10 +170,10 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
     cache = Cache()
     folder, files, text = _fetched(said.model, said.text, cache)
     name, options, source = said.source
-    with cache.scratch() as scratch:
+    with cache.scratch() as scratch, a_worker() as work:  # one for both jobs: most of its time is libraries being imported
         metadata = {"hook_name": said.hook} | ({"hook_name_out": said.hook_out} if said.hook_out else {})
         job = {"address": said.address, "format": name, "options": dict(options), "files": dict(source), "dtype": "float32"}
-        in_worker("convert", {**job, "cfg": dict(said.cfg), "metadata": metadata, "out": str(scratch / "sae")}, "Reading the SAE")
+        work("convert", {**job, "cfg": dict(said.cfg), "metadata": metadata, "out": str(scratch / "sae")}, "Reading the SAE")
         asked = {
             "model": str(folder),
             "model_name": said.model.name,
@@ -194,7 +194,7 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
             "hook_out": said.hook_out,
             "cache": str(cache.root),
         }
-        found: Mapping[str, Any] = in_worker("diagnose", asked, "Trying hooks and flags")
+        found: Mapping[str, Any] = work("diagnose", asked, "Trying hooks and flags")
         return found
 
 

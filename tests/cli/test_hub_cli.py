@@ -96,7 +96,7 @@ def snippets(card: str) -> list[str]:
     return [block.split("```")[0] for block in card.split("```python\n")[1:]]
 
 
-@pytest.mark.parametrize("hub_process", ["lfs", pytest.param("xet", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
 def test_the_cards_snippets_run_and_a_moved_tag_is_put_back(hub_place: Place, hub_server: HubServer) -> None:
     """The pinned one gives what it was tagged with, whatever came later; the other what is there now."""
     done = hub_place.run("apply", "-y", "manifests/good.yaml")
@@ -128,6 +128,7 @@ def test_the_cards_snippets_run_and_a_moved_tag_is_put_back(hub_place: Place, hu
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
 def test_neuronpedia_ids_reach_stock_sae_lens(hub_place: Place) -> None:
     with_neuronpedia(hub_place)
     done = hub_place.run("apply", "-y", "manifests/failing.yaml")

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 from apply_world import Run
 from hub_world import DATA, MODEL, SOURCES, TARGET, HubWorld
+from huggingface_hub.utils import _http
 from servers.loopback import ALICE, ALICE_READ, BOB, SECRETS
 
 from saesync import preflight
@@ -109,11 +111,20 @@ LASTING = [
     pytest.param({"route": "commit", "status": 503}, TARGET, id="commit-503"),
     pytest.param({"route": "commit", "status": 429, "headers": {"Retry-After": "3600"}}, TARGET, id="commit-429"),
     pytest.param({"route": "lfs.put", "status": 403}, TARGET, id="lfs.put-403"),
-    # huggingface_hub itself retries for two minutes
-    pytest.param({"route": "lfs.put", "action": "reset"}, TARGET, id="lfs.put-reset", marks=pytest.mark.slow),
+    pytest.param({"route": "lfs.put", "action": "reset"}, TARGET, id="lfs.put-reset"),
     pytest.param({"route": "lfs.get", "action": "corrupt", "offset": 900}, "digest", id="lfs.get-corrupt"),
     pytest.param({"route": "lfs.get", "status": 403}, "", id="lfs.get-403"),
 ]
+
+
+class NoWaiting:
+    """The module ``time``, but that nothing sleeps."""
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
 
 
 @pytest.mark.parametrize(("fault", "words"), LASTING)
@@ -121,6 +132,7 @@ def test_what_lasts_is_told_and_nothing_is_lost(
     hub_world: HubWorld, look: Look, silent: list[Run], monkeypatch: pytest.MonkeyPatch, fault: Mapping[str, Any], words: str
 ) -> None:
     monkeypatch.setenv("SAESYNC_RETRY_SECONDS", "2")
+    monkeypatch.setattr(_http, "time", NoWaiting())  # huggingface_hub itself would retry a reset for two minutes
     hub_world.server.fault({**fault, "times": -1})
     result = applied(look(hub_world.manifest()), silent)
     assert result.exit_code == 1
