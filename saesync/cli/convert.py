@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,17 +138,17 @@ def _check_commit(hub: Hub, inspection: Inspection, sha: str) -> None:
 
 def in_worker(job: str, data: Any, label: str) -> Any:
     """One job in a process without network and secrets; its result as plain JSON."""
-    with a_worker() as run:
+    with a_worker(("torch",)) as run:
         return run(job, data, label)
 
 
 @contextmanager
-def a_worker() -> Iterator[Callable[[str, Any, str], Any]]:
+def a_worker(preload: Sequence[str]) -> Iterator[Callable[[str, Any, str], Any]]:
     """A process without network and secrets for some jobs in turn. What is yielded does one (its name, data and label on the
-    terminal) and returns its result as plain JSON."""
+    terminal) and returns its result as plain JSON. ``preload`` names libraries that the first job needs at once."""
     from saesync.workers import Worker, spawn
 
-    worker = Worker(Cache().root / "worker-home", spawn)
+    worker = Worker(Cache().root / "worker-home", spawn, preload)
 
     def run(job: str, data: Any, label: str) -> Any:
         with progress_bar(label) as progress:

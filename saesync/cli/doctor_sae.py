@@ -170,7 +170,8 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
     cache = Cache()
     folder, files, text = _fetched(said.model, said.text, cache)
     name, options, source = said.source
-    with cache.scratch() as scratch, a_worker() as work:  # one for both jobs: most of its time is libraries being imported
+    # One process for both jobs: most of its time is libraries being imported.
+    with cache.scratch() as scratch, a_worker(("torch", "sae_lens")) as work:
         metadata = {"hook_name": said.hook} | ({"hook_name_out": said.hook_out} if said.hook_out else {})
         job = {"address": said.address, "format": name, "options": dict(options), "files": dict(source), "dtype": "float32"}
         work("convert", {**job, "cfg": dict(said.cfg), "metadata": metadata, "out": str(scratch / "sae")}, "Reading the SAE")
