@@ -16,6 +16,7 @@ from saesync import planfile, render
 from saesync.cli.common import PLAN_SUFFIX, Asked, asked_options, format_option, look, manifests_only, verbose_option
 from saesync.cli.output import colored, put, say, writing
 from saesync.cli.scope import Whose, policy_of, scope_options
+from saesync.garbage import no_garbage_collection
 from saesync.model import Plan, Status
 from saesync.restraint import restraint
 
@@ -32,6 +33,7 @@ PENDING, TROUBLE = 3, 1
 @scope_options
 @click.option("--check", is_flag=True, help="Exit 3 when steps are pending, else 1 when something is failing, held or unknown.")
 @click.pass_context
+@no_garbage_collection()
 def plan(
     ctx: click.Context,
     asked: Asked,

@@ -101,8 +101,18 @@ class _Compiler:
         return lambda value: sum(check(value) for check in checks) == 1
 
     def all_of(self, schemas: list[Schema]) -> Check:
-        """Every one of them."""
-        return _all([self.check(schema) for schema in schemas])
+        """Every one of them. Those that begin with "if ``key`` is this word" are looked up by the word: one per format."""
+        chosen: dict[str, dict[str, list[Check]]] = {}
+        others: list[Check] = []
+        for schema in schemas:
+            found = _chosen_by(schema)
+            if found is None:
+                others.append(self.check(schema))
+            else:
+                key, word = found
+                chosen.setdefault(key, {}).setdefault(word, []).append(self.check(schema["then"]))
+        tables = [_choice(key, {word: _all(checks) for word, checks in table.items()}) for key, table in chosen.items()]
+        return _all([*others, *tables])
 
     def items(self, schema: Schema) -> Check:
         """Every element of a list."""
@@ -124,6 +134,28 @@ _BESIDE = frozenset({*_MEMBERS, "if", "then", "else"})
 
 def _yes(_: Any) -> bool:
     return True
+
+
+def _chosen_by(schema: Schema) -> tuple[str, str] | None:
+    """Key and word of ``{"if": {"properties": {key: {"const": word}}, "required": [key]}, "then": ...}``; else None."""
+    test = schema.get("if", {})
+    if set(schema) != {"if", "then"} or set(test) != {"properties", "required"} or len(test["properties"]) != 1:
+        return None
+    ((key, part),) = test["properties"].items()
+    if test["required"] != [key] or set(part) != {"const"} or not isinstance(part["const"], str):
+        return None
+    return key, part["const"]
+
+
+def _choice(key: str, table: Mapping[str, Check]) -> Check:
+    def check(value: Any) -> bool:
+        if not isinstance(value, dict):  # of which such a test is true, as all that speaks of members is
+            return all(then(value) for then in table.values())
+        word = value.get(key)
+        then = table.get(word) if isinstance(word, str) else None
+        return then is None or then(value)
+
+    return check
 
 
 def _all(checks: list[Check]) -> Check:

@@ -97,19 +97,24 @@ class HuggingFace:
         moved = set()
         for record in found.records.values():
             commit = tags.get(name := tag_name(record))
-            if commit is not None and not self._holds(found.location, commit, record):
+            if commit is not None and not self._holds(found, commit, record):
                 moved.add(name)
         return replace(found, tags=tags, moved=frozenset(moved))
 
-    def _holds(self, location: str, commit: str, record: Record) -> bool:
+    def _holds(self, found: Observed, commit: str, record: Record) -> bool:
         """Whether a commit has what the tag of ``record`` promises: a record that gives this name, and the files it names."""
-        files = self._hub.tree(location, commit)
+        if commit == found.head:
+            return intact(record, found.files)
+        files = self._hub.tree(found.location, commit)
         path = record_path(record.release)
         digest = files.get(path)
         if digest is None or digest.size > MAX_RECORD_BYTES:
             return False
+        known = found.files.get(path)
+        if known is not None and digest.same_bytes(known):  # nothing came after the tag that changed the record
+            return intact(record, files)
         try:
-            there = parse_record(self._hub.read(location, commit, path, digest, limit=MAX_RECORD_BYTES), record.release)
+            there = parse_record(self._hub.read(found.location, commit, path, digest, limit=MAX_RECORD_BYTES), record.release)
         except (RecordUnreadable, RecordNewer):
             return False
         return tag_name(there) == tag_name(record) and intact(there, files)
@@ -225,12 +230,12 @@ class HuggingFace:
             raise Missing("Nothing to tag", f"{location} holds no record of {release}.")
         name = tag_name(record)
         if replace and (found := self._hub.tags(location).get(name)) is not None:
-            if self._holds(location, found, record):
+            if self._holds(at, found, record):
                 return name
             self._hub.delete_tag(location, name)
         if not self._hub.create_tag(location, name, commit):
             found = self._hub.tags(location).get(name)
-            if found is None or not self._holds(location, found, record):
+            if found is None or not self._holds(at, found, record):
                 detail = f"{name} in {location} points at something else. `saesync apply --replace {release}` moves it back."
                 raise Conflict("Tag was moved", detail)
         return name
