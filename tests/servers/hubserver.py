@@ -1029,6 +1029,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def h_info(self, tp, rid, rev):
         r, t = self.repo(tp, rid)
         c = self.commit_of(r, rev)
+        exp = self.query.get("expand", []) + self.query.get("expand[]", [])
+        if exp and set(exp) <= {"sha", "private", "gated"}:  # nothing that is in the files
+            known = {"_id": r.meta["_id"], "id": r.id, "sha": c, "private": r.meta["private"], "gated": r.meta["gated"]}
+            return self.reply(200, {k: v for k, v in known.items() if k in [*exp, "_id", "id"]})
         blobs = self.q1.get("blobs", "").lower() in ("true", "1")
         sib, used = [], 0
         names = set()
@@ -1069,7 +1073,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             full["pipeline_tag"] = card["pipeline_tag"]
         if "securityStatus" in self.q1:
             full["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
-        exp = self.query.get("expand", []) + self.query.get("expand[]", [])
         if exp:
             full = {k: v for k, v in full.items() if k in exp + ["_id", "id"]}
         self.reply(200, full)
