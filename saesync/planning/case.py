@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from saesync.digest import FileDigest
-from saesync.folders import holders
+from saesync.folders import holders, is_native
 from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, Choices, Inputs, Observed, Release, Sae, Wanted, nothing
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record, SaeRecord
@@ -137,6 +137,18 @@ class Case:
         """Whether files without a record hold the very weights we measured: the record was lost, not the work."""
         known, found = self.wanted.evidence, self.files.get(WEIGHTS_FILE)
         return known is not None and found is not None and found.sha256 == known.weights_sha256
+
+    @property
+    def in_the_way(self) -> Reason | None:
+        """The first unrecorded file where a build would write if it turns out to be of the other form (converted, or the authors'
+        own files) than what is recorded."""
+        if self.entry is None or self.pending:
+            return None
+        for name, found in sorted(self.files.items()):
+            other = name in SAE_FILES if self.entry.native is not None else self.release.native and is_native(name)
+            if other and name not in self.entry.files:
+                return Reason(ReasonCode.FILES_CHANGED, {"file": name, "recorded": None, "found": _name_of(found)})
+        return None
 
     @property
     def misses(self) -> tuple[Reason, ...]:

@@ -205,9 +205,17 @@ ROWS: tuple[Callable[[Case], Decision | None], ...] = (
 def decide(case: Case, rows: Iterable[Callable[[Case], Decision | None]] = ROWS) -> Decision:
     """The first row that matches, then what this machine and this location may not do."""
     decision = next(found for row in rows if (found := row(case)) is not None)
-    for limit in (_without_source, _without_trainer, _in_public):
+    for limit in (_over_others, _without_source, _without_trainer, _in_public):
         decision = limit(case, decision)
     return decision
+
+
+def _over_others(case: Case, decision: Decision) -> Decision:
+    """What somebody put where a build would write is not written over unasked."""
+    reason = case.in_the_way
+    if StepKind.CONVERT not in decision.steps or case.replace or reason is None:
+        return decision
+    return hold(Status.DRIFTED, reason)
 
 
 def _without_source(case: Case, decision: Decision) -> Decision:

@@ -77,6 +77,8 @@ def _not_visible(data: Data) -> Parts:
 
 
 def _files_changed(data: Data) -> Parts:
+    if data.get("recorded") is None:
+        return (Quoted(data.get("file")), " was put there outside saesync, where this SAE may have to stand")
     recorded, found = Quoted(short(str(data.get("recorded")))), Quoted(short(str(data.get("found"))))
     return (Quoted(data.get("file")), " was changed outside saesync (recorded ", recorded, ", found ", found, ")")
 
