@@ -66,7 +66,8 @@ def run(scene: Scene, part: int) -> None:
     scene.check()
     killed = [scene.survive(reference, at=at) for at in points(whole.moments, POINTS - 3, part, len(PARTS))]
     killed += [scene.survive(reference, after=whole.seconds * (0.2 + 0.2 * i + 0.1 * part)) for i in range(3)]
-    assert killed.count(True) >= POINTS - 2, "the moments are not where they were"
+    # A run may be quicker than the one that was timed; moments come in every run.
+    assert all(killed[: POINTS - 3]), "the moments are not where they were"
 
 
 # ----------------------------------------------------------------------------------------------------- local target
