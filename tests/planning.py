@@ -34,6 +34,7 @@ from saesync.model import (
 from saesync.planner import plan
 from saesync.planning.basis import SECTION
 from saesync.planning.registration import Seen
+from saesync.planning.tagging import COMPLETE
 from saesync.record import Evidence, Metric, Native, Pending, Record, SaeRecord
 from saesync.tags import complete, shown_tag, tag_name
 
@@ -149,6 +150,8 @@ class World:
         """Carry out the plan but for the addresses ``stopped``, as if nothing went wrong; returns what was planned."""
         made = self.plan(**choices)
         releases = {one.name: one for one in made.releases}
+        completes = {item.release for item in made.items if item.basis.get(COMPLETE) is True}
+        left = {(item.release, item.id) for item in made.pending if item.id is not None}
         for item in made.items:
             one = releases[item.release]
             assert one.publish is not None or not item.steps
@@ -156,7 +159,11 @@ class World:
                 continue
             place = (one.publish.target, one.publish.location)
             if item.basis.get(SECTION) != "tag":
-                self.observed[place] = self._done(self.observed[place], one, item)
+                whole = one.name in completes and not {key for key in left if key[0] == one.name} - {(one.name, item.id)}
+                before = self.observed[place]
+                self.observed[place] = self._done(before, one, item, whole)
+                if self.observed[place] is not before:
+                    left.discard((one.name, item.id or ""))
             elif not any(other.address in stopped for other in made.items if other.release == one.name):
                 self.observed[place] = self._tag(self.observed[place], one)
         return made
@@ -168,7 +175,8 @@ class World:
         name = tag_name(record)
         return replace(seen, tags={**seen.tags, name: "1" * 40}, moved=seen.moved - {name})
 
-    def _done(self, seen: Observed, one: Release, item: Item) -> Observed:
+    def _done(self, seen: Observed, one: Release, item: Item, whole: bool) -> Observed:
+        """``whole``: nothing asked for is left out of the plan, and nothing is left to do after this item."""
         record = seen.records.get(one.name, Record(one.name))
         files = dict(seen.files)
         assert one.publish is not None
@@ -181,7 +189,7 @@ class World:
             return replace(seen, exists=True, visibility=seen.visibility or visibility, head="1" * 40)
         pending = {sae_id: half for sae_id, half in record.pending.items() if sae_id != item.id}
         record = replace(record, pending=pending)
-        tag = shown_tag(one, record, complete(one, self.wanted, record), seen.tags, seen.moved)
+        tag = shown_tag(one, record, whole and complete(one, self.wanted, record), seen.tags, seen.moved)
         record = replace(record, card=card_digest(one, record, tag))
         visibility = seen.visibility or ("private" if one.publish.private else "public")
         return replace(

@@ -669,6 +669,19 @@ def test_a_converter_that_learned_more_is_asked_again() -> None:
     assert not [path for path in world.at().files if path.startswith("native/")]
 
 
+def test_what_somebody_put_where_a_converted_sae_would_stand_is_not_written_over() -> None:
+    world = native_world()
+    asked = world.wanted["res/layer_0"].sae
+    theirs = {"layer_0/sae_weights.safetensors": digest_bytes(b"theirs")}
+    world.put(files={**world.at().files, **theirs})
+    assert world.item("res/layer_0").status is Status.NATIVE, "nothing would be written"
+    world.wanted["res/layer_0"] = Wanted(asked, inputs_of(asked, {"converter": 2}))
+    item = world.item("res/layer_0")
+    assert (item.status, item.steps, item.held) == (Status.DRIFTED, (), True)
+    assert item.reasons[0].data["file"] == "sae_weights.safetensors"
+    assert StepKind.CONVERT in world.item("res/layer_0", replace=("res/*",)).steps
+
+
 def test_a_tag_names_a_release_with_original_files_unless_something_is_required_of_them() -> None:
     assert not native_world().plan().pending
     assert native_world().at().tags

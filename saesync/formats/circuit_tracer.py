@@ -20,6 +20,7 @@ from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import decode, encode, load, random_state
 from saesync.formats._checks import read_yaml
+from saesync.formats._circuit_tracer import CONFIG, hooks_and_model
 from saesync.formats._dense import Layout, Size
 from saesync.formats._lazy import Filled, whole
 from saesync.formats._open import beside, only, open_tensors
@@ -28,7 +29,7 @@ from saesync.formats.base import Candidate, Headers, SourceFiles, TensorInfo, We
 if TYPE_CHECKING:
     import torch
 
-CONFIG, THRESHOLD = "config.yaml", "activation_function.threshold"
+THRESHOLD = "activation_function.threshold"
 _FILE = re.compile(r"layer_(\d+)\.safetensors", re.ASCII)
 _ACTIVATIONS = {"relu": "relu", "jumprelu": "jumprelu", "jump_relu": "jumprelu"}
 
@@ -189,14 +190,6 @@ def _check(config: Mapping[str, Any] | None, options: CircuitTracerOptions, foun
 
 
 def _said(config: Mapping[str, Any] | None, file: str) -> dict[str, str]:
-    """Hooks and model as config.yaml names them; the layer stands in the file's name."""
+    """Hooks and model; the layer stands in the file's name."""
     match = _FILE.fullmatch(file)
-    if config is None or match is None:
-        return {}
-    found = {}
-    for fact, key in (("hook", "feature_input_hook"), ("hook_out", "feature_output_hook")):
-        if isinstance(config.get(key), str):
-            found[fact] = f"blocks.{int(match[1])}.{config[key]}"
-    if isinstance(config.get("model_name"), str):
-        found["model"] = config["model_name"]
-    return found
+    return {} if match is None else hooks_and_model(config, int(match[1]))

@@ -23,6 +23,7 @@ from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import encode, load, random_state
 from saesync.formats._checks import read_yaml, require_tensors
+from saesync.formats._circuit_tracer import CONFIG, hooks_and_model
 from saesync.formats._cross_layer import INVALID, Written, write_sum
 from saesync.formats._dense import Size
 from saesync.formats._lazy import Transposed, whole
@@ -32,7 +33,7 @@ from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, Te
 if TYPE_CHECKING:
     import torch
 
-CONFIG, KIND = "config.yaml", "cross_layer_transcoder"
+KIND = "cross_layer_transcoder"
 _FILE = re.compile(r"W_enc_(\d+)\.safetensors", re.ASCII)
 
 
@@ -184,10 +185,4 @@ def _said(config: Mapping[str, Any] | None, file: str) -> dict[str, str]:
     if config.get("model_kind", KIND) != KIND:
         kind = str(config["model_kind"])[:50]
         raise Refused("Not a cross-layer transcoder", f"{CONFIG}: model_kind is {kind!r}; this format reads {KIND}.")
-    found = {}
-    for fact, key in (("hook", "feature_input_hook"), ("hook_out", "feature_output_hook")):
-        if isinstance(config.get(key), str):
-            found[fact] = f"blocks.{int(match[1])}.{config[key]}"
-    if isinstance(config.get("model_name"), str):
-        found["model"] = config["model_name"]
-    return found
+    return hooks_and_model(config, int(match[1]))

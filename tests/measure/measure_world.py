@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saesync.jobs import MeasureJob, MeasureSae
+
+if TYPE_CHECKING:
+    import torch
 
 # Notes of third parties to each other, raised while they are imported or told to load a model.
 THIRD_PARTY = (
@@ -129,3 +133,16 @@ def make_world(root: Path) -> SimpleNamespace:
 def only(job: MeasureJob, *names: str) -> MeasureJob:
     """The job with the SAEs of these names alone."""
     return replace(job, saes=tuple(sae for sae in job.saes if sae.key in names))
+
+
+def loss_of(
+    world: SimpleNamespace, tokens: torch.Tensor, keep: torch.Tensor, hook: str, change: Callable[[Any], Any] | None = None
+) -> torch.Tensor:
+    """The model's mean loss where ``keep``, with ``change`` of the activation at ``hook``, the whole model run."""
+    from torch.nn.functional import cross_entropy
+
+    hooks = [] if change is None else [(hook, lambda value, hook: change(value))]
+    logits = world.loaded.module.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
+    found = cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    mean: torch.Tensor = found[keep[:, :-1]].double().mean()
+    return mean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measure_world import D_MODEL, THIRD_PARTY, make_sae, only
-from torch.nn.functional import cross_entropy
+from measure_world import D_MODEL, THIRD_PARTY, loss_of, make_sae, only
 
 from saesync.errors import Diagnostic
 from saesync.executors import validate
@@ -45,11 +45,7 @@ def by_hand(world: SimpleNamespace, asked: MeasureSae, hook_out: str) -> dict[st
     keep = tokens > 3
     sae: Any = SAE.load_from_disk(asked.folder)
 
-    def losses(change: Any = None) -> torch.Tensor:
-        hooks = [] if change is None else [(hook_out, lambda value, hook: change(value))]
-        logits = world.loaded.module.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits")
-        found = cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-        return found[keep[:, :-1]].double().mean()
+    losses = partial(loss_of, world, tokens, keep, hook_out)
 
     with torch.no_grad():
         _, cache = world.loaded.module.run_with_cache(tokens)
