@@ -1,7 +1,7 @@
 """Apply in a child that is killed at a chosen instant, and what must be true after it was run again.
 
-A child is forked from this process, which has the heavy imports done. It counts *moments*: every event apply emits, and every
-operation of its main process that changes a file or folder, or opens one to write. ``at`` is the moment at which it gets
+A child is forked from this process, which has the heavy imports done. It counts *moments*: every event apply emits, but
+progress, and every operation of its main process that changes a file or folder, or opens one to write. ``at`` is the moment at which it gets
 SIGKILL: before the operation is done. Its workers die with it.
 """
 
@@ -102,7 +102,8 @@ def _child(make: Callable[[], Run], report: Path, at: int | None) -> None:
         sys.addaudithook(moments.hook)
 
         def emit(event: Mapping[str, Any]) -> None:
-            moments.pass_one()
+            if event["type"] != "progress":  # how often that comes is a question of time
+                moments.pass_one()
             run.events.append(event)
 
         result = apply(plan, context, emit, StopFlag())

