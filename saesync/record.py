@@ -12,17 +12,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from msgspec import Meta, Struct, ValidationError, convert
+from msgspec.json import Decoder
 
 from saesync.digest import FileDigest
 from saesync.errors import SaesyncError
 from saesync.folders import is_native, reserved
-from saesync.record_json import RecordUnreadable, flat, hex64, json_of, mapping, number, text
+from saesync.record_json import Flat, Hex64, Name, RecordUnreadable, check_flat, decode
 
 RECORD_VERSION = 2  # with native SAEs; a record without any is of version 1, which earlier readers know
 MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
-_HEX40 = re.compile(r"[0-9a-f]{40}")
+_DIGESTS = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 _MOST_TRIES = 8
@@ -41,7 +44,7 @@ class Metric:
     """A measured value with its standard error over sequences (None where none is defined)."""
 
     value: float
-    stderr: float | None = None
+    stderr: Annotated[float, Meta(ge=0)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,11 @@ class Evidence:
     dataset and model names, number of tokens really used).
     """
 
-    measure_key: str
-    weights_sha256: str
-    metrics: Mapping[str, Metric]
-    inputs: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
-    about: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    measure_key: Hex64
+    weights_sha256: Hex64
+    metrics: Mapping[Name, Metric]
+    inputs: Flat = field(default_factory=lambda: _EMPTY)
+    about: Flat = field(default_factory=lambda: _EMPTY)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, keys in a fixed order."""
@@ -72,37 +75,33 @@ class Evidence:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Inverse of ``to_json``.
+    def from_bytes(cls, data: bytes) -> Evidence:
+        """Evidence from the JSON form of ``to_json``.
 
         Raises:
-            RecordUnreadable: ``value`` is not of that form.
+            RecordUnreadable: ``data`` is not of that form.
         """
-        data = mapping(value, "evidence")
-        metrics = {}
-        for name, entry in mapping(data.get("metrics"), "metrics").items():
-            fields = mapping(entry, f"metric {name!r}")
-            stderr = fields.get("stderr")
-            spread = None if stderr is None else number(stderr)
-            if spread is not None and spread < 0:
-                raise RecordUnreadable("The record holds a standard error below zero.")
-            metrics[text(name, 100)] = Metric(number(fields.get("value")), spread)
-        return cls(
-            hex64(data.get("measure_key")),
-            hex64(data.get("weights_sha256")),
-            MappingProxyType(metrics),
-            MappingProxyType(flat(data.get("inputs", {}))),
-            MappingProxyType(flat(data.get("about", {}))),
-        )
+        found = decode(data, _EVIDENCE)
+        found.check()
+        return found
+
+    def check(self) -> None:
+        """What the types of the fields do not say.
+
+        Raises:
+            RecordUnreadable: a part is too large.
+        """
+        check_flat(self.inputs)
+        check_flat(self.about)
 
 
 @dataclass(frozen=True, slots=True)
 class Native:
     """Why an SAE is published as its authors' own files: the refusal to convert it, and the tensor or field that says so."""
 
-    title: str
-    detail: str
-    said_by: str
+    title: Annotated[str, Meta(max_length=200)]
+    detail: Annotated[str, Meta(max_length=2000)]
+    said_by: Annotated[str, Meta(max_length=200)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, keys in a fixed order."""
@@ -115,8 +114,10 @@ class Native:
         Raises:
             RecordUnreadable: ``value`` is not of that form.
         """
-        data = mapping(value, "a refusal")
-        return cls(text(data.get("title"), 200), text(data.get("detail"), 2000), text(data.get("said_by"), 200))
+        try:
+            return convert(value, cls)
+        except ValidationError as error:
+            raise RecordUnreadable(f"The refusal is not as saesync writes it: {error}.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +130,15 @@ class SaeRecord:
     are the authors' own; None of all that is converted.
     """
 
-    weights_key: str
-    build_key: str
+    weights_key: Hex64
+    build_key: Hex64
     files: Mapping[str, FileDigest]
-    inputs: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: _EMPTY)
-    proof: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
-    evidence: tuple[Evidence, ...] = ()
+    inputs: Mapping[Name, Flat] = field(default_factory=lambda: _EMPTY)
+    proof: Flat = field(default_factory=lambda: _EMPTY)
+    evidence: Annotated[tuple[Evidence, ...], Meta(max_length=8)] = ()
     adopted: bool = False
-    about: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
-    run: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    about: Flat = field(default_factory=lambda: _EMPTY)
+    run: Flat = field(default_factory=lambda: _EMPTY)
     native: Native | None = None
 
     def with_evidence(self, new: Evidence) -> SaeRecord:
@@ -167,34 +168,20 @@ class SaeRecord:
             "run": dict(self.run),
         }
 
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Inverse of ``to_json``.
+    def check(self) -> None:
+        """What the types of the fields do not say.
 
         Raises:
-            RecordUnreadable: ``value`` is not of that form, or names a file outside its folder.
+            RecordUnreadable: a part is too large, or a file stands outside the SAE's folder or among files of another kind.
         """
-        data = mapping(value, "an SAE")
-        native = None if data.get("native") is None else Native.from_json(data["native"])
-        files = {_file_name(name): _file_digest(entry) for name, entry in mapping(data.get("files"), "files").items()}
-        if any(is_native(name) is (native is None) for name in files) or (native is not None and not files):
+        for name, digest in self.files.items():
+            _check_file(name, digest)
+        if any(is_native(name) is (self.native is None) for name in self.files) or (self.native is not None and not self.files):
             raise RecordUnreadable("The record mixes an SAE's own files with those of its authors, or names none of these.")
-        evidence = data.get("evidence", [])
-        if not isinstance(evidence, list) or len(evidence) > 8:
-            raise RecordUnreadable("The evidence of an SAE is not a short list.")
-        inputs = {text(k, 100): MappingProxyType(flat(v)) for k, v in mapping(data.get("inputs", {}), "inputs").items()}
-        return cls(
-            hex64(data.get("weights_key")),
-            hex64(data.get("build_key")),
-            MappingProxyType(files),
-            MappingProxyType(inputs),
-            MappingProxyType(flat(data.get("proof", {}))),
-            tuple(Evidence.from_json(entry) for entry in evidence),
-            data.get("adopted", False) is True,
-            MappingProxyType(flat(data.get("about", {}))),
-            MappingProxyType(flat(data.get("run", {}))),
-            native,
-        )
+        for part in (*self.inputs.values(), self.proof, self.about, self.run):
+            check_flat(part)
+        for evidence in self.evidence:
+            evidence.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +191,8 @@ class Pending:
     One digest per file, and more when a run that was interrupted is followed by one that puts other files in place.
     """
 
-    build_key: str
-    files: Mapping[str, tuple[FileDigest, ...]]
+    build_key: Hex64
+    files: Mapping[str, Annotated[tuple[FileDigest, ...], Meta(max_length=_MOST_TRIES)]]
 
     def after(self, earlier: Pending | None) -> Pending:
         """This one, begun before ``earlier`` was finished."""
@@ -223,20 +210,15 @@ class Pending:
         files = {name: [digest.to_json() for digest in tries] for name, tries in sorted(self.files.items())}
         return {"build_key": self.build_key, "files": files}
 
-    @classmethod
-    def from_json(cls, value: Any) -> Self:
-        """Inverse of ``to_json``.
+    def check(self) -> None:
+        """What the types of the fields do not say.
 
         Raises:
-            RecordUnreadable: ``value`` is not of that form, or names a file outside its folder.
+            RecordUnreadable: a file stands outside the SAE's folder.
         """
-        data = mapping(value, "a pending SAE")
-        files = {}
-        for name, tries in mapping(data.get("files"), "files").items():
-            if not isinstance(tries, list) or len(tries) > _MOST_TRIES:
-                raise RecordUnreadable("The digests of a pending file are not a short list.")
-            files[_file_name(name)] = tuple(_file_digest(entry) for entry in tries)
-        return cls(hex64(data.get("build_key")), MappingProxyType(files))
+        for name, tries in self.files.items():
+            for digest in tries:
+                _check_file(name, digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,25 +277,27 @@ def parse_record(data: bytes, release: str) -> Record:
     """
     if len(data) > MAX_RECORD_BYTES:
         raise RecordUnreadable(f"The record has {len(data):,} bytes; at most {MAX_RECORD_BYTES:,} are read.")
-    top = mapping(json_of(data), "the record")
-    version = top.get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise RecordUnreadable("The record has no version.")
+    try:
+        top = decode(data, _WRITTEN)
+    except RecordUnreadable:
+        _check_version(decode(data, _ANY).version)  # of a newer one, that is what there is to say
+        raise
+    _check_version(top.version)
+    if top.release != release:
+        raise RecordUnreadable("The record is of another release than its name says.")
+    if len(top.saes) > MAX_SAES:
+        raise RecordUnreadable(f"The record lists {len(top.saes):,} SAEs; at most {MAX_SAES:,} are read.")
+    for parts in (top.saes, top.pending):
+        for sae_id, entry in parts.items():
+            if not safe_folder(sae_id) or reserved(sae_id):
+                raise RecordUnreadable("The record names a folder that is not a plain relative path.")
+            entry.check()
+    return Record(release, MappingProxyType(top.saes), top.card, MappingProxyType(top.pending))
+
+
+def _check_version(version: int) -> None:
     if version > RECORD_VERSION:
         raise RecordNewer(version)
-    if top.get("release") != release:
-        raise RecordUnreadable("The record is of another release than its name says.")
-    saes = mapping(top.get("saes"), "saes")
-    if len(saes) > MAX_SAES:
-        raise RecordUnreadable(f"The record lists {len(saes):,} SAEs; at most {MAX_SAES:,} are read.")
-    card = top.get("card")
-    pending = {_sae_id(k): Pending.from_json(v) for k, v in mapping(top.get("pending", {}), "pending").items()}
-    return Record(
-        release,
-        MappingProxyType({_sae_id(name): SaeRecord.from_json(entry) for name, entry in saes.items()}),
-        None if card is None else hex64(card),
-        MappingProxyType(pending),
-    )
 
 
 def safe_folder(folder: str) -> bool:
@@ -323,25 +307,29 @@ def safe_folder(folder: str) -> bool:
     return all(part.isprintable() and part == part.strip() and not part.startswith(".") and part for part in folder.split("/"))
 
 
-def _sae_id(value: Any) -> str:
-    if not isinstance(value, str) or not safe_folder(value) or reserved(value):
-        raise RecordUnreadable("The record names a folder that is not a plain relative path.")
-    return value
-
-
-def _file_name(value: Any) -> str:
-    if not isinstance(value, str) or not (_NAME.fullmatch(value) or (is_native(value) and safe_folder(value))):
+def _check_file(name: str, digest: FileDigest) -> None:
+    if not (_NAME.fullmatch(name) or (is_native(name) and safe_folder(name))):
         raise RecordUnreadable("The record names a file that is not a plain name.")
-    return value
+    if digest.size < 0 or (digest.sha256 is None and digest.blob_id is None):
+        raise RecordUnreadable("The record gives a file no size or no digest.")
+    for found, form in zip((digest.sha256, digest.blob_id), _DIGESTS, strict=True):
+        if found is not None and not form.fullmatch(found):
+            raise RecordUnreadable("The record holds a digest of a file that is none.")
 
 
-def _file_digest(value: Any) -> FileDigest:
-    data = mapping(value, "a file")
-    size, sha256, blob_id = data.get("size"), data.get("sha256"), data.get("blob_id")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise RecordUnreadable("The record gives a file no size.")
-    if sha256 is None and blob_id is None:
-        raise RecordUnreadable("The record gives a file no digest.")
-    if blob_id is not None and not (isinstance(blob_id, str) and _HEX40.fullmatch(blob_id)):
-        raise RecordUnreadable("The record holds a git blob id that is not one.")
-    return FileDigest(size, None if sha256 is None else hex64(sha256), blob_id)
+class _Versioned(Struct):
+    """What every record says, whatever else is in it."""
+
+    version: Annotated[int, Meta(ge=1)]
+
+
+class _Written(_Versioned):
+    """A record as it stands in its file."""
+
+    release: str
+    saes: dict[str, SaeRecord]
+    card: Hex64 | None = None
+    pending: dict[str, Pending] = {}  # noqa: RUF012 - msgspec copies it
+
+
+_ANY, _WRITTEN, _EVIDENCE = Decoder(_Versioned), Decoder(_Written), Decoder(Evidence)

@@ -1,18 +1,26 @@
-"""The parts of a record, as JSON that anybody may have written: what each may be, and how large."""
+"""The parts of a record, as JSON that anybody may have written: what each may be, and how large.
+
+msgspec reads JSON into typed dataclasses and checks it as it goes; what its types cannot say is checked here.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from saesync.errors import SaesyncError
 
-_HEX64 = re.compile(r"[0-9a-f]{64}")
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+Hex64 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Hex40 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
+Name = Annotated[str, Meta(max_length=100)]
+Flat = Annotated[Mapping[Annotated[str, Meta(max_length=200)], Any], Meta(max_length=200)]
+"""A small mapping of names to JSON values, as is: it is only compared and shown, and written again (``check_flat``)."""
+
 _MOST_DEEP, _MOST_VALUES, _MOST_TEXT = 8, 5_000, 20_000  # of one part; manifests ask for far less
+_T = TypeVar("_T")
 
 
 class RecordUnreadable(SaesyncError):
@@ -22,72 +30,34 @@ class RecordUnreadable(SaesyncError):
         super().__init__("Record is unreadable", detail)
 
 
-def hex64(value: Any) -> str:
-    """A sha256.
+def decode(data: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
+    """The value that ``data`` holds: no NaN, no infinity, no half characters, nothing that could not be written again.
 
     Raises:
-        RecordUnreadable: it is none.
+        RecordUnreadable: it is no JSON, or not of the decoder's type. The text names the place, never a value.
     """
-    if not isinstance(value, str) or not _HEX64.fullmatch(value):
-        raise RecordUnreadable("The record holds a digest that is not 64 hexadecimal digits.")
-    return value
-
-
-def text(value: Any, limit: int) -> str:
-    """A text of at most ``limit`` characters.
-
-    Raises:
-        RecordUnreadable: it is none.
-    """
-    if not isinstance(value, str) or len(value) > limit:
-        raise RecordUnreadable("The record holds a name that is not a short text.")
-    return value
-
-
-def number(value: Any) -> float:
-    """A finite number.
-
-    Raises:
-        RecordUnreadable: it is none.
-    """
-    if type(value) is float and math.isfinite(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RecordUnreadable("The record holds a metric that is not a number.")
     try:
-        found = float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
-        raise RecordUnreadable("The record holds a number too large to be measured.")
-    return found
+        return decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise RecordUnreadable(f"It is not as saesync writes it: {_said(error)}.") from error
 
 
-def mapping(value: Any, what: str) -> Mapping[str, Any]:
-    """A JSON object, called ``what``.
-
-    Raises:
-        RecordUnreadable: it is none.
-    """
-    if not isinstance(value, dict):
-        raise RecordUnreadable(f"In the record, {what} is not a mapping.")
-    return value
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, msgspec.DecodeError) else "this is not JSON"
 
 
-def flat(value: Any) -> dict[str, Any]:
-    """A small mapping of names to JSON values, as is: it is only compared and shown, and written again.
+def check_flat(part: Mapping[str, Any]) -> None:
+    """Texts are short, and what is nested is small.
 
     Raises:
-        RecordUnreadable: it is none.
+        RecordUnreadable: they are not.
     """
-    if not isinstance(value, dict) or len(value) > 200:
-        raise RecordUnreadable("A part of the record is not a mapping of at most 200 entries.")
-    for name, entry in value.items():
-        if len(name) > 200 or (isinstance(entry, str) and len(entry) > _MOST_TEXT):
-            raise RecordUnreadable("A part of the record holds a text that is too long.")
-        if isinstance(entry, dict | list) and entry:
-            _check_nested(entry)
-    return value
+    for value in part.values():
+        if isinstance(value, str):
+            if len(value) > _MOST_TEXT:
+                raise RecordUnreadable("A part of the record holds a text that is too long.")
+        elif isinstance(value, dict | list) and value:
+            _check_nested(value)
 
 
 def _check_nested(value: Any) -> None:
@@ -105,29 +75,3 @@ def _below(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return [*value, *value.values()]
     return value if isinstance(value, list) else []
-
-
-def json_of(data: bytes) -> Any:
-    """The JSON value of a record, if nothing stands in it that could not be written again.
-
-    Raises:
-        RecordUnreadable: it is none.
-    """
-    try:
-        value = json.loads(data.decode(), parse_constant=_no_constant, parse_float=_finite)
-        if _HALF.search(data):  # an escape that means nothing by itself; two of them may be one character
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise RecordUnreadable("The record is not JSON.") from error
-    return value
-
-
-def _finite(written: str) -> float:
-    found = float(written)
-    if math.isinf(found):
-        raise ValueError(f"{written} is not JSON that can be kept")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

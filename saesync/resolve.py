@@ -275,9 +275,9 @@ class Resolver:
                     return evidence
         if release.evidence_only:
             return None
-        found = self.cache.read_json("evidence", key)
+        found = self.cache.read("evidence", key)
         try:
-            cached = None if found is None else Evidence.from_json(found)
+            cached = None if found is None else Evidence.from_bytes(found)
         except RecordUnreadable:
             return None  # a damaged cache entry costs a measurement, never truth
         if cached is not None and release.records is not None and judge(cached, sae.validate.require if sae.validate else ()):

@@ -74,9 +74,9 @@ def keep_evidence(cache: Cache, evidence: Evidence) -> None:
 
 def read_evidence(cache: Cache, key: str) -> Evidence | None:
     """A remembered measurement, or None when absent or damaged."""
-    found = cache.read_json(EVIDENCE, key)
+    found = cache.read(EVIDENCE, key)
     try:
-        return None if found is None else Evidence.from_json(found)
+        return None if found is None else Evidence.from_bytes(found)
     except RecordUnreadable:
         return None
 
