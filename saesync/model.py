@@ -402,11 +402,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All items in manifest order, release items after their SAEs. ``digest`` covers every item's steps and basis."""
+    """All items in manifest order, release items after their SAEs. ``digest`` covers every item's steps and basis,
+    ``release_digests`` by release (``planning.digests``)."""
 
     items: tuple[Item, ...]
-    digest: str
     releases: tuple[Release, ...]
+    digest: str
+    release_digests: Mapping[str, str]
 
     @property
     def pending(self) -> tuple[Item, ...]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from saesync.card import card_digest
 from saesync.model import Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, Wanted, nothing
 from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
+from saesync.planning.digests import digests_of
 from saesync.planning.registration import Seen, registration_item
 from saesync.planning.table import decide, visibility_differs
 from saesync.reason import Reason, ReasonCode
@@ -57,7 +58,7 @@ def plan(
         saes = [*asked, *_orphans(release, place, choices, needed)]
         whole = _whole_release(release, place, saes, choices)
         items += [*whole, *_registration(release, observed, registries, whole), *_sections(release)]
-    return Plan(tuple(items), _digest(items), tuple(chosen))
+    return _plan(items, chosen)
 
 
 def _whole_release(release: Release, place: Place, saes: Sequence[Item], choices: Choices) -> list[Item]:
@@ -91,13 +92,13 @@ def select(plan: Plan, only: Sequence[str]) -> Plan:
         elif item.id is not None and matches(only, item.address):
             items.append(item)
     chosen = names | {item.release for item in items}
-    return Plan(tuple(items), _digest(items), tuple(release for release in plan.releases if release.name in chosen))
+    return _plan(items, (release for release in plan.releases if release.name in chosen))
 
 
 def part(plan: Plan, registering: bool) -> Plan:
     """Half of a plan: registration alone, or all but it. CI runs the two apart, for they need different tokens."""
     items = tuple(item if (StepKind.REGISTER in item.steps) is registering else replace(item, steps=()) for item in plan.items)
-    return Plan(items, _digest(items), plan.releases)
+    return _plan(items, plan.releases)
 
 
 def _alone(plan: Plan, release: str) -> bool:
@@ -109,7 +110,7 @@ def keep(plan: Plan, keys: Collection[tuple[str, str, str]]) -> Plan:
     """The part of a plan whose items have one of the keys (``planning.basis.key_of_item``): what somebody approved."""
     items = tuple(item for item in plan.items if basis.key_of_item(item) in keys)
     names = {item.release for item in items}
-    return Plan(items, _digest(items), tuple(release for release in plan.releases if release.name in names))
+    return _plan(items, (release for release in plan.releases if release.name in names))
 
 
 def hold(plan: Plan, refusals: Sequence[Refusal]) -> Plan:
@@ -128,7 +129,7 @@ def hold(plan: Plan, refusals: Sequence[Refusal]) -> Plan:
         items.append(item if refusal is None else _held(item, refusal))
         named |= {item.release} if refusal is not None else set()
     items += [_entry_held(refusal) for name, refusal in entries.items() if name not in named]
-    return Plan(tuple(items), _digest(items), plan.releases)
+    return _plan(items, plan.releases)
 
 
 def _enters(item: Item) -> bool:
@@ -313,6 +314,6 @@ def _sections(release: Release) -> list[Item]:
     ]
 
 
-def _digest(items: Sequence[Item]) -> str:
-    """Of every item's steps and basis."""
-    return basis.digest_of((basis.key_of_item(item), item.steps, item.basis) for item in items)
+def _plan(items: Sequence[Item], releases: Iterable[Release]) -> Plan:
+    found = digests_of((basis.key_of_item(item), [str(step) for step in item.steps], item.basis) for item in items)
+    return Plan(tuple(items), tuple(releases), found.whole, found.releases)

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 from msgspec import Meta, Struct, ValidationError, convert
 from msgspec.json import Decoder
 
-from saesync.digest import FileDigest
+from saesync.digest import FileDigest, key_of
 from saesync.errors import SaesyncError
 from saesync.folders import is_native, reserved
 from saesync.record_json import Flat, Hex64, Name, RecordUnreadable, check_flat, decode
@@ -153,6 +154,13 @@ class SaeRecord:
                 return found
         return None
 
+    @property
+    def published(self) -> list[Any]:
+        """What ``Record.saes_digest`` is made of."""
+        files = {name: digest.sha256 or digest.blob_id for name, digest in self.files.items()}
+        evidence = [[found.measure_key, found.weights_sha256] for found in self.evidence[:1]]
+        return [self.weights_key, self.build_key, files, evidence]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, keys in a fixed order."""
         return {
@@ -221,7 +229,7 @@ class Pending:
                 _check_file(name, digest)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Record:
     """One release's record. ``card`` is the digest of what the card was made of; ``pending`` is the local target's
     note of folders being put in place, by id, empty everywhere else."""
@@ -236,6 +244,11 @@ class Record:
         """The first version that can say all this: a reader of an earlier one would lose what it does not know."""
         half = any(is_native(name) for pending in self.pending.values() for name in pending.files)
         return RECORD_VERSION if half or any(sae.native is not None for sae in self.saes.values()) else 1
+
+    @cached_property
+    def saes_digest(self) -> str:
+        """Identity of what is said to be published: keys, files, and the key of the current evidence. Neither card nor times."""
+        return key_of({sae_id: entry.published for sae_id, entry in self.saes.items()})
 
     def to_bytes(self) -> bytes:
         """The file's bytes: indented, sorted by SAE id, newline at the end; equal records give equal bytes."""
@@ -329,7 +342,7 @@ class _Written(_Versioned):
     release: str
     saes: dict[str, SaeRecord]
     card: Hex64 | None = None
-    pending: dict[str, Pending] = {}  # noqa: RUF012 - msgspec copies it
+    pending: dict[str, Pending] = {}
 
 
 _ANY, _WRITTEN, _EVIDENCE = Decoder(_Versioned), Decoder(_Written), Decoder(Evidence)

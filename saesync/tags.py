@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from saesync.digest import FileDigest, key_of, short
+from saesync.digest import FileDigest, short
 from saesync.folders import path_of
 from saesync.model import WEIGHTS_FILE, Release, Sae, Wanted
 from saesync.record import Record, SaeRecord
@@ -26,24 +25,9 @@ def takes_tags(release: Release) -> bool:
     return publish is not None and publish.target == "huggingface" and not publish.pull_request
 
 
-def release_digest(record: Record) -> str:
-    """Identity of what a record says is published: equal for equal SAEs with evidence under equal keys."""
-    return key_of({sae_id: _sae(entry) for sae_id, entry in record.saes.items()})
-
-
-def _sae(entry: SaeRecord) -> list[Any]:
-    files = {name: digest.sha256 or digest.blob_id for name, digest in entry.files.items()}
-    return [
-        entry.weights_key,
-        entry.build_key,
-        files,
-        [[found.measure_key, found.weights_sha256] for found in entry.evidence[:1]],
-    ]
-
-
 def tag_name(record: Record) -> str:
     """``saesync-<release>-<short digest>``."""
-    return f"{_PREFIX}-{_DOTS.sub('-', record.release)}-{short(release_digest(record))}"
+    return f"{_PREFIX}-{_DOTS.sub('-', record.release)}-{short(record.saes_digest)}"
 
 
 def complete(release: Release, wanted: Mapping[str, Wanted], record: Record | None) -> bool:

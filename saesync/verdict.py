@@ -35,8 +35,8 @@ def judge(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, .
 
 def unmeasured(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, ...]:
     """One reason per required metric that the evidence has no finite number for."""
-    measured = {name for name, metric in evidence.metrics.items() if math.isfinite(metric.value)}
-    return _missing(bound.metric for bound in require if bound.metric not in measured)
+    found = ((bound.metric, evidence.metrics.get(bound.metric)) for bound in require)
+    return _missing(name for name, metric in found if metric is None or not math.isfinite(metric.value))
 
 
 def _missing(metrics: Iterable[str]) -> tuple[Reason, ...]:

@@ -28,7 +28,7 @@ from planning import (
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
 from saesync.model import WEIGHTS_FILE, PublishSpec
-from saesync.planfile import Difference, check, compare, plan_digest, plan_json, read, release_digests, show_json, write
+from saesync.planfile import Difference, check, compare, digests, plan_json, read, show_json, write
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 
@@ -372,10 +372,10 @@ def test_digests_of_the_json_form() -> None:
     """The digest can be checked from the file alone; each release has one that the others do not move."""
     one, two = release("res", ["layer_0", "layer_1"]), release("mlp", ["layer_2"], location="acme/mlp")
     before, after = saved_of(World([one, two])), saved_of(World([replace(two, saes=(sae("mlp", "layer_3"),)), one]))
-    assert plan_digest(before) == before["digest"]
-    assert plan_digest(after) == after["digest"]
-    assert release_digests(before)["res"] == release_digests(after)["res"]
-    assert release_digests(before)["mlp"] != release_digests(after)["mlp"]
+    assert digests(before).whole == before["digest"]
+    assert digests(after).whole == after["digest"]
+    assert digests(before).releases["res"] == digests(after).releases["res"]
+    assert digests(before).releases["mlp"] != digests(after).releases["mlp"]
     before["items"][0]["steps"] = ["publish"]
-    assert plan_digest(before) != before["digest"]
-    assert release_digests(before)["res"] != release_digests(after)["res"]
+    assert digests(before).whole != before["digest"]
+    assert digests(before).releases["res"] != digests(after).releases["res"]

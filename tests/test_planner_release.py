@@ -15,7 +15,7 @@ from saesync.planfile import plan_json
 from saesync.planner import plan, select
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
-from saesync.tags import complete, release_digest, tag_name
+from saesync.tags import complete, tag_name
 
 IDS = ["layer_0", "layer_1"]
 URL = "https://hub/acme/saes/discussions/7"
@@ -44,7 +44,7 @@ def test_the_digest_is_of_keys_files_and_evidence_alone() -> None:
     entry = entry_of(inputs_of(sae()))
     record = Record("res", {"layer_0": entry})
     name = tag_name(record)
-    assert name == f"saesync-res-{release_digest(record)[:8]}"
+    assert name == f"saesync-res-{record.saes_digest[:8]}"
     evidence = entry.evidence[0]
     other_numbers = replace(evidence, metrics={}, about={"device": "cuda"})
     for same in (

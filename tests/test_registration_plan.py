@@ -241,10 +241,10 @@ def test_publishing_and_registering_can_be_done_apart():
 def test_a_releases_digest_is_of_what_is_asked_of_the_list_not_of_what_stands_there():
     world = published(asking())
     reason = Reason(ReasonCode.NOT_VISIBLE, {"location": LIST, "detail": "not asked"})
-    digests = [planfile.release_digests(saved(planned(world, one))) for one in (seen(), seen(unknown=reason))]
+    digests = [planfile.digests(saved(planned(world, one))).releases for one in (seen(), seen(unknown=reason))]
     assert digests[0] == digests[1]
     world.releases[0] = replace(world.releases[0], register=RegisterSpec("acme/list"))
-    assert planfile.release_digests(saved(planned(world, seen()))) != digests[0]
+    assert planfile.digests(saved(planned(world, seen()))).releases != digests[0]
 
 
 # ------------------------------------------------------------------------------------------------------ plan files

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from saesync import planfile
 from saesync.ci import check, pulls
 from saesync.ci.api import GitHub
 from saesync.ci.event import Push
 from saesync.digest import short
 from saesync.inert import code
-from saesync.planfile import release_digests
 from saesync.render.fold import counted
 
 
@@ -57,7 +57,7 @@ def compare(github: GitHub, push: Push, plan: Mapping[str, Any]) -> Comparison:
 
 
 def _against(reviewed: str, before: Mapping[str, str] | None, plan: Mapping[str, Any]) -> Comparison:
-    now, pending = release_digests(plan), {item["release"] for item in plan["items"] if item["steps"]}
+    now, pending = planfile.digests(plan).releases, {item["release"] for item in plan["items"] if item["steps"]}
     known = before or {}
     common = [name for name in now if name in known]
     return Comparison(

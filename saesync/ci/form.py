@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from saesync.model import Status, StepKind
-from saesync.planfile import TYPE, VERSION, plan_digest
+from saesync.planfile import TYPE, VERSION, digests
 
 MAX_TEXT = 4_000
 MAX_DEPTH = 8
@@ -33,7 +33,7 @@ def wrong(value: Any) -> str | None:
     for name, check in _SCOPE.items():
         if name in value and not check(value[name]):
             return f'its "{name}" is not of the form that saesync writes'
-    if plan_digest(value) != value["digest"]:
+    if digests(value).whole != value["digest"]:
         return "its digest is not that of its items"
     return None
 

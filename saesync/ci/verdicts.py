@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saesync import render
+from saesync import planfile, render
 from saesync.ci.check import Conclusion, Digests, Verdict
 from saesync.ci.event import Run
 from saesync.ci.pulls import MANIFESTS, MOST_FILES, Changes
 from saesync.digest import short
 from saesync.inert import code
-from saesync.planfile import release_digests
 from saesync.render.fold import LAST, counted, totals_said
 from saesync.render.markdown import MARKER
 
@@ -50,7 +49,7 @@ def unavailable(run: Run, why: str) -> Verdict:
 def planned(run: Run, data: Mapping[str, Any]) -> Verdict:
     """For a run's plan that was checked (``form.wrong``), of a pull request that changes manifests alone."""
     about = render.About(run.head_sha, run.page)
-    digests = Digests(run.head_sha, data["digest"], release_digests(data))
+    digests = Digests(run.head_sha, data["digest"], planfile.digests(data).releases)
     title = ", ".join(totals_said(data["totals"])) or "nothing to do"
     conclusion = _conclusion(run, data, about)
     if conclusion is Conclusion.ACTION_REQUIRED:

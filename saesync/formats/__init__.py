@@ -45,11 +45,10 @@ def get(name: str) -> Format:
     Raises:
         Refused: there is none.
     """
-    try:
-        return formats()[name]
-    except KeyError:
-        known = ", ".join(formats())
-        raise Refused("Unknown format", f"{name!r} is not a known format. Known: {known}.") from None
+    known = formats()
+    if name not in known:
+        raise Refused("Unknown format", f"{name!r} is not a known format. Known: {', '.join(known)}.")
+    return known[name]
 
 
 def make_options(chosen: Format, values: Mapping[str, Any]) -> Any:

@@ -96,5 +96,5 @@ def only(names: Sequence[str], path: str, fits: Callable[[str], object], what: s
 def beside(names: Sequence[str], file: str, *others: str) -> dict[str, str]:
     """``file`` and those of ``others`` that lie in its folder: relative name -> name as listed."""
     folder, _, last = file.rpartition("/")
-    prefix, present = (f"{folder}/" if folder else ""), set(names)
-    return {last: file} | {name: prefix + name for name in others if prefix + name in present}
+    prefix = f"{folder}/" if folder else ""
+    return {last: file} | {name: prefix + name for name in others if prefix + name in names}

@@ -14,9 +14,9 @@ from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, Release, Sae, Status, StepKind
 from saesync.planfile.compare import Difference, approved, check, compare
-from saesync.planfile.digests import plan_digest, release_digests
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
+from saesync.planning.digests import Digests, digests_of
 from saesync.reason import ReasonCode
 
 __all__ = [
@@ -26,10 +26,9 @@ __all__ = [
     "approved",
     "check",
     "compare",
-    "plan_digest",
+    "digests",
     "plan_json",
     "read",
-    "release_digests",
     "show_json",
     "verb_of",
     "write",
@@ -81,7 +80,6 @@ def plan_json(
     """
     saes = {sae.address: sae for release in plan.releases for sae in release.saes}
     items = [_item(item, saes.get(item.address) if item.id is not None else None) for item in plan.items]
-    digests = release_digests({"items": items})
     return {
         "type": TYPE,
         "version": VERSION,
@@ -90,10 +88,18 @@ def plan_json(
         "asked": {name: list((asked or {}).get(name, ())) for name in _LISTS},
         "complete": not any(_unseen(item) for item in plan.items),
         **(scope or {}),
-        "releases": [{**_release(release), "digest": digests.get(release.name)} for release in plan.releases],
+        "releases": [{**_release(release), "digest": plan.release_digests.get(release.name)} for release in plan.releases],
         "items": items,
         "totals": _totals(plan),
     }
+
+
+def digests(data: Mapping[str, Any]) -> Digests:
+    """The digests of a plan in its JSON form, from its items: what ``data["digest"]`` and those of the releases must be."""
+    items = data["items"]
+    return digests_of(
+        ((item["release"], item["id"] or "", item.get("section") or ""), item["steps"], item["basis"]) for item in items
+    )
 
 
 def _unseen(item: Item) -> bool:

@@ -6,10 +6,10 @@ Names begin with ``asked.`` or ``observed.``; anything else (``at``) only helps 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from saesync.digest import key_of, short
+from saesync.digest import short
 from saesync.model import Item, Observed, Release, nothing
 from saesync.planning.case import Case, Files, Place
 from saesync.record import Record, SaeRecord
@@ -18,12 +18,11 @@ from saesync.verdict import shown
 ASKED = "asked."
 OBSERVED = "observed."
 SECTION = "asked.section"
+_COMPARED = (ASKED, OBSERVED)
 INPUTS = "asked.inputs."
 REQUIRE = "asked.require."
 
 Basis = dict[str, Any]
-Part = tuple[tuple[str, str, str], Sequence[str], Mapping[str, Any]]
-"""What of an item a plan's digest covers: its key, its steps, its basis."""
 
 
 def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
@@ -92,13 +91,7 @@ def key_of_item(item: Item) -> tuple[str, str, str]:
 
 def compared(basis: Mapping[str, Any]) -> Basis:
     """The part of a basis that counts."""
-    return {name: value for name, value in basis.items() if name.startswith((ASKED, OBSERVED))}
-
-
-def digest_of(parts: Iterable[Part]) -> str:
-    """Digest of items, in an order that does not depend on the manifests'."""
-    rows = [[*key, list(steps), compared(basis)] for key, steps, basis in parts]
-    return key_of(sorted(rows, key=lambda row: (row[0], row[1], row[2])))
+    return {name: value for name, value in basis.items() if name.startswith(_COMPARED)}
 
 
 def _observed(place: Place, entry: SaeRecord | None, files: Files) -> Basis:

@@ -159,13 +159,23 @@ def _choice(key: str, table: Mapping[str, Check]) -> Check:
 
 
 def _all(checks: list[Check]) -> Check:
+    """The conjunction. Written out for the short ones, which are nearly all: a generator would take most of the time."""
+    checks = [check for check in checks if check is not _yes]
+    if not checks:
+        return _yes
     if len(checks) == 1:
         return checks[0]
-    return lambda value: all(check(value) for check in checks) if len(checks) > 2 else _both(checks, value)
+    if len(checks) == 2:
+        first, second = checks
+        return lambda value: first(value) and second(value)
 
+    def check(value: Any) -> bool:
+        for each in checks:  # noqa: SIM110
+            if not each(value):
+                return False
+        return True
 
-def _both(checks: list[Check], value: Any) -> bool:
-    return not checks or (checks[0](value) and checks[1](value))
+    return check
 
 
 def _is_number(value: Any) -> bool:

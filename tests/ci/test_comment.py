@@ -15,7 +15,7 @@ from saesync.ci.api import GitHub
 from saesync.ci.check import Digests
 from saesync.ci.event import read_run
 from saesync.errors import NotVisible, Refused, Unavailable
-from saesync.planfile import release_digests
+from saesync.planfile import digests
 
 NEW = {"manifests/new.yaml": "release: new\n"}
 
@@ -61,7 +61,7 @@ def test_first_comment_and_check(forge: Forge, tmp_path: Path, proposed: tuple[i
     (run,) = forge.checks(sha)
     assert (run["status"], run["conclusion"], run["head_sha"]) == ("completed", "success", sha)
     assert run["external_id"] == f"saesync-plan:{plan['digest']}"
-    assert Digests.read(run["output"]["text"]) == Digests(sha, plan["digest"], release_digests(plan))
+    assert Digests.read(run["output"]["text"]) == Digests(sha, plan["digest"], digests(plan).releases)
 
 
 def test_updated_in_place_and_then_left_alone(forge: Forge, tmp_path: Path, proposed: tuple[int, str]) -> None:

@@ -25,7 +25,7 @@ from saesync.ci.pulls import Changes
 from saesync.digest import digest_bytes
 from saesync.inert import code
 from saesync.model import WEIGHTS_FILE, RegisterSpec
-from saesync.planfile import plan_digest, plan_json
+from saesync.planfile import digests, plan_json
 from saesync.reason import Reason, ReasonCode
 
 PAGE = "https://github.com/acme/saes/actions/runs/77"
@@ -121,7 +121,7 @@ def with_text(text: str) -> dict[str, Any]:
     plan["review"] = [{"kind": kind, "release": text, "data": data, "origin": [text, 1, 2, 3]} for kind in kinds]
     plan["changed"] = {kind: [text] for kind in ("added", "modified", "deleted")} | {"renamed": [[text, text]], "unchanged": 3}
     plan["saesync"] = plan["asked"]["paths"] = text
-    plan["digest"] = plan_digest(plan)
+    plan["digest"] = digests(plan).whole
     return plan
 
 
@@ -234,7 +234,7 @@ def test_what_passes_can_be_rendered(changes: list[tuple[tuple[Any, ...], Any]])
         except (LookupError, TypeError):  # an earlier change took the place away
             return
     with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):
-        plan["digest"] = plan_digest(plan)
+        plan["digest"] = digests(plan).whole
     wrong = form.wrong(plan)
     if wrong is None:
         verdict = verdicts.planned(RUN, plan)

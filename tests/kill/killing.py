@@ -1,8 +1,8 @@
 """Apply in a child that is killed at a chosen instant, and what must be true after it was run again.
 
-A child is forked from this process, which has the heavy imports done. It counts *moments*: every event apply emits, but
-progress, and every operation of its main process that changes a file or folder, or opens one to write. ``at`` is the moment at which it gets
-SIGKILL: before the operation is done. Its workers die with it.
+A child is forked from this process, which has the heavy imports done. It counts *moments*: every event apply emits but progress,
+and every operation of its main process that changes a file or folder, or opens one to write. ``at`` is the moment at which it
+gets SIGKILL: before the operation is done. Its workers die with it.
 """
 
 from __future__ import annotations
