@@ -183,7 +183,8 @@ class SaeRecord:
             RecordUnreadable: a part is too large, or a file stands outside the SAE's folder or among files of another kind.
         """
         for name, digest in self.files.items():
-            _check_file(name, digest)
+            _check_name(name)
+            _check_digest(digest)
         if any(is_native(name) is (self.native is None) for name in self.files) or (self.native is not None and not self.files):
             raise RecordUnreadable("The record mixes an SAE's own files with those of its authors, or names none of these.")
         for part in (*self.inputs.values(), self.proof, self.about, self.run):
@@ -225,8 +226,9 @@ class Pending:
             RecordUnreadable: a file stands outside the SAE's folder.
         """
         for name, tries in self.files.items():
+            _check_name(name)
             for digest in tries:
-                _check_file(name, digest)
+                _check_digest(digest)
 
 
 @dataclass(frozen=True)
@@ -320,9 +322,12 @@ def safe_folder(folder: str) -> bool:
     return all(part.isprintable() and part == part.strip() and not part.startswith(".") and part for part in folder.split("/"))
 
 
-def _check_file(name: str, digest: FileDigest) -> None:
+def _check_name(name: str) -> None:
     if not (_NAME.fullmatch(name) or (is_native(name) and safe_folder(name))):
         raise RecordUnreadable("The record names a file that is not a plain name.")
+
+
+def _check_digest(digest: FileDigest) -> None:
     if digest.size < 0 or (digest.sha256 is None and digest.blob_id is None):
         raise RecordUnreadable("The record gives a file no size or no digest.")
     for found, form in zip((digest.sha256, digest.blob_id), _DIGESTS, strict=True):

@@ -99,8 +99,9 @@ def test_folders_that_could_leave_are_refused(folder: str) -> None:
 @pytest.mark.parametrize("name", ["../cfg.json", "a/b", ".hidden", "", "x" * 200])
 def test_files_that_could_leave_are_refused(name: str) -> None:
     sae = SaeRecord("0" * 64, "1" * 64, {name: FileDigest(1, "2" * 64)})
-    with pytest.raises(RecordUnreadable):
-        parse_record(Record("r", {"a": sae}).to_bytes(), "r")
+    for record in (Record("r", {"a": sae}), Record("r", pending={"a": Pending("1" * 64, {name: ()})})):
+        with pytest.raises(RecordUnreadable):
+            parse_record(record.to_bytes(), "r")
 
 
 def test_a_newer_record_is_told_from_an_unreadable_one() -> None:
