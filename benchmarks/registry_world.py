@@ -13,8 +13,9 @@ from pathlib import Path
 from saesync import card, manifest
 from saesync.cache import Cache
 from saesync.digest import digest_bytes
+from saesync.keys import Wanted
 from saesync.measure.metrics import METRICS
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Release, Wanted
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Release
 from saesync.record import Evidence, Metric, Record, SaeRecord, record_path
 from saesync.resolve import Resolver
 from saesync.tags import tag_name

@@ -10,7 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from saesync.card import card_digest
-from saesync.model import Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, Wanted, nothing
+from saesync.keys import Wanted
+from saesync.model import Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, nothing
 from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.digests import digests_of

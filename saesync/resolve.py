@@ -22,8 +22,9 @@ from saesync.digest import FileDigest, key_of
 from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
+from saesync.keys import Inputs, Wanted
 from saesync.measure.metrics import metric_versions
-from saesync.model import DatasetSpec, Inputs, ModelSpec, Observed, PublishSpec, Release, Sae, SourceSpec, Wanted
+from saesync.model import DatasetSpec, ModelSpec, Observed, PublishSpec, Release, Sae, SourceSpec
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, SaeRecord
 from saesync.record_json import RecordUnreadable

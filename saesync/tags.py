@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 
 from saesync.digest import FileDigest, short
 from saesync.folders import path_of
-from saesync.model import WEIGHTS_FILE, Release, Sae, Wanted
+from saesync.keys import Wanted
+from saesync.model import WEIGHTS_FILE, Release, Sae
 from saesync.record import Record, SaeRecord
 from saesync.verdict import judge, unmeasured
 

@@ -12,12 +12,12 @@ from saesync.card import card_digest
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Origin
 from saesync.folders import NATIVE_PREFIX, REFUSAL_FILE, path_of
+from saesync.keys import Inputs, Wanted
 from saesync.model import (
     CFG_FILE,
     WEIGHTS_FILE,
     Choices,
     DatasetSpec,
-    Inputs,
     Item,
     ModelSpec,
     Observed,
@@ -29,7 +29,6 @@ from saesync.model import (
     SourceSpec,
     StepKind,
     ValidateSpec,
-    Wanted,
 )
 from saesync.planner import plan
 from saesync.planning.basis import SECTION

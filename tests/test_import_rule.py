@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("saesync.record",),
     ("saesync.model",),
+    ("saesync.keys",),
     ("saesync.measure.metrics",),
     ("saesync.registry", "saesync.verdict", "saesync.cache", "saesync.tags"),
     ("saesync.card",),

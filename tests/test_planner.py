@@ -23,7 +23,8 @@ from planning import (
 
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec, Status, StepKind, Wanted
+from saesync.keys import Wanted
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec, Status, StepKind
 from saesync.planner import plan, select
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record

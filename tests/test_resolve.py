@@ -15,20 +15,8 @@ from planning import SPEC, entry_of, evidence_of, files_of, release, sae
 from saesync.apply.builds import keep_evidence
 from saesync.cache import Cache
 from saesync.digest import digest_bytes
-from saesync.model import (
-    WEIGHTS_FILE,
-    Choices,
-    DatasetSpec,
-    Inputs,
-    Item,
-    ModelSpec,
-    Observed,
-    PublishSpec,
-    Release,
-    SourceSpec,
-    Status,
-    Wanted,
-)
+from saesync.keys import Inputs, Wanted
+from saesync.model import WEIGHTS_FILE, Choices, DatasetSpec, Item, ModelSpec, Observed, PublishSpec, Release, SourceSpec, Status
 from saesync.planfile import show_json
 from saesync.planner import plan
 from saesync.reason import ReasonCode

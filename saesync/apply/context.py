@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from saesync.cache import Cache
 from saesync.convert.rows import REAL_LIMIT
-from saesync.model import Choices, Observed, Wanted, nothing
+from saesync.keys import Wanted
+from saesync.model import Choices, Observed, nothing
 from saesync.observe import Place
 from saesync.planning.registration import Seen
 from saesync.policy import OPEN, Policy

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from saesync.apply.steps import Steps
 from saesync.errors import Refused
 from saesync.executors.register import check_paths, desired_entry, register
-from saesync.model import WEIGHTS_FILE, Item, Observed, Release, Sae, StepKind, Wanted
+from saesync.keys import Wanted
+from saesync.model import WEIGHTS_FILE, Item, Observed, Release, Sae, StepKind
 from saesync.observe_registries import writer_of
 from saesync.planning.registration import Seen, native_saes
 from saesync.record import Evidence, Record, SaeRecord

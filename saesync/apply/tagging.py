@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from saesync.apply.context import Context
-from saesync.model import Observed, Plan, Release, StepKind, Wanted
+from saesync.keys import Wanted
+from saesync.model import Observed, Plan, Release, StepKind
 from saesync.observe import Place
 from saesync.planning.basis import SECTION
 from saesync.planning.tagging import COMPLETE, TAG

@@ -16,7 +16,8 @@ from saesync.cache import Cache
 from saesync.cli.scope import EVERYTHING, Scope
 from saesync.garbage import no_garbage_collection
 from saesync.hub import Hub
-from saesync.model import Choices, Observed, Plan, Release, Wanted
+from saesync.keys import Wanted
+from saesync.model import Choices, Observed, Plan, Release
 from saesync.observe import observe
 from saesync.observe_registries import observe_registries, with_writers
 from saesync.planner import REGISTER, hold, select

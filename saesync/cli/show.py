@@ -15,7 +15,8 @@ from saesync.cli.common import Asked, look, manifests_only, root_option
 from saesync.cli.output import colored, put
 from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
-from saesync.model import Item, Plan, Release, Sae, Status, Wanted
+from saesync.keys import Wanted
+from saesync.model import Item, Plan, Release, Sae, Status
 
 _LISTED = 10
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from saesync.digest import FileDigest
-from saesync.model import WEIGHTS_FILE, Inputs, Item, Observed, Requirement, Sae, Wanted
+from saesync.keys import Inputs, Wanted
+from saesync.model import WEIGHTS_FILE, Item, Observed, Requirement, Sae
 from saesync.record import Evidence, SaeRecord
 from saesync.verdict import judge, shown, unmeasured
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from saesync.model import Choices, Item, Observed, Release, Status, StepKind, Wanted
+from saesync.keys import Wanted
+from saesync.model import Choices, Item, Observed, Release, Status, StepKind
 from saesync.planning import basis
 from saesync.planning.case import Case, Place, index, make_case
 from saesync.planning.table import Decision, blocked, current, decide, locked, unknown

@@ -10,7 +10,8 @@ from typing import Any
 from saesync import manifest
 from saesync.apply import Context, Result, StopFlag, apply
 from saesync.cache import Cache
-from saesync.model import Choices, Observed, Plan, Release, Wanted
+from saesync.keys import Wanted
+from saesync.model import Choices, Observed, Plan, Release
 from saesync.observe import observe
 from saesync.observe_registries import observe_registries
 from saesync.planner import plan as make_plan

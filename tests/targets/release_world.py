@@ -16,7 +16,8 @@ from saesync.apply.builds import BUILDS, keep_evidence, read_build, seal
 from saesync.cache import Cache
 from saesync.digest import digest_file
 from saesync.hub import Hub
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Item, Observed, Plan, PublishSpec, Release, Sae, Wanted
+from saesync.keys import Wanted
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Item, Observed, Plan, PublishSpec, Release, Sae
 from saesync.observe import Place
 from saesync.planner import plan as make_plan
 from saesync.planner import select
