@@ -73,7 +73,7 @@ def prove(
     as_used = Stock(out, dtype)
     _check_survival(as_used, {**weights.cfg, **cfg}, metadata)
     factors = factors_of(weights)
-    rows = require_positive(make_rows(function, real), function, weights.positive_k)
+    rows = require_positive(make_rows(function, real), function, weights)
     gate, cast = Gate(function, EPSILON["float64"]), Gate(function, EPSILON[dtype])
     for part in _parts(rows, function):
         x, plain = rows.x[part], rows.plain[part]
@@ -101,7 +101,7 @@ def prove_published(source: Source, weights: Weights, published: Path, real: tor
     stored = {extent.info.dtype for extent in parse(LocalBytes(published / WEIGHTS_FILE), WEIGHTS_FILE).values()}
     dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
     function = Stock(published, "float64")
-    rows, factors = require_positive(make_rows(function, real), function, weights.positive_k), factors_of(weights)
+    rows, factors = require_positive(make_rows(function, real), function, weights), factors_of(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
     plain, edges = Gate(function, EPSILON[dtype]), Gate(function, EPSILON[dtype])
     for part in _parts(rows, function):

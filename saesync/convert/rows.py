@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from saesync.convert.stock import Stock
+    from saesync.formats.base import Weights
 
 SEED = 20_240_229  # any constant: proofs must be repeatable
 _GAUSSIAN = 96
@@ -55,15 +56,17 @@ def make_rows(stock: Stock, real: torch.Tensor | None) -> Rows:
     return Rows(x, torch.arange(len(x)) < count, len(found))
 
 
-def require_positive(rows: Rows, stock: Stock, k: int | None) -> Rows:
-    """Rows with at least ``k`` positive pre-activations: where the authors' k largest and SAELens's are the same. None: all rows.
+def require_positive(rows: Rows, stock: Stock, weights: Weights) -> Rows:
+    """Rows with at least ``positive_k`` positive pre-activations: where the authors' k largest and SAELens's are the same. All
+    rows where it is None, or where nothing but random rows could speak against what is not said.
 
     Raises:
         ProofFailed: a real row has fewer, or there is no real row: random ones say nothing of how it is in use.
     """
     import torch
 
-    if k is None:
+    k = weights.positive_k
+    if k is None or not (rows.real or weights.signed):
         return rows
     if not rows.real:
         raise ProofFailed(
@@ -77,10 +80,11 @@ def require_positive(rows: Rows, stock: Stock, k: int | None) -> Rows:
     inside = positive >= k
     bad = int((~inside[: rows.real]).sum())
     if bad:
+        theirs = "the authors keep negative ones there" if weights.signed else "whether negative ones count there is not said"
         raise ProofFailed(
             "Not the same function",
             f"In {bad} of {rows.real} real activations fewer than k = {k} pre-activations are positive (down to "
-            f"{int(positive[: rows.real].min())}): the authors keep negative features there, SAELens none. Nothing is published.",
+            f"{int(positive[: rows.real].min())}): {theirs}, and SAELens keeps none. Nothing is published.",
         )
     return Rows(rows.x[inside], rows.plain[inside], rows.real)
 

@@ -104,7 +104,8 @@ class Weights:
     (those of ``Format.reference``) are multiplied by to give SAELens's.
 
     ``positive_k``: the authors' k largest may be negative, SAELens's never are. Both are the same function where at least that
-    many pre-activations are positive; the proof then demands real activations and that they all are such.
+    many pre-activations are positive; the proof then demands real activations and that they all are such. Without ``signed``
+    nobody says that negative ones are kept: then real activations are looked at where there are any, and not demanded.
     """
 
     cfg: Mapping[str, Json]
@@ -113,6 +114,7 @@ class Weights:
     feature_scale: str = "raw"
     feature_factors: LazyTensor | None = None
     positive_k: int | None = None
+    signed: bool = True
 
 
 @runtime_checkable

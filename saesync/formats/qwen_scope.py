@@ -2,8 +2,9 @@
 
 Authors' forward pass (the model cards; SAELens 6.54's qwen_scope loader reads them the same way): ``pre = W_enc x + b_enc`` with
 ``W_enc [d_sae, d_in]``, of which the k largest are kept, output ``W_dec f + b_dec`` with ``W_dec [d_in, d_sae]``. Nothing is
-subtracted from the input. Both matrices are therefore transposed. The cards name no activation after TopK; what is kept is taken
-as relu, which changes nothing while at least k pre-activations are positive.
+subtracted from the input. Both matrices are therefore transposed. The cards name no activation after TopK and say that exactly k
+are not zero; what is kept is taken as relu, as that loader does, which changes nothing while at least k pre-activations are
+positive: real activations, where there are any, must show that.
 
 k, width and model are in the repo's name alone (``Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50``).
 """
@@ -79,7 +80,7 @@ class QwenScope:
         d_in, d_sae = LAYOUT.dimensions(name, opened.infos)
         k = require_k(options.k, d_sae, "k")
         fields = cfg("topk", d_in, d_sae, k=k, rescale_acts_by_decoder_norm=False)
-        return Weights(fields, LAYOUT.tensors(opened, d_in, d_sae))
+        return Weights(fields, LAYOUT.tensors(opened, d_in, d_sae), positive_k=k, signed=False)
 
     def reference(self, files: SourceFiles, options: QwenScopeOptions, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``Format.reference``."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from saesync import formats
@@ -83,6 +84,12 @@ def convert(
         more.pop("metadata", METADATA), str(out), **more,
     )  # fmt: skip
     return run(job).proof
+
+
+def activations(folder: Path, x: torch.Tensor) -> str:
+    """Real activations ``x [n, d_in]``, as a file for ``convert``."""
+    save_file({"x": x}, folder / "x.safetensors")
+    return str(folder / "x.safetensors")
 
 
 def adopt_job(format_name: str, folder: Path, published: Path, options: Mapping[str, Any] | None = None) -> AdoptJob:

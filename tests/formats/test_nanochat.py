@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import METADATA, convert, refused, source_files
-from safetensors.torch import load_file, save_file
+from convert_support import METADATA, activations, convert, refused, source_files
+from safetensors.torch import load_file
 
 from saesync.errors import ProofFailed
 from saesync.formats.nanochat import BEST, Nanochat
@@ -33,11 +33,6 @@ def saved(folder: Path, tensors: dict[str, torch.Tensor], name: str = BEST, **co
     torch.save({"step": 1, "sae_state_dict": tensors, "optimizer_state_dict": {"param_groups": [{"lr": 0.1}]}}, folder / name)
     (folder / "config.json").write_text(json.dumps(CONFIG | config))
     return folder
-
-
-def activations(folder: Path, x: torch.Tensor) -> str:
-    save_file({"x": x}, folder / "x.safetensors")
-    return str(folder / "x.safetensors")
 
 
 def rows(seed: int = 5) -> torch.Tensor:

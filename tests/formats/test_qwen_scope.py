@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import convert, refused
+from convert_support import activations, convert, refused
 from safetensors.torch import load_file
 
 from saesync import formats
-from saesync.errors import Refused
+from saesync.errors import ProofFailed, Refused
 from saesync.formats.base import Candidate
 from saesync.inspection import inspect_local
 from saesync.inspection.text import stanza
@@ -41,6 +41,20 @@ def test_both_matrices_are_turned(tmp_path: Path) -> None:
     assert torch.equal(w["W_dec"], t["W_dec"].T)
     cfg = json.loads((tmp_path / "out" / "cfg.json").read_text())
     assert (cfg["architecture"], cfg["k"], cfg["apply_b_dec_to_input"]) == ("topk", 5, False)
+
+
+@pytest.mark.parametrize("lean", [1.0, -1.0])
+def test_real_activations_show_whether_negative_features_count(lean: float, tmp_path: Path) -> None:
+    """The cards do not say whether a negative feature is kept; where at least k are positive it makes no difference."""
+    place = source(tmp_path / "source")
+    W_enc = torch.load(place / "layer3.sae.pt", weights_only=True)["W_enc"]
+    rows = lean * W_enc.sum(dim=0) + torch.randn(200, 12, generator=torch.Generator().manual_seed(2)) / 100
+    real = activations(tmp_path, rows)
+    if lean > 0:
+        assert convert("qwen_scope", place, tmp_path / "out", options={"k": 15}, activations=real)["real_rows"] == 200
+        return
+    with pytest.raises(ProofFailed, match=r"In 200 of 200 real activations fewer than k = 15 .* is not said"):
+        convert("qwen_scope", place, tmp_path / "out", options={"k": 15}, activations=real)
 
 
 def wide(folder: Path) -> Path:
