@@ -148,11 +148,14 @@ class SaeRecord:
         return replace(self, evidence=(new, *earlier))
 
     def evidence_for(self, measure_key: str | None, weights_sha256: str | None) -> Evidence | None:
-        """Evidence under this key for these very bytes."""
-        for found in self.evidence:
-            if found.measure_key == measure_key and found.weights_sha256 == weights_sha256:
-                return found
-        return None
+        """The current evidence, if it is under this key for these very bytes. An earlier one counts nowhere: card, tag and
+        registry say what the current one is, and so it has to be made that first."""
+        found = self.current_under(measure_key)
+        return found if found is not None and found.weights_sha256 == weights_sha256 else None
+
+    def current_under(self, measure_key: str | None) -> Evidence | None:
+        """The current evidence, if it is under this key, whatever the bytes."""
+        return self.evidence[0] if self.evidence and self.evidence[0].measure_key == measure_key else None
 
     @property
     def published(self) -> list[Any]:

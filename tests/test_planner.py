@@ -175,14 +175,15 @@ def test_foreign_files_are_held_adopted_or_replaced() -> None:
     assert world.item(A, adopt=("other/*",)).held
 
 
-def test_our_own_weights_without_a_record_are_not_foreign() -> None:
+def test_weights_that_were_measured_here_are_foreign_without_a_record() -> None:
+    """Their cfg.json may be somebody's, and another machine's cache must not give another plan."""
     inputs = inputs_of(sae())
     files = files_of(inputs)
     world = World([release()])
     world.put(exists=True, visibility="public", files={f"layer_0/{name}": digest for name, digest in files.items()})
     assert world.item(A).status is Status.FOREIGN
     world.wanted[A] = wanted_of(sae(), evidence=evidence_of(inputs, files))
-    assert (world.item(A).status, world.item(A).steps) == (Status.ABSENT, ALL)
+    assert (world.item(A).status, world.item(A).steps) == (Status.FOREIGN, ())
 
 
 def test_changed_files_are_held_and_replaced_on_request() -> None:
@@ -296,6 +297,16 @@ def test_unproven_names_what_is_measured_otherwise() -> None:
     item = world.item(A)
     assert (item.status, item.steps) == (Status.UNPROVEN, (StepKind.FETCH, StepKind.VALIDATE, StepKind.PUBLISH))
     assert item.reasons == (Reason(ReasonCode.CHANGED, {"name": "validate.tokens", "before": 204800, "after": 409600}),)
+
+
+def test_earlier_evidence_is_not_what_the_card_says() -> None:
+    """Measured otherwise, and then asked for as before: the numbers are there, but not as the current ones."""
+    world = published()
+    record = world.at().records["res"]
+    entry = record.saes["layer_0"]
+    other = replace(entry.evidence[0], measure_key="f" * 64)
+    world.put(records={"res": replace(record, saes={"layer_0": entry.with_evidence(other)})})
+    assert (world.item(A).status, world.item(A).steps[-1]) == (Status.UNPROVEN, StepKind.PUBLISH)
 
 
 def test_unproven_without_any_evidence_and_with_a_metric_missing() -> None:

@@ -120,4 +120,4 @@ def _evidence(entry: SaeRecord, measure_key: str | None) -> Evidence | None:
     weights = entry.files.get(WEIGHTS_FILE)
     if weights is not None:
         return entry.evidence_for(measure_key, weights.sha256)
-    return next((found for found in entry.evidence if found.measure_key == measure_key), None)
+    return entry.current_under(measure_key)

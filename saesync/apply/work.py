@@ -139,7 +139,7 @@ class Work:
 
     @property
     def may_overwrite(self) -> bool:
-        """Whether files in the folder that no record names may be replaced: only what the user or our own evidence allows."""
+        """Whether files in the folder that no record names may be replaced: what the user allows, or an interrupted run left."""
         return self.item.status in _OVERWRITES and bool(self.observed.folder(self.sae.id))
 
     def upload(self, run: Mapping[str, Any]) -> Upload:

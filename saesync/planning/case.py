@@ -134,12 +134,6 @@ class Case:
         return self.pending and not self.half_labelled and not (adopted and self.weights_stand)
 
     @property
-    def ours(self) -> bool:
-        """Whether files without a record hold the very weights we measured: the record was lost, not the work."""
-        known, found = self.wanted.evidence, self.files.get(WEIGHTS_FILE)
-        return known is not None and found is not None and found.sha256 == known.weights_sha256
-
-    @property
     def in_the_way(self) -> Reason | None:
         """The first unrecorded file where a build would write if it turns out to be of the other form (converted, or the authors'
         own files) than what is recorded."""
@@ -161,7 +155,7 @@ class Case:
     def builds(self) -> bool:
         """Whether weights would have to be made for this SAE: nothing usable stands in its folder, and we may write there."""
         if self.entry is None:
-            return not self.files or self.pending or self.ours or self.adopt or self.replace
+            return not self.files or self.pending or self.adopt or self.replace
         if self.damage is not None:
             return self.replace or self.half_built
         if self.entry.native is not None:

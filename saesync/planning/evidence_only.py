@@ -103,9 +103,7 @@ def _release_item(release: Release, observed: Observed, saes: Sequence[Item]) ->
 
 def _evidence(case: Case) -> Evidence | None:
     """What is recorded under the key asked for. It names the source's content, so that a changed source is a new question."""
-    entry = case.entry
-    known = entry.evidence if entry is not None else ()
-    return next((found for found in known if found.measure_key == case.measure_key), None)
+    return None if case.entry is None else case.entry.current_under(case.measure_key)
 
 
 def _unproven_because(case: Case) -> tuple[Reason, ...]:

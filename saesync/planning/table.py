@@ -93,7 +93,7 @@ def moved(case: Case) -> Decision | None:
 
 def absent(case: Case) -> Decision | None:
     """Nothing here, or only what an interrupted run of ours left."""
-    if case.entry is not None or (case.files and not case.pending and not case.ours):
+    if case.entry is not None or (case.files and not case.pending):
         return None
     if case.pending:
         return build(case, Status.ABSENT, Reason(ReasonCode.RESUMED))

@@ -113,6 +113,21 @@ def test_validate_again_publishes_evidence_also_when_it_fails(world: TinyWorld, 
     assert look(world.good, edit=validating(tokens=512, require=strict)).plan().pending == ()
 
 
+def test_what_was_measured_before_is_current_again_without_measuring(world: TinyWorld, look: Look) -> None:
+    """Card, tag and registry say what the current evidence is: an earlier one that is asked for again has to become that."""
+    look(world.good).apply()
+    card = (world.published / "README.md").read_text()
+    look(world.good, edit=validating(tokens=512)).apply()
+    assert (world.published / "README.md").read_text() != card
+    back = look(world.good)
+    assert back.apply().exit_code == 0
+    assert {event["step"] for event in back.told("step_started")} == {"publish"}
+    entry = record(world).saes["layer_0/topk"]
+    assert [found.inputs["validate.tokens"] for found in entry.evidence] == [1024, 512]
+    assert (world.published / "README.md").read_text() == card
+    assert look(world.good).plan().pending == ()
+
+
 def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> None:
     look(world.good).apply()
     before = record(world).saes["layer_0/topk"]
