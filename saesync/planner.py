@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from saesync.card import card_digest
+from saesync.card import card_digest, card_found
 from saesync.keys import Wanted
-from saesync.model import Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, nothing
+from saesync.model import CARD_FILE, Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, nothing
 from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.digests import digests_of
@@ -254,9 +254,8 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
     observed = place.observed
     record = observed.records.get(release.name)
     card = card_digest(release, record, tagging.card_tag(release, observed, saes)) if record is not None else None
-    item = Item(
-        release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, record, card)
-    )
+    found = _card_found(release, observed, record)
+    item = Item(release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, card, found))
     visibility = visibility_differs(release, observed)
     if observed.unknown is not None:
         return replace(item, status=Status.UNKNOWN, held=True, reasons=(observed.unknown,))
@@ -267,14 +266,21 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
     if not observed.exists and any(REWRITES & set(sae.steps) for sae in saes):
         reason = Reason(ReasonCode.REPO_MISSING, {"location": observed.location})
         return replace(item, status=Status.ABSENT, steps=(StepKind.CREATE,), reasons=(reason,))
-    if release.manifest and _card_stale(record, card) and not any(_rewrites_card(sae) for sae in saes):
-        return replace(item, status=Status.OUTDATED, steps=(StepKind.CARD,), reasons=(Reason(ReasonCode.CARD_CHANGED),))
+    published = record is not None and bool(record.saes)  # else there is no card to keep up
+    if release.manifest and published and found != card and not any(_rewrites_card(sae) for sae in saes):
+        why = Reason(ReasonCode.CARD_EDITED if record is not None and record.card == card else ReasonCode.CARD_CHANGED)
+        return replace(item, status=Status.OUTDATED, steps=(StepKind.CARD,), reasons=(why,))
     return item
 
 
-def _card_stale(record: Record | None, card: str | None) -> bool:
-    """A release that was never published, or of which nothing is left, has no card to keep up."""
-    return record is not None and record.card != card and bool(record.saes)
+def _card_found(release: Release, observed: Observed, record: Record | None) -> str | None:
+    """Digest of the card that is there. A README that was too long to be read is taken to hold it: it cannot be written, too."""
+    if record is None or not record.saes:
+        return record.card if record is not None else None
+    there = observed.files.get(CARD_FILE)
+    if there is not None and there.size > 0 and observed.readme == "":
+        return record.card
+    return card_found(release, record, observed.readme)
 
 
 def _rewrites_card(item: Item) -> bool:

@@ -36,6 +36,7 @@ class ReasonCode(StrEnum):
     REPO_MISSING = "repo_missing"  # location
     REPO_RENAMED = "repo_renamed"  # location, now
     CARD_CHANGED = "card_changed"
+    CARD_EDITED = "card_edited"
     ORPHAN = "orphan"  # in the record, in no manifest
     RETIRE = "retire"
     PRUNE = "prune"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from saesync.card import card_digest
+from saesync.card import make_card
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Origin
 from saesync.folders import NATIVE_PREFIX, REFUSAL_FILE, path_of
@@ -189,10 +189,17 @@ class World:
         pending = {sae_id: half for sae_id, half in record.pending.items() if sae_id != item.id}
         record = replace(record, pending=pending)
         tag = shown_tag(one, record, whole and complete(one, self.wanted, record), seen.tags, seen.moved)
-        record = replace(record, card=card_digest(one, record, tag))
+        readme, card = make_card(one, record, seen.readme, tag)
+        record = replace(record, card=card)
         visibility = seen.visibility or ("private" if one.publish.private else "public")
         return replace(
-            seen, exists=True, visibility=visibility, head="1" * 40, files=files, records={**seen.records, one.name: record}
+            seen,
+            exists=True,
+            visibility=visibility,
+            head="1" * 40,
+            files=files,
+            records={**seen.records, one.name: record},
+            readme=readme,
         )
 
     def _sae(

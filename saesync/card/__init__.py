@@ -47,6 +47,11 @@ def _home(release: Release) -> str | None:
     return spec.location if spec is not None and spec.target == "huggingface" else None
 
 
+def card_found(release: Release, record: Record, readme: str | None) -> str | None:
+    """Digest of the card that stands in a README: what the record says, or None where its block is missing or was edited."""
+    return record.card if readme is not None and blocks.stands(readme, release.name) else None
+
+
 def make_card(release: Release, record: Record, existing_readme: str | None, tag: str | None = None) -> tuple[str, str]:
     """README.md for a target that holds ``record``, and the digest of what it was made of.
 
@@ -116,9 +121,9 @@ def _held_of(entry: SaeRecord) -> list[Any]:
 def _block(release: Release, record: Record, front: Mapping[str, list[str]], tag: str | None) -> str:
     """One release's part of the README."""
     made = replace(record, saes={sae_id: record.saes[sae_id] for sae_id in _loadable(record)})
-    head = [blocks.front_note(front), f"## {code(release.name)}"]
     converted = _converted(release, made, tag) if made.saes else []
-    return "\n\n".join(part for part in [*head, *converted, evidence.native_table(record)] if part)
+    parts = [f"## {code(release.name)}", *converted, evidence.native_table(record)]
+    return blocks.noted(front, "\n\n".join(part for part in parts if part))
 
 
 def _converted(release: Release, record: Record, tag: str | None) -> list[str]:

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from saesync.digest import digest_bytes, short
+
 _MARKER = re.compile(r"^[ \t]*<!--[ \t]*saesync:(?P<kind>begin|end)[ \t]+(?P<release>\S+)[ \t]*-->[ \t]*\r?$", re.MULTILINE)
 _FRONT = re.compile(r"^<!-- saesync:front (?P<json>\{.*\}) -->\r?$", re.MULTILINE)
 _MAX_VALUES = 100
+_TEXT = "text"  # in the note: the digest of the text behind it
 
 
 def begin(release: str) -> str:
@@ -62,22 +65,45 @@ def _without_markers(body: str, release: str) -> str:
     return _MARKER.sub(lambda marker: "" if marker["release"] == _name(release) else marker[0], body)
 
 
-def front_note(front: Mapping[str, Any]) -> str:
-    """A comment that remembers what this block put into the front matter, so that it can be taken out again."""
-    text = json.dumps(front, sort_keys=True).replace("<", "\\u003c").replace(">", "\\u003e").replace("--", "-\\u002d")
-    return f"<!-- saesync:front {text} -->"
+def noted(front: Mapping[str, Any], text: str) -> str:
+    """A block's text behind a comment that remembers what the block put into the front matter, so that it can be taken out again,
+    and a digest of the text, so that an edit is seen."""
+    note = json.dumps({**front, _TEXT: _digest(text)}, sort_keys=True)
+    note = note.replace("<", "\\u003c").replace(">", "\\u003e").replace("--", "-\\u002d")
+    return f"<!-- saesync:front {note} -->\n\n{text}"
 
 
-def noted_front(text: str) -> dict[str, list[str]]:
-    """What a block's note says; empty when it is missing or not of the form ``front_note`` writes."""
-    found = _FRONT.search(text)
+def stands(readme: str, release: str) -> bool:
+    """Whether a README holds the release's block as it was written. A block that notes no digest is not compared."""
+    place = find(readme, release)
+    if place is None:
+        return False
+    block = readme[slice(*place)]
+    note = _FRONT.search(block)
+    recorded = _note(note).get(_TEXT)
+    return note is None or recorded is None or recorded == _digest(block[note.end() : block.rindex("<!--")])
+
+
+def _digest(text: str) -> str:
+    """Identity of a text, whatever its line ends."""
+    lines = (line.rstrip() for line in text.strip().splitlines())
+    return short(digest_bytes("\n".join(lines).encode()).sha256 or "")
+
+
+def _note(found: re.Match[str] | None) -> dict[str, Any]:
+    """What a note says; empty when it is missing or no JSON object."""
     try:
         value = json.loads(found["json"]) if found else {}
     except (ValueError, RecursionError):
         return {}
+    return value if isinstance(value, dict) else {}
+
+
+def noted_front(text: str) -> dict[str, list[str]]:
+    """What a block's note says; empty when it is missing or not of the form ``noted`` writes."""
     return {
         name: [entry for entry in entries[:_MAX_VALUES] if isinstance(entry, str)]
-        for name, entries in (value.items() if isinstance(value, dict) else ())
+        for name, entries in _note(_FRONT.search(text)).items()
         if isinstance(entries, list)
     }
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 from saesync.errors import Diagnostic, Origin
-from saesync.model import Release, Sae
+from saesync.model import PublishSpec, Release, Sae
+
+_ONE_PER_PLACE = {
+    "pull_request": "Repository is published to in two ways",
+    "private": "Repository is both public and private",
+    "license": "Repository has two licenses",
+}
 
 
 def collisions(releases: Sequence[Release]) -> list[Diagnostic]:
@@ -86,18 +93,26 @@ def _above(folder: str) -> Iterator[str]:
 
 
 def _ways(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:
-    """A repo is written to in one way: directly, or by the one pull request that all releases there share."""
-    seen: dict[tuple[str, str], Release] = {}
-    for release in releases:
-        if (spec := release.publish) is None:
-            continue
-        first = seen.setdefault((spec.target, _folded(spec.location)), release)
-        if first.publish is not None and first.publish.pull_request != spec.pull_request:
-            origins = release.saes[0].origins if release.saes else {}
-            place = origins.get("publish.pull_request", origins.get("publish", release.origin))
-            way = f"{'not ' * spec.pull_request}by pull request"
-            detail = f"{first.name} ({first.origin}) is published to {spec.location}, too, and {way}. Say the same in both."
-            yield first.origin, Diagnostic("Repository is published to in two ways", detail, place)
+    """What there is one of per place, whatever the number of releases there: a way to write, a visibility, a license. Who says
+    nothing of the license agrees with all."""
+    seen: dict[tuple[str, str, str], Release] = {}
+    for release, key in itertools.product(releases, _ONE_PER_PLACE):
+        spec = release.publish
+        if spec is not None and getattr(spec, key) is not None:
+            first = seen.setdefault((key, spec.target, _folded(spec.location)), release)
+            if first.publish is not None and getattr(first.publish, key) != getattr(spec, key):
+                origins = release.saes[0].origins if release.saes else {}
+                place = origins.get(f"publish.{key}", origins.get("publish", release.origin))
+                said = f"{first.name} ({first.origin}) is published to {spec.location}, too, {_way(first.publish, key)}"
+                yield first.origin, Diagnostic(_ONE_PER_PLACE[key], f"{said}. Say the same in both.", place)
+
+
+def _way(spec: PublishSpec, key: str) -> str:
+    if key == "license":
+        return f"under the license {spec.license}"
+    if key == "private":
+        return "as a private repository" if spec.private else "and not as a private repository"
+    return "and by pull request" if spec.pull_request else "and not by pull request"
 
 
 def _records(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnostic]]:

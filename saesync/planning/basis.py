@@ -12,7 +12,7 @@ from typing import Any
 from saesync.digest import short
 from saesync.model import Item, Observed, Release, nothing
 from saesync.planning.case import Case, Files, Place
-from saesync.record import Record, SaeRecord
+from saesync.record import SaeRecord
 from saesync.verdict import shown
 
 ASKED = "asked."
@@ -58,8 +58,9 @@ def of_orphan(release: Release, place: Place, sae_id: str, choice: str | None) -
     return {"at": _at(place.observed), "asked.target": _target(release), "asked.choice": choice, **observed}
 
 
-def of_release(release: Release, observed: Observed, record: Record | None, card: str | None) -> Basis:
-    """Basis of a release as a whole. ``card`` is the digest of the card that the observed record would give."""
+def of_release(release: Release, observed: Observed, card: str | None, found_card: str | None) -> Basis:
+    """Basis of a release as a whole. ``card`` is the digest of the card that the observed record would give, ``found_card`` that
+    of the card that is there."""
     publish, pull = release.publish, observed.pull
     proposed = {"asked.pull_request": True} if publish is not None and publish.pull_request else {}
     found = {"observed.pull": f"#{pull.num} {pull.status}"} if pull is not None else {}
@@ -72,7 +73,7 @@ def of_release(release: Release, observed: Observed, record: Record | None, card
         "asked.private": publish.private if publish else None,
         "asked.retire": release.retire,
         "asked.card": card,
-        "observed.card": record.card if record is not None else None,
+        "observed.card": found_card,
         "observed.exists": observed.exists,
         "observed.visibility": observed.visibility,
         "observed.visible": observed.unknown is None,

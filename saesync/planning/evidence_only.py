@@ -88,9 +88,8 @@ def _strays(release: Release, place: Place, choices: Choices) -> Iterator[Item]:
 def _release_item(release: Release, observed: Observed, saes: Sequence[Item]) -> Item:
     """The release as a whole: the place of its record."""
     record = observed.records.get(release.name)
-    item = Item(
-        release.name, None, Status.CURRENT, origin=release.origin, basis=basis.of_release(release, observed, record, None)
-    )
+    about = basis.of_release(release, observed, None, None if record is None else record.card)
+    item = Item(release.name, None, Status.CURRENT, origin=release.origin, basis=about)
     if observed.unknown is not None:
         return replace(item, status=Status.UNKNOWN, held=True, reasons=(observed.unknown,))
     if release.name in observed.locked:

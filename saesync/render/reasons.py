@@ -202,6 +202,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
             ": name it so in the manifest",
         ),
         ReasonCode.CARD_CHANGED: _fixed("what the card says has changed"),
+        ReasonCode.CARD_EDITED: _fixed("its part of the README is missing or was edited"),
         ReasonCode.ORPHAN: _fixed("published, but in no manifest; --prune deletes"),
         ReasonCode.RETIRE: _fixed("the manifest says retire: true"),
         ReasonCode.PRUNE: _fixed("--prune"),

@@ -128,6 +128,34 @@ def test_what_was_measured_before_is_current_again_without_measuring(world: Tiny
     assert look(world.good).plan().pending == ()
 
 
+@pytest.mark.parametrize("harm", ["removed", "edited", "unmarked"])
+def test_a_card_that_was_harmed_is_written_again(world: TinyWorld, look: Look, harm: str) -> None:
+    look(world.good).apply()
+    readme = world.published / "README.md"
+    card = readme.read_text()
+    if harm == "removed":
+        readme.unlink()
+    else:
+        old, new = ("| `layer_0/topk` |", "| `layer_0/best` |") if harm == "edited" else ("<!-- saesync:end tiny-res -->", "")
+        assert card.count(old) == 1
+        readme.write_text(card.replace(old, new))
+    run = look(world.good)
+    (item,) = run.plan().pending
+    assert (item.id, item.steps, [str(reason.code) for reason in item.reasons]) == (None, (StepKind.CARD,), ["card_edited"])
+    assert run.apply().exit_code == 0
+    if harm != "unmarked":  # there, text between damaged markers is kept: it may be somebody's
+        assert readme.read_text() == card
+    assert look(world.good).plan().pending == ()
+
+
+def test_what_people_write_around_the_card_is_theirs(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+    readme = world.published / "README.md"
+    text = readme.read_text().replace("\n", "\r\n") + "\r\nOurs.\r\n"
+    readme.write_bytes(text.encode())
+    assert look(world.good).plan().pending == ()
+
+
 def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> None:
     look(world.good).apply()
     before = record(world).saes["layer_0/topk"]

@@ -57,6 +57,23 @@ def test_evidence_is_not_proposed(here: Path) -> None:
     assert found.summary == "Unknown key"
 
 
+@pytest.mark.parametrize(
+    ("lines", "summary", "said_of_first"),
+    [
+        (("  license: mit\n", "  license: apache-2.0\n"), "Repository has two licenses", "under the license mit"),
+        (("  private: true\n", ""), "Repository is both public and private", "as a private repository"),
+    ],
+)
+def test_a_repo_has_one_license_and_one_visibility(here: Path, lines: tuple[str, str], summary: str, said_of_first: str) -> None:
+    first, second = (
+        named(name, "acme/a", proposed=None).replace("  license: mit\n", "") + more
+        for name, more in zip("xy", lines, strict=True)
+    )
+    (found,) = complaints(here, first, second)
+    assert found.summary == summary
+    assert said_of_first in found.detail
+
+
 def test_a_repo_is_published_to_in_one_way(here: Path) -> None:
     (found,) = complaints(here, named("x", "acme/a", proposed=None), named("y", "Acme/A", proposed=True))
     assert said([found]) == ["Repository is published to in two ways @ b.yaml:31:17"]

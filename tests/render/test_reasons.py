@@ -42,6 +42,7 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.REPO_MISSING, {"location": "acme/saes"}),
     (ReasonCode.REPO_RENAMED, {"location": "acme/saes", "now": "acme/new"}),
     (ReasonCode.CARD_CHANGED, {}),
+    (ReasonCode.CARD_EDITED, {}),
     (ReasonCode.ORPHAN, {}),
     (ReasonCode.RETIRE, {}),
     (ReasonCode.PRUNE, {}),
