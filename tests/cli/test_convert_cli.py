@@ -102,6 +102,21 @@ def test_what_the_files_do_not_say_is_asked_for(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))["k"] == 6
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_in_the_middle_nothing_is_left(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Stopped while the worker has files beside DST: they are gone when the command is over."""
+    write_example(tmp_path / "source", 0, architecture="topk", d_in=64, d_sae=4096)
+    process = subprocess.Popen(
+        [PROGRAM, "convert", "source", "out", "--to", "sparsify"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not any(tmp_path.glob(".out.*/made/*")):
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    said = process.communicate()[1]
+    assert process.returncode == code, said
+    assert left_in(tmp_path) == ["source"]
+
+
 def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:
     """Killed as soon as anything is written beside DST: DST is not there, and the same command then succeeds."""
     write_example(tmp_path / "source", 0, architecture="topk", d_in=64, d_sae=4096)
