@@ -85,8 +85,9 @@ def convert(
     on adversarial inputs before it gets its name; what a layout cannot express is refused with the reason. DST appears whole or
     not at all.
     """
-    if dst.exists():
-        raise Refused("Destination exists", f"{dst} is there already and is not overwritten. Name a new folder.")
+    if os.path.lexists(dst):
+        what = "is there already" if dst.exists() else f"is a link to {dst.readlink()}, which is not there,"
+        raise Refused("Destination exists", f"{dst} {what} and is not overwritten. Name a new folder.")
     chosen, files = locate(src, from_, options)
     said = {"hook_name": hook or chosen.facts.get("hook"), "hook_name_out": hook_out or chosen.facts.get("hook_out")}
     said["model_name"] = model or chosen.facts.get("model")

@@ -80,6 +80,8 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     refused(tmp_path, "Cannot be expressed in miStudio", "source", "out", "--to", "mistudio")
     refused(tmp_path, "Destination exists", "source", "there")
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "is a link to nowhere, which is not there" in refused(tmp_path, "Destination exists", "source", "link").err
     refused(tmp_path, "not an option of format saelens", "source", "out", "--option", "k=3")
     refused(tmp_path, "goodfire", "source", "out", "--from", "no_such_format")
     write_example(tmp_path / "two" / "a", 0)
