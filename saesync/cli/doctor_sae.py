@@ -14,7 +14,7 @@ import click
 from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.common import root_option
-from saesync.cli.convert import a_worker, from_option, locate, option_option, progress_bar
+from saesync.cli.convert import a_worker, from_option, locate, option_option, parse_hook, progress_bar
 from saesync.cli.output import put
 from saesync.errors import Missing
 from saesync.hub import Hub
@@ -48,8 +48,8 @@ class _Subject:
 @root_option
 @from_option
 @option_option
-@click.option("--hook", help="The declared hook.")
-@click.option("--hook-out", help="The hook a transcoder predicts.")
+@click.option("--hook", callback=parse_hook, help="The declared hook.")
+@click.option("--hook-out", callback=parse_hook, help="The hook a transcoder predicts.")
 @click.option("--model", help="A folder, or owner/name@COMMIT.")
 @click.option("--loader", type=click.Choice(["TransformerBridge", "HookedTransformer", "AutoModelForCausalLM"]))
 @click.option("--dataset", help="A text file or folder, or owner/name@COMMIT.")

@@ -94,6 +94,23 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, "convert", "source", "out", "--option", "k").code == 2
 
 
+def test_hooks_on_the_command_line(tmp_path: Path) -> None:
+    """They go by the rule of manifests; what is missing is asked for by its option, and what is there is not."""
+    hook = "blocks.1.hook_resid_post"
+    formats.get("goodfire").example(tmp_path / "plain", 0)
+    assert "--hook NAME" in run(tmp_path, "convert", "plain", "a").err
+    assert run(tmp_path, "convert", "plain", "b", "--hook", hook).err == ""
+    for option in ("--hook", "--hook-out"):
+        done = run(tmp_path, "convert", "plain", "c", option, "nonsense hook{}")
+        assert (done.code, left_in(tmp_path)) == (2, ["a", "b", "plain"])
+        assert "a hook's name begins with a letter" in done.err
+    formats.get("sparsify").example(tmp_path / "skip", 0, "skip")  # type: ignore[call-arg]  # has variants
+    said = refused(tmp_path, "Needs hook_out", "skip", "c", "--hook", hook).err
+    assert "`--hook-out`" in said
+    assert "both are the same hook" in said
+    assert run(tmp_path, "convert", "skip", "c", "--hook", hook, "--hook-out", hook).code == 0
+
+
 def test_what_the_files_do_not_say_is_asked_for(tmp_path: Path) -> None:
     formats.get("dictionary_learning").example(tmp_path / "source", 0, "undeclared")  # type: ignore[call-arg]  # has variants
     state = torch.load(tmp_path / "source" / "ae.pt", weights_only=True)
