@@ -27,6 +27,14 @@ _PLAIN_OUTPUTS = {
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
+def name_output(architecture: str) -> str:
+    """What to do where nothing says which activation a transcoder's output stands for."""
+    said = "Name the hook it predicts as `hook_out` beside `hook`, on the command line with `--hook-out`"
+    if architecture.startswith("skip"):  # SAELens has no other class for an autoencoder with a skip connection
+        said += "; an autoencoder with a skip connection predicts what it reads, so that both are the same hook"
+    return f"{said}."
+
+
 def layer_of(hook: str) -> int | None:
     """The layer a hook name speaks of: ``blocks.12.hook_resid_post`` and ``model.layers.12.mlp`` give 12."""
     match = re.search(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)(?:\.|$)", hook)

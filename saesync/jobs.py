@@ -165,7 +165,7 @@ class DiagnoseJob(TextJob):
 @dataclass(frozen=True, slots=True)
 class DiagnoseResult:
     """``trials`` are ranked, best first, each as JSON (``saesync.measure.findings.Trial``), one of them ``declared``;
-    ``findings`` say what is not as declared; none means that what is declared is the best."""
+    ``findings`` say what is not as declared; none means that nothing is clearly better."""
 
     trials: Sequence[Mapping[str, Json]]
     findings: Sequence[Mapping[str, Json]]

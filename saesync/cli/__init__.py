@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import keyword
+import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -110,7 +112,8 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     debug = "--debug" in words
     try:
-        code = cli.main(words, prog_name="saesync", standalone_mode=False)
+        with _terminable():
+            code = cli.main(words, prog_name="saesync", standalone_mode=False)
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.ClickException as error:
@@ -119,22 +122,36 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted.")
         code = Interrupted.exit_code
-    except SaesyncError as error:
+    except SystemExit as end:
+        say("Terminated.")
+        code = end.code
+    except (SaesyncError, OSError) as error:
         if debug:
             say(traceback.format_exc())
-        _tell(error, words)
-        code = error.exit_code
-    except OSError as error:
-        if debug:
-            say(traceback.format_exc())
-        _tell(os_trouble(error), words)
-        code = 1
+        known = os_trouble(error) if isinstance(error, OSError) else error
+        _tell(known, words)
+        code = known.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
             say(traceback.format_exc())
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that what is half made is cleared away."""
+
+    def on_signal(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # a second one would cut the clearing short
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(error: SaesyncError, words: Sequence[str]) -> None:

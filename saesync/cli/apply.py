@@ -149,13 +149,18 @@ def _approved_here(ctx: click.Context, asked: Asked, policy: Policy, yes: bool, 
 
 @contextmanager
 def _interruptible(stop: StopFlag) -> Iterator[None]:
-    """The first Ctrl-C asks to stop after what runs; the second stops now."""
+    """The first Ctrl-C asks to stop after what runs; the second stops now. SIGTERM ends the process on the spot: a run may be
+    killed at any instant, and to unwind it would wait for what its threads do."""
 
     def on_signal(_signum: int, _frame: object) -> None:
         stop.request()
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, on_signal),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_DFL),
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

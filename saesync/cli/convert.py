@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -41,6 +42,16 @@ def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[st
     return found
 
 
+def parse_hook(_ctx: click.Context, _option: click.Parameter, word: str | None) -> str | None:
+    """A hook's name by the rule that manifests go by."""
+    from saesync.schema.sections import HOOK_NAME
+
+    if word is not None and (len(word) > HOOK_NAME["maxLength"] or not re.search(HOOK_NAME["pattern"], word)):
+        rule = HOOK_NAME["patternErrorMessage"]
+        raise click.BadParameter(f"{word[:100]!r}: {rule}, and at most {HOOK_NAME['maxLength']} characters.")
+    return word
+
+
 from_option = click.option("--from", "from_", metavar="FORMAT", help="The format of SRC, when its files fit more than one.")
 option_option = click.option(
     "--option",
@@ -63,8 +74,8 @@ option_option = click.option(
 @click.option(
     "--dtype", type=click.Choice(["float64", "float32", "float16", "bfloat16"]), help="Stored type; SRC's unless given."
 )
-@click.option("--hook", help="Where the SAE reads, when the files do not say it.")
-@click.option("--hook-out", help="What a transcoder predicts.")
+@click.option("--hook", callback=parse_hook, help="Where the SAE reads, when the files do not say it.")
+@click.option("--hook-out", callback=parse_hook, help="What a transcoder predicts.")
 @click.option("--model", help="The language model's name, when the files do not say it.")
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form.")
 def convert(
@@ -85,8 +96,9 @@ def convert(
     on adversarial inputs before it gets its name; what a layout cannot express is refused with the reason. DST appears whole or
     not at all.
     """
-    if dst.exists():
-        raise Refused("Destination exists", f"{dst} is there already and is not overwritten. Name a new folder.")
+    if os.path.lexists(dst):
+        what = "is there already" if dst.exists() else f"is a link to {dst.readlink()}, which is not there,"
+        raise Refused("Destination exists", f"{dst} {what} and is not overwritten. Name a new folder.")
     chosen, files = locate(src, from_, options)
     said = {"hook_name": hook or chosen.facts.get("hook"), "hook_name_out": hook_out or chosen.facts.get("hook_out")}
     said["model_name"] = model or chosen.facts.get("model")
@@ -100,7 +112,9 @@ def convert(
     job |= {"address": str(dst), "cfg": {}} if to == SAELENS else {"to": to}
     with _becoming(dst) as folder:
         result = in_worker("convert" if to == SAELENS else "export", {**job, "out": str(folder)}, "Converting")
-    _tell(dst, to, chosen, result, format_)
+    _tell(dst, to, chosen.format, result, format_)
+    if format_ == "text" and to == SAELENS and "hook_name" not in job["metadata"]:
+        say("Note: the files do not say where the SAE reads; --hook NAME writes it into cfg.json unless it is there.")
 
 
 def locate(src: str, format_: str | None, options: Mapping[str, Any]) -> tuple[Chosen, Mapping[str, str]]:
@@ -206,15 +220,13 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
-def _tell(dst: Path, to: str, chosen: Chosen, result: Mapping[str, Any], format_: str) -> None:
+def _tell(dst: Path, to: str, source: str, result: Mapping[str, Any], format_: str) -> None:
     proof = result["proof"]
     if format_ == "json":
-        head = {"type": "saesync-convert", "version": 1, "destination": str(dst), "from": chosen.format, "to": to}
+        head = {"type": "saesync-convert", "version": 1, "destination": str(dst), "from": source, "to": to}
         put(json.dumps({**head, "files": result["digests"], "proof": proof}, indent=2, ensure_ascii=False))
         return
     size = sum(digest["size"] for digest in result["digests"].values())
-    put(f"Wrote {dst}: {chosen.format} to {to}, {len(result['digests'])} files, {size:,} bytes.")
+    put(f"Wrote {dst}: {source} to {to}, {len(result['digests'])} files, {size:,} bytes.")
     worst = max(proof["max_feature_diff"], proof["max_reconstruction_diff"])
     put(f"Proved on {proof['rows']} rows in float64: features and outputs differ by at most {worst:.1e} of their size.")
-    if "hook" not in chosen.facts and to == SAELENS:
-        say("Note: the files do not say where the SAE reads; --hook NAME writes it into cfg.json unless it is there.")

@@ -18,6 +18,7 @@ _GAUSSIAN = 96
 _DRIVEN = 12  # features driven to their threshold, each from both sides
 _FEW = 4
 REAL_LIMIT = 512
+WHO_LOOKS = "Only `saesync apply` of a manifest with `validate:` looks at them."
 _EDGE = 1e-9
 _POSITIVE_BYTES = 64 << 20
 
@@ -72,7 +73,7 @@ def require_positive(rows: Rows, stock: Stock, weights: Weights) -> Rows:
         raise ProofFailed(
             "Needs real activations",
             f"The authors' k = {k} largest features may be negative, SAELens's never are. Only activations of the model show "
-            "whether that happens: give the release a `validate:` section.",
+            f"whether that happens. {WHO_LOOKS}",
         )
     step = max(1, _POSITIVE_BYTES // (8 * stock.d_sae))
     parts = [rows.x[start : start + step] for start in range(0, len(rows.x), step)]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from saesync.convert.rows import SEED
+from saesync.convert.rows import SEED, WHO_LOOKS
 from saesync.convert.stock import Stock
 from saesync.errors import ProofFailed
 
@@ -49,8 +49,8 @@ def require_context(stock: Stock, x: torch.Tensor) -> None:
     if stock.sequential and bool((stock.encode(rows[:, None])[:, 0] == stock.encode(rows)).all()):
         raise ProofFailed(
             "Needs real activations",
-            "On random rows this SAE's features do not depend on the tokens before, so that its attention is not proved. Give "
-            "the release a `validate:` section, which brings activations of the model.",
+            "On random rows this SAE's features do not depend on the tokens before, so that its attention is not proved: that "
+            f"needs activations of the model. {WHO_LOOKS}",
         )
 
 

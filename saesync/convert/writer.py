@@ -20,6 +20,7 @@ from saesync.errors import Refused
 from saesync.formats._lazy import WIDTHS, holds, spans
 from saesync.formats._safetensors import CODES
 from saesync.formats.base import LazyTensor, Weights
+from saesync.hooks import name_output
 from saesync.model import CFG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -114,12 +115,12 @@ def _check_output(architecture: str, merged: Mapping[str, Any], said: Mapping[st
             detail = (
                 f"hook_out is {str(said['hook_name_out'])[:100]!r}, but the source is no transcoder ({architecture}): what it "
             )
-            raise Refused("Hook does not fit", detail + "reads is what it reconstructs. Remove `hook_out`.")
+            raise Refused("Hook does not fit", detail + "reads is what it reconstructs. Remove `hook_out` (`--hook-out`).")
     elif merged.get("hook_name") and not merged.get("hook_name_out"):
         detail = (
-            f"The source is a {architecture}: it predicts the activation at another hook than {merged['hook_name'][:100]!r}. "
+            f"The source is a {architecture}: it reads {merged['hook_name'][:100]!r}, and what it predicts must be said, too. "
         )
-        raise Refused("Needs hook_out", detail + "Name that hook as `hook_out` beside `hook`.")
+        raise Refused("Needs hook_out", detail + name_output(architecture))
 
 
 def _merged(source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from saesync.errors import Refused
 # Headers of real checkpoints are kilobytes; this bounds what a crafted one can make us read or hold.
 HEADER_BUDGET = 64 << 20
 _READ_AHEAD = 128 << 10
+POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 class Bytes(Protocol):
@@ -56,6 +57,22 @@ class RangedBytes:
     def read(self, start: int, stop: int) -> bytes:
         """Bytes ``start:stop``."""
         return self.fetch(start, min(stop, self.size)) if start < min(stop, self.size) else b""
+
+
+def instead(head: bytes, name: str) -> Refused | None:
+    """What a file that cannot be read is instead, by its first bytes (``len(POINTER)`` of them); None where they do not say."""
+    if not head:
+        return Refused("Damaged file", f"{name} is empty. Fetch or export it again.")
+    if head.startswith(POINTER):
+        detail = f"{name} is a git-lfs pointer, not the file: run `git lfs pull` in its repository."
+        return Refused("File is not fetched", detail)
+    return None
+
+
+def damaged(source: Bytes, name: str, what: str) -> Refused:
+    """The refusal of a file that cannot be read: what it is instead, or ``what`` is wrong with it."""
+    said = instead(source.read(0, len(POINTER)), name)
+    return said or Refused("Damaged file", f"{name} {what}. Fetch or export it again.")
 
 
 class _Stream(io.RawIOBase):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saesync.errors import Inexpressible, Refused
+from saesync.formats._bytes import instead
 from saesync.formats._lazy import FLOATS
 from saesync.formats.base import TensorInfo
 
@@ -75,7 +76,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refused("Damaged file", f"{name} is not JSON: {str(error)[:200]}.") from error
+        raise instead(data, name) or Refused("Damaged file", f"{name} is not JSON: {str(error)[:200]}.") from error
     if not isinstance(value, dict):
         raise Refused("Damaged file", f"{name} is not a JSON object.")
     return value
@@ -106,7 +107,7 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
             raise Refused("Damaged file", f"{name} holds anchors, which no config of this kind has.")
         value = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise Refused("Damaged file", f"{name} is not YAML: {str(error)[:200]}.") from error
+        raise instead(data, name) or Refused("Damaged file", f"{name} is not YAML: {str(error)[:200]}.") from error
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise Refused("Damaged file", f"{name} is not a YAML mapping.")
+        raise instead(data, name) or Refused("Damaged file", f"{name} is not a YAML mapping.")
     return value

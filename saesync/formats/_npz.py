@@ -9,7 +9,7 @@ import zipfile
 import zlib
 
 from saesync.errors import Refused
-from saesync.formats._bytes import Bytes, open_stream
+from saesync.formats._bytes import Bytes, damaged, open_stream
 from saesync.formats._lazy import Extent
 from saesync.formats.base import TensorInfo
 
@@ -62,9 +62,7 @@ def _read(source: Bytes, name: str, locate: bool) -> dict[str, Extent]:
                 found[info.filename.removesuffix(".npy")] = _extent(archive, info, start, source.size if locate else None)
             return found
     except _BROKEN as error:
-        raise Refused(
-            "Damaged file", f"{name} is not a readable .npz file ({str(error)[:200]}). Fetch or export it again."
-        ) from error
+        raise damaged(source, name, f"is not a readable .npz file ({str(error)[:200]})") from error
 
 
 def _start(source: Bytes, info: zipfile.ZipInfo) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saesync.errors import Refused
-from saesync.formats._bytes import Bytes
+from saesync.formats._bytes import Bytes, damaged
 from saesync.formats._lazy import Extent
 from saesync.formats.base import TensorInfo
 
@@ -31,6 +31,7 @@ DTYPES: Mapping[str, tuple[str, int]] = {
     "BOOL": ("bool", 1),
 }
 _NOTES = "__metadata__"
+_NOT_WHOLE = "is not a whole safetensors file"
 CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
@@ -64,7 +65,8 @@ def _header(source: Bytes, name: str) -> tuple[dict[str, Any], int]:
     size = source.size
     length = int.from_bytes(source.read(0, 8), "little") if size >= 8 else -1
     if not 2 <= length <= min(MAX_HEADER, size - 8):
-        raise _damaged(name, f"its header claims {length} bytes, the file has {size}")
+        claims = f"its header claims {length} bytes, the file has {size}" if size >= 8 else "it has no header"
+        raise damaged(source, name, f"{_NOT_WHOLE}: {claims}")
     try:
         header = json.loads(source.read(8, 8 + length), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -111,4 +113,4 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _damaged(name: str, what: str) -> Refused:
-    return Refused("Damaged file", f"{name} is not a whole safetensors file: {what}. Fetch or export it again.")
+    return Refused("Damaged file", f"{name} {_NOT_WHOLE}: {what}. Fetch or export it again.")

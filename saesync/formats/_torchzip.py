@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saesync.errors import Refused
-from saesync.formats._bytes import Bytes, open_stream
+from saesync.formats._bytes import Bytes, damaged, open_stream
 from saesync.formats._lazy import Extent
 from saesync.formats._pickle import ALLOWED, MAX_PICKLE, Storage, TensorRef, load
 from saesync.formats.base import TensorInfo
@@ -68,9 +68,7 @@ def parse(source: Bytes, name: str, locate: bool = False, make: Make | None = No
         read = _parse_zip if stream.peek(4)[:2] == b"PK" else _parse_legacy
         return read(stream, source, locate, make)
     except BROKEN as error:
-        raise Refused(
-            "Damaged file", f"{name} is not a whole torch checkpoint ({str(error)[:200]}). Fetch or export it again."
-        ) from error
+        raise damaged(source, name, f"is not a whole torch checkpoint ({str(error)[:200]})") from error
 
 
 def require_safe(file: TorchFile, name: str) -> None:

@@ -13,6 +13,8 @@ _RATIO, _SIGMAS = 0.9, 3.0
 _MORE_FEATURES, _CLEARLY = 1.2, 0.5
 _AS_GOOD = 1.1
 _ALIKE = 1e-3  # of the variance: less tells no two readings apart
+_DIGITS = 4  # that are shown: what looks equal is equal
+TOLERANCE = "a tenth less variance unexplained, half where many more features fire, and more than chance"
 # Above this nothing is explained that the mean activation would not explain.
 _NOTHING = 0.9
 SCALED = "mean_norm_scale"  # inputs times one number, so that their mean norm is sqrt(d_in)
@@ -59,19 +61,19 @@ class Finding:
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """Best first; those that are not numbers last; of equals the declared one first."""
-    return sorted(trials, key=lambda trial: (trial.fvu if math.isfinite(trial.fvu) else math.inf, not trial.declared))
+    """Best first; those that are not numbers last; of those that show the same number the declared one first."""
+    return sorted(trials, key=lambda trial: (_shown(trial), not trial.declared, trial.fvu))
+
+
+def _shown(trial: Trial) -> float:
+    return round(trial.fvu, _DIGITS) if math.isfinite(trial.fvu) else math.inf
 
 
 def findings(trials: Sequence[Trial]) -> list[Finding]:
-    """What is not as declared, as far as these numbers show it. Empty: the declared meaning is the best."""
-    order = ranked(trials)
-    declared = next(trial for trial in order if trial.declared)
-    better = [trial for trial in order if _beats(trial, declared)]
-    found: list[Finding] = []
-    if better:
-        chosen = _simplest(better, declared)
-        found = [_SAYS[name](chosen, declared) for name in DIMENSIONS if getattr(chosen, name) != getattr(declared, name)]
+    """What is not as declared, as far as these numbers show it. Empty: nothing is clearly better than what is declared."""
+    declared, better = _standing(trials)
+    chosen = _simplest(better, declared) if better else declared
+    found = [_SAYS[name](chosen, declared) for name in _differing(chosen, declared)]
     best = better[0] if better else declared
     if not best.fvu < _NOTHING:
         detail = (
@@ -80,6 +82,39 @@ def findings(trials: Sequence[Trial]) -> list[Finding]:
         )
         found.append(Finding("Nothing fits", detail))
     return found
+
+
+def meant(trials: Sequence[Trial]) -> Trial | None:
+    """The reading that ``findings`` speak of, or None where none is clearly better than the declared one."""
+    declared, better = _standing(trials)
+    return _simplest(better, declared) if better else None
+
+
+def tolerated(trials: Sequence[Trial]) -> str:
+    """In words, how the declared reading stands where nothing is clearly better."""
+    order = ranked(trials)
+    place = next(index for index, trial in enumerate(order) if trial.declared)
+    if place == 0:
+        return "What is declared is the best of them."
+    best, declared = order[0], order[place]
+    what = ", ".join(_SETTING[name](best) for name in _differing(best, declared))
+    others = "1 other reading leaves" if place == 1 else f"{place} other readings leave"
+    return (
+        f"What is declared is within the tolerance of the best: {others} less unexplained, the best of them {_number(best)} where"
+        f" what is declared leaves {_number(declared)}, with {what}. None is clearly better ({TOLERANCE})."
+        " Ask the authors which one is meant."
+    )
+
+
+def _standing(trials: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
+    """The declared reading, and those clearly better, best first."""
+    order = ranked(trials)
+    declared = next(trial for trial in order if trial.declared)
+    return declared, [trial for trial in order if _beats(trial, declared)]
+
+
+def _differing(trial: Trial, declared: Trial) -> list[str]:
+    return [name for name in DIMENSIONS if getattr(trial, name) != getattr(declared, name)]
 
 
 def _beats(trial: Trial, declared: Trial) -> bool:
@@ -103,14 +138,20 @@ def _simplest(better: Sequence[Trial], declared: Trial) -> Trial:
     near = [trial for trial in better if trial.fvu <= best.fvu * _AS_GOOD + 2 * (best.stderr or 0.0) + _ALIKE]
 
     def effort(trial: Trial) -> tuple[int, int, float]:
-        differs = sum(getattr(trial, name) != getattr(declared, name) for name in DIMENSIONS)
-        return differs, _SIMPLE.index(trial.norm) if trial.norm in _SIMPLE else len(_SIMPLE), trial.fvu
+        return len(_differing(trial, declared)), _SIMPLE.index(trial.norm) if trial.norm in _SIMPLE else len(_SIMPLE), trial.fvu
 
     return min(near, key=effort)
 
 
+def _number(trial: Trial) -> str:
+    """As rows of the table have it."""
+    return f"{trial.fvu:.{_DIGITS}f}"
+
+
 def _numbers(chosen: Trial, declared: Trial) -> str:
-    return f"{chosen.fvu:.3g} of the variance stays unexplained, as declared {declared.fvu:.3g}"
+    """The number is that of the whole reading: where more than one thing differs, none of them alone gives it."""
+    together = " (with all that is found here corrected)" if len(_differing(chosen, declared)) > 1 else ""
+    return f"{_number(chosen)} of the variance stays unexplained{together}, as declared {_number(declared)}"
 
 
 def _hook(chosen: Trial, declared: Trial) -> Finding:
@@ -139,15 +180,25 @@ def _norm(chosen: Trial, declared: Trial) -> Finding:
 
 
 def _subtract(chosen: Trial, declared: Trial) -> Finding:
-    said = f"With apply_b_dec_to_input: {str(chosen.subtract).lower()}"
+    said = f"With {_SETTING['subtract'](chosen)}"
     return Finding("Wrong input bias", f"{said} {_numbers(chosen, declared)}. Set it under `cfg`.")
 
 
 def _activation(chosen: Trial, declared: Trial) -> Finding:
-    detail = f"With the activation {chosen.activation} {_numbers(chosen, declared)} ({declared.activation})."
-    return Finding("Wrong activation", f"{detail} Look at what the source's options say of it.")
+    detail = f"With {_SETTING['activation'](chosen)} {_numbers(chosen, declared)} ({declared.activation}), and"
+    fire = f"{chosen.l0:.4g} features fire, as declared {declared.l0:.4g}"
+    return Finding(
+        "Wrong activation", f"{detail} {fire}. Look at what the source says of the activation and, where it has one, of k."
+    )
 
 
+_SETTING: Mapping[str, Callable[[Trial], str]] = {
+    "hook": lambda trial: f"the hook {trial.hook}",
+    "bos": lambda trial: f"{'' if trial.bos else 'no '}BOS at the start of every row",
+    "norm": lambda trial: f"normalize_activations: {trial.norm}",
+    "subtract": lambda trial: f"apply_b_dec_to_input: {str(trial.subtract).lower()}",
+    "activation": lambda trial: f"the activation {trial.activation}",
+}
 _SAYS: Mapping[str, Callable[[Trial, Trial], Finding]] = {
     "hook": _hook,
     "bos": _bos,

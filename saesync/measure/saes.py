@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from saesync.errors import Missing, Refused
 from saesync.formats.base import SEQUENTIAL
+from saesync.hooks import name_output
 from saesync.jobs import MeasureSae
 from saesync.measure.devices import out_of_memory
 from saesync.measure.metrics import OF_FEATURES
@@ -144,6 +145,7 @@ def _target(wanted: MeasureSae, sae: Any) -> Site:
     """What a transcoder predicts: as the manifest says, else as its own cfg.json does."""
     hook = wanted.hook_out or sae.cfg.metadata.hook_name_out
     if not isinstance(hook, str) or not hook:
-        detail = f"{wanted.address} is a {sae.cfg.architecture()}: its output is compared with another hook than it reads. "
-        raise Refused("Needs hook_out", detail + "Name that hook as `hook_out` beside `hook`.")
+        architecture = str(sae.cfg.architecture())
+        detail = f"{wanted.address} is a {architecture}, and nothing says which activation its output stands for. "
+        raise Refused("Needs hook_out", detail + name_output(architecture))
     return Site(hook, sae.cfg.metadata.hook_head_index_out)

@@ -95,9 +95,14 @@ def saes(options: Options) -> Schema:
     )
 
 
+HOOK_NAME = {
+    "maxLength": 200,
+    **rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces"),
+}
+
+
 def _hook(description: str) -> Schema:
-    letters = rule(r"^[A-Za-z][^\s{}]*$", "a hook's name begins with a letter, and has no spaces and no braces")
-    return templated({**text(description), **letters})
+    return templated({**text(description), **HOOK_NAME})
 
 
 def _for_each() -> Schema:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import torch
 
 CFG, FILE = "cfg.json", "sae.safetensors"
+_WHY = {
+    "standard": ": a ReLU SAE would need k = d_sae, a gather of every feature for every token",
+    # load_from_disk drops settings it does not know, so that the file would be read without an error as another function.
+    "abstopk": " after a ReLU: features that keep their sign were `signed` in its versions of 2024, which later ones ignore",
+}
 
 
 class Sparsify:
@@ -33,12 +38,7 @@ class Sparsify:
         architecture = str(weights.cfg["architecture"])
         if architecture != "topk":
             detail = f"architecture is {architecture}, and sparsify's encoder always keeps the k largest features"
-            why = (
-                ": a ReLU SAE would need k = d_sae, a gather of every feature for every token"
-                if architecture == "standard"
-                else ""
-            )
-            raise cannot("sparsify", f"{detail}{why}.")
+            raise cannot("sparsify", f"{detail}{_WHY.get(architecture, '')}.")
         if (norm := weights.cfg["normalize_activations"]) != "none":
             raise cannot("sparsify", f"normalize_activations is {norm}, and sparsify does not normalise its input.")
         plain = with_input_bias(with_plain_choice(weights), subtracts=True)

@@ -80,6 +80,8 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     refused(tmp_path, "Cannot be expressed in miStudio", "source", "out", "--to", "mistudio")
     refused(tmp_path, "Destination exists", "source", "there")
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "is a link to nowhere, which is not there" in refused(tmp_path, "Destination exists", "source", "link").err
     refused(tmp_path, "not an option of format saelens", "source", "out", "--option", "k=3")
     refused(tmp_path, "goodfire", "source", "out", "--from", "no_such_format")
     write_example(tmp_path / "two" / "a", 0)
@@ -92,6 +94,23 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     assert run(tmp_path, "convert", "source", "out", "--option", "k").code == 2
 
 
+def test_hooks_on_the_command_line(tmp_path: Path) -> None:
+    """They go by the rule of manifests; what is missing is asked for by its option, and what is there is not."""
+    hook = "blocks.1.hook_resid_post"
+    formats.get("goodfire").example(tmp_path / "plain", 0)
+    assert "--hook NAME" in run(tmp_path, "convert", "plain", "a").err
+    assert run(tmp_path, "convert", "plain", "b", "--hook", hook).err == ""
+    for option in ("--hook", "--hook-out"):
+        done = run(tmp_path, "convert", "plain", "c", option, "nonsense hook{}")
+        assert (done.code, left_in(tmp_path)) == (2, ["a", "b", "plain"])
+        assert "a hook's name begins with a letter" in done.err
+    formats.get("sparsify").example(tmp_path / "skip", 0, "skip")  # type: ignore[call-arg]  # has variants
+    said = refused(tmp_path, "Needs hook_out", "skip", "c", "--hook", hook).err
+    assert "`--hook-out`" in said
+    assert "both are the same hook" in said
+    assert run(tmp_path, "convert", "skip", "c", "--hook", hook, "--hook-out", hook).code == 0
+
+
 def test_what_the_files_do_not_say_is_asked_for(tmp_path: Path) -> None:
     formats.get("dictionary_learning").example(tmp_path / "source", 0, "undeclared")  # type: ignore[call-arg]  # has variants
     state = torch.load(tmp_path / "source" / "ae.pt", weights_only=True)
@@ -100,6 +119,21 @@ def test_what_the_files_do_not_say_is_asked_for(tmp_path: Path) -> None:
     done = run(tmp_path, "convert", "source", "out", "--option", "dict_class=AutoEncoderTopK", "--option", "k=6")
     assert done.code == 0, done.said
     assert json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))["k"] == 6
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_in_the_middle_nothing_is_left(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """Stopped while the worker has files beside DST: they are gone when the command is over."""
+    write_example(tmp_path / "source", 0, architecture="topk", d_in=64, d_sae=4096)
+    process = subprocess.Popen(
+        [PROGRAM, "convert", "source", "out", "--to", "sparsify"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while process.poll() is None and not any(tmp_path.glob(".out.*/made/*")):
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    said = process.communicate()[1]
+    assert process.returncode == code, said
+    assert left_in(tmp_path) == ["source"]
 
 
 def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:

@@ -36,6 +36,20 @@ def test_a_path_says_what_it_lacks_and_takes_it_from_the_command_line(own: Place
     assert "x Missing BOS." in done.out
 
 
+def test_the_reading_that_is_found_is_among_those_shown(own: Place) -> None:
+    """Only k is wrong. Whatever doctor makes of it, its findings and its table have the same number."""
+    source = own.folder / "sources" / "sweep" / "layer_0"
+    cfg = json.loads((source / "cfg.json").read_text(encoding="utf-8"))
+    (source / "cfg.json").write_text(json.dumps({**cfg, "k": 1}), encoding="utf-8")
+    words = ("--model", "model", "--dataset", "data/held_out.jsonl", "--context", "32", "--tokens", "1024")
+    done = own.run("doctor", str(source), *words)
+    assert done.code == 1, done.said
+    (row,) = (line for line in done.out.splitlines() if line.endswith("<- meant below"))
+    found = [line for line in done.out.splitlines() if line.startswith("x ")]
+    assert found, done.out
+    assert all(f" {row.split()[0]} of the variance" in line for line in found), done.out
+
+
 def test_an_unknown_address_is_named(own: Place) -> None:
     done = own.run("doctor", "tiny-res/layer_7")
     assert (done.code, done.out) == (1, "")

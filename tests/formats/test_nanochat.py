@@ -41,7 +41,7 @@ def rows(seed: int = 5) -> torch.Tensor:
 
 def test_a_topk_sae_needs_real_activations(tmp_path: Path) -> None:
     saved(tmp_path / "source", state())
-    with pytest.raises(ProofFailed, match="validate") as caught:
+    with pytest.raises(ProofFailed, match="Only `saesync apply` of a manifest with `validate:`") as caught:
         convert("nanochat", tmp_path / "source", tmp_path / "out")
     assert caught.value.diagnostics[0].summary == "Needs real activations"
 

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from saesync.errors import Refused
 from saesync.formats import _npz, _safetensors, _torchzip
 from saesync.formats._bytes import RangedBytes
+from saesync.formats._checks import parse_json, parse_yaml
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(3, dtype=torch.bfloat16)}
 
@@ -92,6 +93,24 @@ def test_any_change_is_read_or_refused(kind: str, data: st.DataObject) -> None:
 def test_random_bytes_are_refused(read: Callable[[bytes], Any], data: bytes) -> None:
     with pytest.raises(Refused):
         read(data)
+
+
+POINTER_FILE = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a2146" * 8 + b"\nsize 12345\n"
+READERS = {
+    "safetensors": read_safetensors,
+    "torch": read_torch,
+    "npz": read_npz,
+    "json": lambda data: parse_json(data, "file"),
+    "yaml": lambda data: parse_yaml(data, "file"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_what_stands_in_place_of_a_file_is_named(kind: str) -> None:
+    with pytest.raises(Refused, match="file is empty"):
+        READERS[kind](b"")
+    with pytest.raises(Refused, match=r"file is a git-lfs pointer.*`git lfs pull`"):
+        READERS[kind](POINTER_FILE)
 
 
 def safetensors_bytes(header: Any, data: bytes = b"") -> bytes:

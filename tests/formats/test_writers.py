@@ -66,6 +66,7 @@ REFUSED = [
     ("mistudio", "standard", {"normalize_activations": "layer_norm"}, "layer_norm"),
     ("sparsify", "standard", {}, "k = d_sae"),
     ("sparsify", "jumprelu", {}, "jumprelu"),
+    ("sparsify", "abstopk", {}, "`signed` in its versions of 2024, which later ones ignore"),
     ("sparsify", "topk", PER_TOKEN, "constant_norm_rescale"),
 ]
 

@@ -23,7 +23,7 @@ from saesync.formats._saelens_reference import write_example
 from saesync.inspection import inspect_local
 from saesync.inspection.choosing import choose
 from saesync.jobs import CaptureJob, ConvertJob, DiagnoseJob, DiagnoseResult, MeasureSae
-from saesync.measure.findings import Trial, findings
+from saesync.measure.findings import Trial, findings, meant, tolerated
 from saesync.measure.semantics import neighbours
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY]
@@ -217,6 +217,28 @@ def test_the_simplest_of_equally_good_readings_is_named() -> None:
     moved = replace(DECLARED, declared=False, hook="blocks.2.hook_resid_post", fvu=0.101)
     also = replace(moved, subtract=False, fvu=0.100)
     assert [finding.kind for finding in findings([DECLARED, also, moved])] == ["Wrong hook"]
+
+
+def test_a_tolerated_declaration_is_not_called_the_best() -> None:
+    better = replace(DECLARED, declared=False, norm="layer_norm", fvu=0.29)
+    assert "is the best" in tolerated([DECLARED, replace(better, fvu=0.31)])
+    assert "is the best" in tolerated([replace(better, fvu=0.29999), DECLARED])  # the table shows the same number
+    said = tolerated([DECLARED, better, replace(better, subtract=False, fvu=0.28), replace(better, fvu=float("nan"))])
+    assert "the best of them" in said
+    assert "is the best" not in said
+    assert all(
+        word in said for word in ("2 other readings", "0.2800", "0.3000", "layer_norm", "apply_b_dec_to_input: false", "tenth")
+    )
+
+
+def test_a_number_of_several_changes_is_said_to_be_theirs() -> None:
+    both = replace(DECLARED, declared=False, hook="blocks.2.hook_resid_post", activation="relu", fvu=0.1, l0=500.0)
+    trials = [both, DECLARED]
+    assert meant(trials) == both
+    assert all("0.1000" in each.detail and "all that is found here" in each.detail for each in findings(trials))
+    assert "500 features fire, as declared 50" in findings(trials)[1].detail
+    alone = replace(both, activation="jumprelu", l0=50.0)
+    assert "all that is found here" not in findings([alone, DECLARED])[0].detail
 
 
 def test_neighbours_are_the_same_site_and_the_same_layer() -> None:

@@ -98,7 +98,7 @@ def test_cfg_json_may_name_the_hook(world: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("hook_out", "summary", "word"),
     [
-        (None, "Needs hook_out", "another hook"),
+        (None, "Needs hook_out", "`--hook-out`"),
         ("blocks.1.hook_mlp_oot", "Hook does not exist", "Did you mean 'blocks.1.hook_mlp_out'"),
         ("blocks.1.hook_mlp_in", "Hook never fires", "hook_out"),
         ("blocks.0.hook_mlp_out", "Hooks are in the wrong order", "comes before"),
