@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,8 @@ from saesync.cache import Cache
 from saesync.errors import Missing, NotVisible, Refused
 from saesync.formats._saelens_reference import write_example
 from saesync.hub import Hub
-from saesync.inspection import Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
-from saesync.inspection.text import describe, manifest, stanza, to_json, yaml
+from saesync.inspection import LIMIT, Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
+from saesync.inspection.text import describe, left_out, manifest, stanza, to_json, yaml
 from saesync.manifest import load
 
 MODEL = "openai-community/gpt2"
@@ -199,6 +200,27 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
         ("layer_2", "blocks.2.hook_resid_post", "saelens"),
         ("other", "blocks.19.hook_resid_post", "goodfire"),
     ]
+
+
+def test_a_manifest_names_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("l1", "l2", "l3"):
+        write_example(tmp_path / "three" / name, 0, metadata={"hook_name": HOOK, "model_name": MODEL})
+    damaged = tmp_path / "three" / "l2" / "sae_weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    inspection = inspect_local(tmp_path / "three")
+    (line,) = left_out(inspection)
+    assert line.startswith("l2: sae_weights.safetensors")
+    text = manifest(inspection, folder=tmp_path)
+    assert f"\n# Left out:\n#   {line}\nsaes:\n" in text
+    assert [sae.id for sae in loaded(tmp_path, completed(text)).saes] == ["l1", "l3"]
+
+
+def test_a_manifest_names_what_was_not_looked_at(tmp_path: Path) -> None:
+    write_example(tmp_path / "many" / "s0", 0)
+    for number in range(1, LIMIT + 7):
+        shutil.copytree(tmp_path / "many" / "s0", tmp_path / "many" / f"s{number}")
+    (line,) = left_out(inspect_local(tmp_path / "many"))
+    assert line.startswith(f"s64, s65, s66, s67, s68 and 2 more: not looked at, as only the first {LIMIT} are.")
 
 
 def test_a_manifest_with_unknowns_loads_when_they_are_filled_in(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from saesync.errors import Refused
 from saesync.formats.base import Candidate
 from saesync.inert import plain
-from saesync.inspection import Found, Inspection
+from saesync.inspection import LIMIT, Found, Inspection
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
@@ -20,6 +20,7 @@ _BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SHOWN_TENSORS = 12
+_SHOWN_NAMES = 5
 _UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
 
 
@@ -89,6 +90,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
         Refused: nothing here can be converted, with the first reason.
     """
     found = inspection.convertible or (_first(inspection),)
+    left = left_out(inspection)
     candidates = [_best(one) for one in found]
     name = release_name(inspection, release)
     said = model or _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
@@ -102,6 +104,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "model:",
             *_model(said),
             "",
+            *(["# Left out:", *(f"#   {line}" for line in left)] if left else []),
             "saes:",
             *(_one(inspection, found[0], folder) if len(found) == 1 else _many(inspection, found, folder)),
             "",
@@ -119,6 +122,28 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "",
         ]
     )
+
+
+def left_out(inspection: Inspection) -> list[str]:
+    """What ``manifest`` has no row for, by name and with the reason: a line each, the last one for all that was not looked at."""
+    refused = [found for found in inspection.saes if found not in inspection.convertible]
+    lines = [f"{plain(found.path) or '(root)'}: {plain(_reason(found), 1000)}" for found in refused[:_SHOWN_NAMES]]
+    if len(refused) > _SHOWN_NAMES:
+        lines.append(f"{len(refused) - _SHOWN_NAMES:,} more that cannot be converted; `saesync inspect` shows them all")
+    if inspection.unread:
+        advice = "Name a folder with fewer as SOURCE, or add rows by hand"
+        lines.append(f"{_listed(inspection.unread)}: not looked at, as only the first {LIMIT} are. {advice}")
+    return lines
+
+
+def _reason(found: Found) -> str:
+    """Why it cannot be converted."""
+    return found.problem or (found.best.refusal if found.best else None) or "no known format fits"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(plain(name) for name in names[:_SHOWN_NAMES])
+    return shown + (f" and {len(names) - _SHOWN_NAMES:,} more" if len(names) > _SHOWN_NAMES else "")
 
 
 def _published(folder: Path | None) -> str:
