@@ -87,6 +87,15 @@ def test_a_single_file(tmp_path: Path) -> None:
     assert stanza(inspection) == f"source:\n  path: {tmp_path / name}\n  format: goodfire\n"
 
 
+def test_weights_under_another_name_are_named_themselves(tmp_path: Path) -> None:
+    folder = tmp_path / "renamed"
+    formats.get("dictionary_learning").example(folder, 0)
+    (folder / "ae.pt").rename(folder / "model.pt")
+    (found,) = inspect_local(tmp_path).saes
+    assert (found.path, [one.format for one in found.candidates]) == ("renamed/model.pt", ["dictionary_learning"])
+    assert stanza(inspect_local(folder)).splitlines()[1] == f"  path: {folder / 'model.pt'}"
+
+
 def test_several_saes_are_listed_in_order(tmp_path: Path) -> None:
     for layer in (10, 2, 0):
         write_example(tmp_path / f"layer_{layer}" / "width_1k", layer)
