@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from servers.loopback import ALICE, HubServer
 
 from saesync import formats
@@ -209,6 +209,27 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
         ("layer_2", "blocks.2.hook_resid_post", "saelens"),
         ("other", "blocks.19.hook_resid_post", "goodfire"),
     ]
+
+
+@pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
+def test_braces_in_paths_are_no_placeholders(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_example(tmp_path / "{a}" / name, 0, metadata={"hook_name": HOOK, "model_name": MODEL})
+    inspection = inspect_local(tmp_path / "{a}")
+    saes = loaded(tmp_path, completed(manifest(inspection, folder=tmp_path))).saes
+    assert [sae.source.path for sae in saes] == [str(tmp_path / "{a}" / name) for name in names]
+    assert ("{{a}}" in stanza(inspection)) == (len(names) == 1), "values of for_each are no templates"
+
+
+@pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
+def test_a_dtype_that_is_not_published_becomes_one_that_is(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_example(tmp_path / "x" / name, 0, metadata={"hook_name": HOOK, "model_name": MODEL})
+        weights = tmp_path / "x" / name / "sae_weights.safetensors"
+        save_file({key: value.double() for key, value in load_file(weights).items()}, weights)
+    text = manifest(inspect_local(tmp_path / "x"), folder=tmp_path)
+    assert "dtype: float32    # float64 in the files; weights are published as float32, float16 or bfloat16\n" in text
+    assert {sae.dtype for sae in loaded(tmp_path, completed(text)).saes} == {"float32"}
 
 
 def test_a_manifest_names_what_it_leaves_out(tmp_path: Path) -> None:

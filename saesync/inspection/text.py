@@ -13,6 +13,7 @@ from saesync.errors import Refused
 from saesync.formats.base import Candidate
 from saesync.inert import plain
 from saesync.inspection import LIMIT, Found, Inspection
+from saesync.schema.sections import DTYPES
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
@@ -77,7 +78,7 @@ def stanza(inspection: Inspection, found: Found | None = None, folder: Path | No
         return "\n".join(["saes:", *_many(inspection, inspection.convertible, folder)]) + "\n"
     chosen = found or _first(inspection)
     candidate = _best(chosen)
-    place = _location(inspection, yaml(_join(inspection, chosen.path, folder)))
+    place = _location(inspection, _text(_join(inspection, chosen.path, folder)))
     return "\n".join(["source:", *place, f"  format: {candidate.format}", *_options(candidate)]) + "\n"
 
 
@@ -172,6 +173,11 @@ def yaml(value: Any) -> str:
     return _BREAKING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
+def _text(value: Any) -> str:
+    """A YAML scalar that stands under ``saes``, where a brace begins a placeholder unless it is written twice."""
+    return yaml(value.replace("{", "{{").replace("}", "}}") if isinstance(value, str) else value)
+
+
 def _block(found: Found) -> list[str]:
     lines = [f"{plain(found.path) or '(root)'}"]
     if found.problem is not None:
@@ -227,7 +233,7 @@ def _join(inspection: Inspection, path: str, folder: Path | None) -> str:
 
 
 def _options(candidate: Candidate, indent: str = "  ") -> list[str]:
-    lines = [f"{indent}{name}: {yaml(value)}" for name, value in candidate.options.items()]
+    lines = [f"{indent}{name}: {_text(value)}" for name, value in candidate.options.items()]
     return lines + [f"{indent}# {name}:    needed, and not in the files" for name in candidate.needs]
 
 
@@ -247,9 +253,9 @@ def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]
     return [
         f"  id: {yaml(_id(found, candidate))}",
         *_hook(candidate.facts.get("hook"), "  "),
-        *([f"  hook_out: {yaml(candidate.facts['hook_out'])}"] if "hook_out" in candidate.facts else []),
+        *([f"  hook_out: {_text(candidate.facts['hook_out'])}"] if "hook_out" in candidate.facts else []),
         *(f"  {line}" for line in source),
-        f"  dtype: {yaml(candidate.facts.get('dtype', 'float32'))}",
+        f"  dtype: {_dtype(candidate)}{_widened([candidate])}",
     ]
 
 
@@ -262,7 +268,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         for name in ("hook", "hook_out"):
             if any(name in one.facts for one in chosen):
                 row[name] = candidate.facts.get(name, _UNSAID)
-        rows.append({**row, **candidate.options, "dtype": candidate.facts.get("dtype", "float32")})
+        rows.append({**row, **candidate.options, "dtype": _dtype(candidate)})
     common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
     common = {key: value for key, value in common.items() if key not in ("id", "path")}
     shared = set.intersection(*(set(row) for row in rows))
@@ -270,7 +276,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     lines += [f"    - {{{', '.join(f'{key}: {yaml(row[key])}' for key in row if key in shared - set(common))}}}" for row in rows]
 
     def value(key: str) -> str:
-        return yaml(common[key]) if key in common else f'"{{{key}}}"'
+        return _text(common[key]) if key in common else f'"{{{key}}}"'
 
     needs = sorted({name for one in chosen for name in one.needs})
     options = sorted(shared - {"id", "path", "format", "hook", "hook_out", "dtype"})
@@ -284,14 +290,28 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         f"    format: {value('format')}",
         *(f"    {name}: {value(name)}" for name in options),
         *(f"    # {name}:    some of these need it, and their files do not say it" for name in needs),
-        f"  dtype: {value('dtype')}",
+        f"  dtype: {value('dtype')}{_widened(chosen)}",
     ]
+
+
+def _dtype(candidate: Candidate) -> str:
+    """What is stored where it can be published, else float32."""
+    said = candidate.facts.get("dtype")
+    return said if said in DTYPES else "float32"
+
+
+def _widened(candidates: Iterable[Candidate]) -> str:
+    """A comment where ``_dtype`` is not what is stored."""
+    others = sorted({plain(one.facts["dtype"]) for one in candidates if one.facts.get("dtype", "float32") not in DTYPES})
+    if not others:
+        return ""
+    return f"    # {' and '.join(others)} in the files; weights are published as {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
 
 
 def _hook(hook: Any, indent: str) -> list[str]:
     if hook is None:
         return [f"{indent}# hook: blocks.0.hook_resid_post    where the SAE reads; the files do not say it"]
-    return [f"{indent}hook: {yaml(hook)}"]
+    return [f"{indent}hook: {_text(hook)}"]
 
 
 def _id(found: Found, candidate: Candidate) -> str:
