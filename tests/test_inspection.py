@@ -211,6 +211,25 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
     ]
 
 
+def test_the_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example(tmp_path / "x", 0)
+    (tmp_path / "my model").mkdir()
+    (tmp_path / "manifests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    inspection = inspect_local(Path("x"))
+    for typed in ("my model", "./my model/", str(tmp_path / "my model")):
+        text = manifest(inspection, model=typed, folder=tmp_path / "manifests")
+        assert '  path: "../my model"\n' in text
+        assert loaded(tmp_path / "manifests", text).saes[0].model.path == str(tmp_path / "my model")
+    text = manifest(inspection, model=MODEL, folder=tmp_path / "manifests")
+    assert loaded(tmp_path / "manifests", completed(text)).saes[0].model.name == MODEL
+    for typed in ("./nowhere", "/no/where"):
+        with pytest.raises(Missing, match="There is no folder"):
+            manifest(inspection, model=typed)
+    with pytest.raises(Refused, match="neither a folder nor a Hub id"):
+        manifest(inspection, model="no/where/at all")
+
+
 @pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
 def test_braces_in_paths_are_no_placeholders(tmp_path: Path, names: list[str]) -> None:
     for name in names:

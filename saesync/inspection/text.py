@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Missing, Refused
 from saesync.formats.base import Candidate
 from saesync.inert import plain
 from saesync.inspection import LIMIT, Found, Inspection
@@ -20,6 +20,8 @@ _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n",
 _BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # JSON allows them raw, YAML does not
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_LOADER = "  loader: TransformerBridge"
 _SHOWN_TENSORS = 12
 _SHOWN_NAMES = 5
 _UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
@@ -88,13 +90,14 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
     ``folder`` is where the manifest will lie; local paths are then written relative to it.
 
     Raises:
-        Refused: nothing here can be converted, with the first reason.
+        Refused: nothing here can be converted, with the first reason, or ``model`` can be none.
+        Missing: ``model`` is a folder that is not there.
     """
     found = inspection.convertible or (_first(inspection),)
     left = left_out(inspection)
     candidates = [_best(one) for one in found]
     name = release_name(inspection, release)
-    said = model or _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
+    said = _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
     return "\n".join(
         [
             "# Completion in editors: run `saesync schema > saesync.schema.json` beside this file.",
@@ -103,7 +106,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             f"release: {yaml(name)}",
             "",
             "model:",
-            *_model(said),
+            *(_model(said) if model is None else _declared(model, folder)),
             "",
             *(["# Left out:", *(f"#   {line}" for line in left)] if left else []),
             "saes:",
@@ -227,9 +230,12 @@ def _join(inspection: Inspection, path: str, folder: Path | None) -> str:
         return path
     typed = Path(reference.path)
     chosen = typed if typed.is_file() or not path else typed / path
-    if folder is None:
-        return chosen.as_posix()
-    return Path(os.path.relpath(chosen.resolve(), folder.resolve())).as_posix()
+    return _relative(chosen, folder)
+
+
+def _relative(path: Path, folder: Path | None) -> str:
+    """A local path as a manifest in ``folder`` names it."""
+    return path.as_posix() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def _options(candidate: Candidate, indent: str = "  ") -> list[str]:
@@ -243,8 +249,24 @@ def _model(said: str | None) -> list[str]:
     return [f"  name: {yaml(said)}    # as the files say; it must be a Hub id (or use path: for a local folder)", *_pin()]
 
 
+def _declared(model: str, folder: Path | None) -> list[str]:
+    """What the user said: a folder on this disk, as other local paths are written, else a Hub id.
+
+    Raises:
+        Missing: it can only be a folder, and there is none.
+        Refused: it is neither.
+    """
+    if Path(model).is_dir():
+        return [f"  path: {yaml(_relative(Path(model), folder))}", _LOADER]
+    if model.startswith((".", "/", "~")):
+        raise Missing("Model not found", f"There is no folder {plain(model)}. Name the model's folder, or its Hub id.")
+    if not _HUB_ID.fullmatch(model):
+        raise Refused("Not a model", f"{plain(model)!r} is neither a folder nor a Hub id, which looks like owner/name.")
+    return [f"  name: {yaml(model)}", *_pin()]
+
+
 def _pin() -> list[str]:
-    return ["  # revision:            `saesync pin` fills in the commit", "  loader: TransformerBridge"]
+    return ["  # revision:            `saesync pin` fills in the commit", _LOADER]
 
 
 def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]:
