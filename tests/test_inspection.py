@@ -17,11 +17,11 @@ from servers.loopback import ALICE, HubServer
 
 from saesync import formats
 from saesync.cache import Cache
-from saesync.errors import Missing, NotVisible, Refused
+from saesync.errors import ManifestError, Missing, NotVisible, Refused
 from saesync.formats._saelens_reference import write_example
 from saesync.hub import Hub
 from saesync.inspection import LIMIT, Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
-from saesync.inspection.text import describe, left_out, manifest, stanza, to_json, yaml
+from saesync.inspection.text import ambiguous, describe, left_out, manifest, stanza, to_json, yaml
 from saesync.manifest import load
 
 MODEL = "openai-community/gpt2"
@@ -209,6 +209,22 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
         ("layer_2", "blocks.2.hook_resid_post", "saelens"),
         ("other", "blocks.19.hook_resid_post", "goodfire"),
     ]
+
+
+@pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
+def test_two_formats_that_fit_equally_well_are_left_open(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        for made in ("saelens", "dictionary_learning"):
+            formats.get(made).example(tmp_path / "x" / name, 0)
+    inspection = inspect_local(tmp_path / "x")
+    assert ambiguous(inspection) == [f"{name} can be dictionary_learning or saelens" for name in names]
+    assert "ambiguous: dictionary_learning or saelens fit equally well" in describe(inspection)
+    assert 'format: "?"    # say which: dictionary_learning or saelens fit' in stanza(inspection)
+    text = completed(manifest(inspection, folder=tmp_path), hook=True)
+    with pytest.raises(ManifestError, match="format"):
+        loaded(tmp_path, text)
+    saes = loaded(tmp_path, text.replace('format: "?"', "format: saelens")).saes
+    assert {(sae.source.format, sae.hook) for sae in saes} == {("saelens", HOOK)}
 
 
 def test_the_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

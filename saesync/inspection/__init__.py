@@ -56,6 +56,12 @@ class Found:
         """Whether the most likely format can be converted."""
         return self.best is not None and self.best.refusal is None
 
+    @property
+    def rivals(self) -> tuple[Candidate, ...]:
+        """All candidates that are as likely as the best one and can be converted; more than one: somebody has to choose."""
+        able = [one for one in self.candidates if one.refusal is None]
+        return tuple(one for one in able if one.score == able[0].score)
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:

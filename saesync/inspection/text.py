@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def stanza(inspection: Inspection, found: Found | None = None, folder: Path | No
     chosen = found or _first(inspection)
     candidate = _best(chosen)
     place = _location(inspection, _text(_join(inspection, chosen.path, folder)))
-    return "\n".join(["source:", *place, f"  format: {candidate.format}", *_options(candidate)]) + "\n"
+    said = f"  format: {yaml(candidate.format)}{_rivals([chosen])}"
+    return "\n".join(["source:", *place, said, *_options(candidate)]) + "\n"
 
 
 def manifest(inspection: Inspection, release: str | None = None, model: str | None = None, folder: Path | None = None) -> str:
@@ -126,6 +127,13 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "",
         ]
     )
+
+
+def ambiguous(inspection: Inspection) -> list[str]:
+    """Whose format has to be chosen before ``manifest`` is of use, by name."""
+    open_ = [found for found in inspection.convertible if len(found.rivals) > 1]
+    lines = [f"{plain(found.path) or '(root)'} can be {_either(found)}" for found in open_[:_SHOWN_NAMES]]
+    return lines + ([f"{len(open_) - _SHOWN_NAMES:,} more"] if len(open_) > _SHOWN_NAMES else [])
 
 
 def left_out(inspection: Inspection) -> list[str]:
@@ -193,6 +201,8 @@ def _block(found: Found) -> list[str]:
         lines += [f"  needs {name}: the files do not say it" for name in candidate.needs]
         if candidate.refusal is not None:
             lines.append(f"  ! {plain(candidate.refusal, 1000)}")
+    if found.able and len(found.rivals) > 1:
+        lines.append(f"  ! ambiguous: {_either(found)} fit equally well; say which as `format` (of `saesync convert`: --from)")
     for file, tensors in found.headers.tensors.items():
         lines.append(f"    {plain(file)}")
         shown = list(tensors.items())[:_SHOWN_TENSORS]
@@ -212,9 +222,19 @@ def _first(inspection: Inspection) -> Found:
 
 
 def _best(found: Found) -> Candidate:
-    if found.best is None or found.best.refusal is not None:
-        raise Refused("Nothing here can be converted", (found.best.refusal if found.best else found.problem) or "No format fits.")
-    return found.best
+    """The likeliest candidate. Where several are, its format is left open, and it says what all of them say."""
+    if not found.able:
+        raise Refused("Nothing here can be converted", _reason(found))
+    first, *others = found.rivals
+    if not others:
+        return first
+    options = _agreed([one.options for one in found.rivals])
+    open_ = {name for one in found.rivals for name in (*one.needs, *one.options)} - set(options)
+    return Candidate(_UNSAID, first.score, _agreed([one.facts for one in found.rivals]), options, tuple(sorted(open_)))
+
+
+def _agreed(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in said[0].items() if all(name in one and one[name] == value for one in said)}
 
 
 def _location(inspection: Inspection, path: str, indent: str = "  ") -> list[str]:
@@ -236,6 +256,16 @@ def _join(inspection: Inspection, path: str, folder: Path | None) -> str:
 def _relative(path: Path, folder: Path | None) -> str:
     """A local path as a manifest in ``folder`` names it."""
     return path.as_posix() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _rivals(saes: Iterable[Found]) -> str:
+    """A comment where ``_best`` has left the format open."""
+    open_ = sorted({_either(found) for found in saes if len(found.rivals) > 1})
+    return f"    # say which: {'; '.join(open_)} fit the files equally well" if open_ else ""
+
+
+def _either(found: Found) -> str:
+    return " or ".join(one.format for one in found.rivals)
 
 
 def _options(candidate: Candidate, indent: str = "  ") -> list[str]:
@@ -309,7 +339,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         *([f"  hook_out: {value('hook_out')}"] if "hook_out" in shared else []),
         "  source:",
         *_location(inspection, '"{path}"', "    "),
-        f"    format: {value('format')}",
+        f"    format: {value('format')}{_rivals(saes)}",
         *(f"    {name}: {value(name)}" for name in options),
         *(f"    # {name}:    some of these need it, and their files do not say it" for name in needs),
         f"  dtype: {value('dtype')}{_widened(chosen)}",
