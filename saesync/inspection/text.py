@@ -113,20 +113,27 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "saes:",
             *(_one(inspection, found[0], folder) if len(found) == 1 else _many(inspection, found, folder)),
             "",
-            "# Measured before anything is published; without this section nothing is, and plan and card say so.",
-            "# validate:",
-            "#   dataset: monology/pile-uncopyrighted   # or {path: ./held_out.jsonl}",
-            "#   tokens: 204800",
-            "#   context: 1024",
-            "#   require:",
-            "#     explained_variance: {min: 0.70}",
-            "",
-            "publish:",
-            f"  local: {yaml(_published(folder)):<35} # or, instead,  huggingface: OWNER/REPO",
-            "  # license: mit",
-            "",
+            *_rest(folder),
         ]
     )
+
+
+def _rest(folder: Path | None) -> list[str]:
+    """The sections that no source says anything about."""
+    return [
+        "# Measured before anything is published; without this section nothing is, and plan and card say so.",
+        "# validate:",
+        "#   dataset: monology/pile-uncopyrighted   # or {path: ./held_out.jsonl}",
+        "#   tokens: 204800",
+        "#   context: 1024",
+        "#   require:",
+        "#     explained_variance: {min: 0.70}",
+        "",
+        "publish:",
+        f"  local: {yaml(_published(folder)):<35} # or, instead,  huggingface: OWNER/REPO",
+        "  # license: mit",
+        "",
+    ]
 
 
 def ambiguous(inspection: Inspection) -> list[str]:
