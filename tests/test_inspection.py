@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from servers.loopback import ALICE, HubServer
 
 from saesync import formats
 from saesync.cache import Cache
-from saesync.errors import Missing, NotVisible, Refused
+from saesync.errors import ManifestError, Missing, NotVisible, Refused
 from saesync.formats._saelens_reference import write_example
 from saesync.hub import Hub
-from saesync.inspection import Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
-from saesync.inspection.text import describe, manifest, stanza, to_json, yaml
+from saesync.inspection import LIMIT, Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
+from saesync.inspection.text import ambiguous, describe, left_out, manifest, stanza, to_json, yaml
 from saesync.manifest import load
 
 MODEL = "openai-community/gpt2"
@@ -84,6 +85,15 @@ def test_a_single_file(tmp_path: Path) -> None:
     assert found.best.facts["hook"] == "blocks.19.hook_resid_post"
     assert found.best.facts["model"] == "meta-llama/Llama-3.1-8B-Instruct"
     assert stanza(inspection) == f"source:\n  path: {tmp_path / name}\n  format: goodfire\n"
+
+
+def test_weights_under_another_name_are_named_themselves(tmp_path: Path) -> None:
+    folder = tmp_path / "renamed"
+    formats.get("dictionary_learning").example(folder, 0)
+    (folder / "ae.pt").rename(folder / "model.pt")
+    (found,) = inspect_local(tmp_path).saes
+    assert (found.path, [one.format for one in found.candidates]) == ("renamed/model.pt", ["dictionary_learning"])
+    assert stanza(inspect_local(folder)).splitlines()[1] == f"  path: {folder / 'model.pt'}"
 
 
 def test_several_saes_are_listed_in_order(tmp_path: Path) -> None:
@@ -199,6 +209,83 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
         ("layer_2", "blocks.2.hook_resid_post", "saelens"),
         ("other", "blocks.19.hook_resid_post", "goodfire"),
     ]
+
+
+@pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
+def test_two_formats_that_fit_equally_well_are_left_open(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        for made in ("saelens", "dictionary_learning"):
+            formats.get(made).example(tmp_path / "x" / name, 0)
+    inspection = inspect_local(tmp_path / "x")
+    assert ambiguous(inspection) == [f"{name} can be dictionary_learning or saelens" for name in names]
+    assert "ambiguous: dictionary_learning or saelens fit equally well" in describe(inspection)
+    assert 'format: "?"    # say which: dictionary_learning or saelens fit' in stanza(inspection)
+    text = completed(manifest(inspection, folder=tmp_path), hook=True)
+    with pytest.raises(ManifestError, match="format"):
+        loaded(tmp_path, text)
+    saes = loaded(tmp_path, text.replace('format: "?"', "format: saelens")).saes
+    assert {(sae.source.format, sae.hook) for sae in saes} == {("saelens", HOOK)}
+
+
+def test_the_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example(tmp_path / "x", 0)
+    (tmp_path / "my model").mkdir()
+    (tmp_path / "manifests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    inspection = inspect_local(Path("x"))
+    for typed in ("my model", "./my model/", str(tmp_path / "my model")):
+        text = manifest(inspection, model=typed, folder=tmp_path / "manifests")
+        assert '  path: "../my model"\n' in text
+        assert loaded(tmp_path / "manifests", text).saes[0].model.path == str(tmp_path / "my model")
+    text = manifest(inspection, model=MODEL, folder=tmp_path / "manifests")
+    assert loaded(tmp_path / "manifests", completed(text)).saes[0].model.name == MODEL
+    for typed in ("./nowhere", "/no/where"):
+        with pytest.raises(Missing, match="There is no folder"):
+            manifest(inspection, model=typed)
+    with pytest.raises(Refused, match="neither a folder nor a Hub id"):
+        manifest(inspection, model="no/where/at all")
+
+
+@pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
+def test_braces_in_paths_are_no_placeholders(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_example(tmp_path / "{a}" / name, 0, metadata={"hook_name": HOOK, "model_name": MODEL})
+    inspection = inspect_local(tmp_path / "{a}")
+    saes = loaded(tmp_path, completed(manifest(inspection, folder=tmp_path))).saes
+    assert [sae.source.path for sae in saes] == [str(tmp_path / "{a}" / name) for name in names]
+    assert ("{{a}}" in stanza(inspection)) == (len(names) == 1), "values of for_each are no templates"
+
+
+@pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
+def test_a_dtype_that_is_not_published_becomes_one_that_is(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        write_example(tmp_path / "x" / name, 0, metadata={"hook_name": HOOK, "model_name": MODEL})
+        weights = tmp_path / "x" / name / "sae_weights.safetensors"
+        save_file({key: value.double() for key, value in load_file(weights).items()}, weights)
+    text = manifest(inspect_local(tmp_path / "x"), folder=tmp_path)
+    assert "dtype: float32    # float64 in the files; weights are published as float32, float16 or bfloat16\n" in text
+    assert {sae.dtype for sae in loaded(tmp_path, completed(text)).saes} == {"float32"}
+
+
+def test_a_manifest_names_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("l1", "l2", "l3"):
+        write_example(tmp_path / "three" / name, 0, metadata={"hook_name": HOOK, "model_name": MODEL})
+    damaged = tmp_path / "three" / "l2" / "sae_weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    inspection = inspect_local(tmp_path / "three")
+    (line,) = left_out(inspection)
+    assert line.startswith("l2: sae_weights.safetensors")
+    text = manifest(inspection, folder=tmp_path)
+    assert f"\n# Left out:\n#   {line}\nsaes:\n" in text
+    assert [sae.id for sae in loaded(tmp_path, completed(text)).saes] == ["l1", "l3"]
+
+
+def test_a_manifest_names_what_was_not_looked_at(tmp_path: Path) -> None:
+    write_example(tmp_path / "many" / "s0", 0)
+    for number in range(1, LIMIT + 7):
+        shutil.copytree(tmp_path / "many" / "s0", tmp_path / "many" / f"s{number}")
+    (line,) = left_out(inspect_local(tmp_path / "many"))
+    assert line.startswith(f"s64, s65, s66, s67, s68 and 2 more: not looked at, as only the first {LIMIT} are.")
 
 
 def test_a_manifest_with_unknowns_loads_when_they_are_filled_in(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from saesync.cli.output import put, say, writing
 from saesync.errors import Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
-from saesync.inspection.text import describe, manifest, release_name, stanza, to_json
+from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza, to_json
 
 
 def _look(source: str) -> Inspection:
@@ -52,6 +52,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
     found = _look(source)
     if out is not None and str(out) == "-":
         put(manifest(found, release, model, Path.cwd()).rstrip())
+        _say_notes(found)
         return
     path = out or Path("manifests") / f"{release_name(found, release)}.yaml"
     if path.exists():
@@ -60,4 +61,12 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
     with writing(path):
         write_atomic(path, text.encode())
     put(f"Wrote {path}.")
+    _say_notes(found)
     say(f"Fill in what it leaves open, then run `saesync plan {path}`.")
+
+
+def _say_notes(found: Inspection) -> None:
+    for line in left_out(found):
+        say(f"Left out: {line}")
+    for line in ambiguous(found):
+        say(f"Ambiguous: {line}. Write which as its `format`.")

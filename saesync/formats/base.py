@@ -6,10 +6,10 @@ Orientation everywhere is SAELens's: ``W_enc [d_in, d_sae]``, ``W_dec [d_sae, d_
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from saesync.model import nothing
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Json = Any
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,22 @@ class Headers:
     place: str = ""
     values: Mapping[str, Mapping[str, Json]] = field(default_factory=nothing)
     notes: Mapping[str, Mapping[str, str]] = field(default_factory=nothing)
+
+    def of(self, names: Collection[str]) -> Headers:
+        """What these say of the files ``names`` alone."""
+        return Headers(
+            tuple(name for name in self.names if name in names),
+            _only(self.json, names),
+            _only(self.tensors, names),
+            _only(self.globals, names),
+            self.place,
+            _only(self.values, names),
+            _only(self.notes, names),
+        )
+
+
+def _only(parts: Mapping[str, _Part], names: Collection[str]) -> dict[str, _Part]:
+    return {name: part for name, part in parts.items() if name in names}
 
 
 @dataclass(frozen=True, slots=True)

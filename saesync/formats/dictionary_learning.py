@@ -71,6 +71,10 @@ _BUFFERS: Mapping[str, tuple[str, ...]] = {
     "BatchTopKSAE": ("k", "threshold"),
     "MatryoshkaBatchTopKSAE": ("k", "threshold", "group_sizes"),
 }
+_UNTRAINED = (
+    "this checkpoint has not learned its inference threshold; without one every positive feature would fire. Use a later "
+    "checkpoint, or calibrate the threshold on data."
+)
 _SITES = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attention_out": "hook_attn_out"}
 _SUBMODULE = re.compile(rf"({'|'.join(_SITES)})_layer_(\d+)", re.ASCII)
 
@@ -139,6 +143,8 @@ class DictionaryLearning:
             d_in, d_sae = _dimensions(file, chosen, tensors, trainer)
         except Refused as refusal:
             return Candidate(self.name, score, refusal=refusal.diagnostics[0].detail)
+        if chosen in BATCH and "threshold" not in tensors:
+            return Candidate(self.name, score if trainer is not None else 0.2, refusal=_no_threshold(file, chosen, trainer))
         kind = CLASSES[chosen]
         facts = {"architecture": kind.architecture, "dict_class": chosen, "d_in": d_in, "d_sae": d_sae}
         facts |= {"dtype": tensors[kind.names["W_dec"]].dtype, **_said(config)}
@@ -170,6 +176,8 @@ class DictionaryLearning:
         if chosen == "AutoEncoderTopK":
             cfg |= {"k": _k(opened.tensors, trainer, options, d_sae), "rescale_acts_by_decoder_norm": False}
         if chosen in BATCH:
+            if "threshold" not in opened.tensors:
+                raise Refused("Untrained threshold", _no_threshold(file, chosen, trainer))
             tensors["threshold"] = Filled(_threshold(file, opened.tensors), (d_sae,))
         return Weights(cfg, tensors, _metadata(chosen, config, opened.tensors))
 
@@ -309,15 +317,21 @@ def _k(tensors: Mapping[str, Stored], trainer: Mapping[str, Any] | None, options
 
 def _threshold(file: str, tensors: Mapping[str, Stored]) -> float:
     """The inference threshold of a BatchTopK SAE."""
-    threshold = float(whole(tensors["threshold"]).item()) if "threshold" in tensors else -1.0
+    threshold = float(whole(tensors["threshold"]).item())
     if not 0 <= threshold < math.inf:
-        found = f"is {threshold:g}" if "threshold" in tensors else "is missing"
-        raise Refused(
-            "Untrained threshold",
-            f"{file}: threshold {found}: this checkpoint has not learned its inference threshold; without one every positive "
-            "feature would fire. Use a later checkpoint, or calibrate the threshold on data.",
-        )
+        raise Refused("Untrained threshold", f"{file}: threshold is {threshold:g}: {_UNTRAINED}")
     return threshold
+
+
+def _no_threshold(file: str, chosen: str, trainer: Mapping[str, Any] | None) -> str:
+    """Why a BatchTopK SAE without one is refused. Without a config, the same names may be somebody else's SAE."""
+    if trainer is not None:
+        return f"{file}: threshold is missing: {_UNTRAINED}"
+    return (
+        f"{file}: threshold is missing, and no {CONFIG} beside it says that it is a {chosen}. Perhaps another config file "
+        f"belongs to it ({CONFIG} of another trainer, NAME_cfg.json ...): put that beside it, as these tensors alone do not say "
+        f"what they compute. If it is a {chosen}, {_UNTRAINED}"
+    )
 
 
 def _said(config: Any) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from saesync.errors import Missing, Refused
-from saesync.formats import _npz, _safetensors, _torchzip, formats
+from saesync.formats import _npz, _safetensors, _torchzip, formats, get
 from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
-from saesync.formats.base import Candidate, Headers, TensorInfo
+from saesync.formats.base import Candidate, Format, Headers, TensorInfo
 from saesync.hub import Hub
 from saesync.inspection.places import HubPlace, LocalPlace, Place
 from saesync.inspection.reference import Reference, parse_reference
@@ -51,6 +51,17 @@ class Found:
         """The most likely format, or None when nothing fits."""
         return self.candidates[0] if self.candidates else None
 
+    @property
+    def able(self) -> bool:
+        """Whether the most likely format can be converted."""
+        return self.best is not None and self.best.refusal is None
+
+    @property
+    def rivals(self) -> tuple[Candidate, ...]:
+        """All candidates that are as likely as the best one and can be converted; more than one: somebody has to choose."""
+        able = [one for one in self.candidates if one.refusal is None]
+        return tuple(one for one in able if one.score == able[0].score)
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
@@ -64,7 +75,7 @@ class Inspection:
     @property
     def convertible(self) -> tuple[Found, ...]:
         """Those whose best candidate can be converted."""
-        return tuple(found for found in self.saes if found.best is not None and found.best.refusal is None)
+        return tuple(found for found in self.saes if found.able)
 
 
 def inspect_source(text: str, hub: Callable[[], Hub]) -> Inspection:
@@ -130,11 +141,12 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:
-    spots = _spots(sorted(place.names()), path.strip("/"))
+    names = sorted(place.names())
+    spots = _spots(names, path.strip("/"))
     if not spots:
         raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
     paths = sorted(spots, key=natural)
-    looked = [_look(place, spot, spots[spot], reference) for spot in paths[:LIMIT]]
+    looked = [found for spot in paths[:LIMIT] for found in _look_closely(place, names, spot, spots[spot], reference)]
     # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
     homes = {found.path for found in looked if found.candidates}
     kept = tuple(found for found in looked if found.candidates or found.path.rpartition("/")[0] not in homes)
@@ -164,23 +176,56 @@ def _claims(names: Sequence[str], path: str) -> dict[str, str]:
     """Files any format would read for ``path``."""
     files: dict[str, str] = {}
     for known in formats().values():
-        try:
-            files |= known.files(names, path)
-        except Refused:
-            continue
+        claim = _claim(known, names, path)
+        files |= {} if isinstance(claim, Refused) else claim
     return files
 
 
-def _look(place: Place, path: str, files: Mapping[str, str], reference: Reference) -> Found:
+def _claim(known: Format, names: Sequence[str], path: str) -> Mapping[str, str] | Refused:
+    """Files the format would read for ``path``, or why it would not."""
+    try:
+        return known.files(names, path)
+    except Refused as refusal:
+        return refusal
+
+
+def _look_closely(
+    place: Place, names: Sequence[str], path: str, files: Mapping[str, str], reference: Reference
+) -> tuple[Found, ...]:
+    """What is at ``path``; its weight files, each by itself, where a format that does not read the folder reads one of them."""
+    found = _look(place, names, path, files, reference)
+    elsewhere = any(isinstance(_claim(get(one.format), names, path), Refused) for one in found.candidates)
+    if found.able or not elsewhere or path in names:
+        return (found,)
+    inner = [listed for listed in files.values() if listed.endswith(WEIGHT_SUFFIXES)]
+    each = tuple(_look(place, names, name, _claims(names, name), reference) for name in sorted(inner, key=natural))
+    return each if any(one.able for one in each) else (found,)
+
+
+def _look(place: Place, names: Sequence[str], path: str, files: Mapping[str, str], reference: Reference) -> Found:
     where = Path(reference.path).absolute().as_posix() if reference.repo is None else reference.repo
     where = where if path in ("", where.rsplit("/", 1)[-1]) else f"{where}/{path}"
     try:
         found = headers(place, files, where)
     except Refused as refusal:
         return Found(path, Headers(tuple(sorted(files))), problem=refusal.diagnostics[0].detail)
-    candidates = [candidate for known in formats().values() if (candidate := known.sniff(found)) is not None]
-    candidates.sort(key=lambda candidate: (-candidate.score, candidate.format))
-    return Found(path, found, tuple(candidates))
+    return Found(path, found, _candidates(names, path, found))
+
+
+def _candidates(names: Sequence[str], path: str, found: Headers) -> tuple[Candidate, ...]:
+    """What the formats say of it, best first. One that would not read ``path`` itself comes last, with the reason: all it can
+    say is why."""
+    ranked: list[tuple[bool, float, str, Candidate]] = []
+    for known in formats().values():
+        claim = _claim(known, names, path)
+        refused = isinstance(claim, Refused)
+        candidate = known.sniff(found if isinstance(claim, Refused) else found.of(claim))
+        if candidate is None:
+            continue
+        if isinstance(claim, Refused) and candidate.refusal is None:
+            candidate = replace(candidate, refusal=claim.diagnostics[0].detail)
+        ranked.append((refused, -candidate.score, candidate.format, candidate))
+    return tuple(candidate for *_, candidate in sorted(ranked, key=lambda one: one[:3]))
 
 
 def _under(names: Sequence[str], folder: str) -> Sequence[str]:

@@ -60,12 +60,10 @@ def _candidate(found: Found, format_: str | None) -> Candidate:
     if format_ is not None:
         get(format_)
         return next((one for one in found.candidates if one.format == format_), Candidate(format_, 0.0, facts=nothing()))
-    able = [one for one in found.candidates if one.refusal is None]
-    best = [one for one in able if one.score == able[0].score]
-    if len(best) > 1:
-        names = " and ".join(one.format for one in best)
+    if len(found.rivals) > 1:
+        names = " and ".join(one.format for one in found.rivals)
         raise Refused("Format is ambiguous", f"{found.path or 'It'} can be {names}. Say which: --from FORMAT.")
-    return best[0]
+    return found.rivals[0]
 
 
 def _files(inspection: Inspection, found: Found, format_: str, hub: Hub | None) -> Mapping[str, str]:

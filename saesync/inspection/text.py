@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Missing, Refused
 from saesync.formats.base import Candidate
 from saesync.inert import plain
-from saesync.inspection import Found, Inspection
+from saesync.inspection import LIMIT, Found, Inspection
+from saesync.schema.sections import DTYPES
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
 _BREAKING = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")  # JSON allows them raw, YAML does not
 _UNSAFE = re.compile(r"[^A-Za-z0-9._/-]+")
 RELEASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+_LOADER = "  loader: TransformerBridge"
 _SHOWN_TENSORS = 12
+_SHOWN_NAMES = 5
 _UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
 
 
@@ -76,8 +80,9 @@ def stanza(inspection: Inspection, found: Found | None = None, folder: Path | No
         return "\n".join(["saes:", *_many(inspection, inspection.convertible, folder)]) + "\n"
     chosen = found or _first(inspection)
     candidate = _best(chosen)
-    place = _location(inspection, yaml(_join(inspection, chosen.path, folder)))
-    return "\n".join(["source:", *place, f"  format: {candidate.format}", *_options(candidate)]) + "\n"
+    place = _location(inspection, _text(_join(inspection, chosen.path, folder)))
+    said = f"  format: {yaml(candidate.format)}{_rivals([chosen])}"
+    return "\n".join(["source:", *place, said, *_options(candidate)]) + "\n"
 
 
 def manifest(inspection: Inspection, release: str | None = None, model: str | None = None, folder: Path | None = None) -> str:
@@ -86,12 +91,14 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
     ``folder`` is where the manifest will lie; local paths are then written relative to it.
 
     Raises:
-        Refused: nothing here can be converted, with the first reason.
+        Refused: nothing here can be converted, with the first reason, or ``model`` can be none.
+        Missing: ``model`` is a folder that is not there.
     """
     found = inspection.convertible or (_first(inspection),)
+    left = left_out(inspection)
     candidates = [_best(one) for one in found]
     name = release_name(inspection, release)
-    said = model or _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
+    said = _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
     return "\n".join(
         [
             "# Completion in editors: run `saesync schema > saesync.schema.json` beside this file.",
@@ -100,25 +107,62 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             f"release: {yaml(name)}",
             "",
             "model:",
-            *_model(said),
+            *(_model(said) if model is None else _declared(model, folder)),
             "",
+            *(["# Left out:", *(f"#   {line}" for line in left)] if left else []),
             "saes:",
             *(_one(inspection, found[0], folder) if len(found) == 1 else _many(inspection, found, folder)),
             "",
-            "# Measured before anything is published; without this section nothing is, and plan and card say so.",
-            "# validate:",
-            "#   dataset: monology/pile-uncopyrighted   # or {path: ./held_out.jsonl}",
-            "#   tokens: 204800",
-            "#   context: 1024",
-            "#   require:",
-            "#     explained_variance: {min: 0.70}",
-            "",
-            "publish:",
-            f"  local: {yaml(_published(folder)):<35} # or, instead,  huggingface: OWNER/REPO",
-            "  # license: mit",
-            "",
+            *_rest(folder),
         ]
     )
+
+
+def _rest(folder: Path | None) -> list[str]:
+    """The sections that no source says anything about."""
+    return [
+        "# Measured before anything is published; without this section nothing is, and plan and card say so.",
+        "# validate:",
+        "#   dataset: monology/pile-uncopyrighted   # or {path: ./held_out.jsonl}",
+        "#   tokens: 204800",
+        "#   context: 1024",
+        "#   require:",
+        "#     explained_variance: {min: 0.70}",
+        "",
+        "publish:",
+        f"  local: {yaml(_published(folder)):<35} # or, instead,  huggingface: OWNER/REPO",
+        "  # license: mit",
+        "",
+    ]
+
+
+def ambiguous(inspection: Inspection) -> list[str]:
+    """Whose format has to be chosen before ``manifest`` is of use, by name."""
+    open_ = [found for found in inspection.convertible if len(found.rivals) > 1]
+    lines = [f"{plain(found.path) or '(root)'} can be {_either(found)}" for found in open_[:_SHOWN_NAMES]]
+    return lines + ([f"{len(open_) - _SHOWN_NAMES:,} more"] if len(open_) > _SHOWN_NAMES else [])
+
+
+def left_out(inspection: Inspection) -> list[str]:
+    """What ``manifest`` has no row for, by name and with the reason: a line each, the last one for all that was not looked at."""
+    refused = [found for found in inspection.saes if found not in inspection.convertible]
+    lines = [f"{plain(found.path) or '(root)'}: {plain(_reason(found), 1000)}" for found in refused[:_SHOWN_NAMES]]
+    if len(refused) > _SHOWN_NAMES:
+        lines.append(f"{len(refused) - _SHOWN_NAMES:,} more that cannot be converted; `saesync inspect` shows them all")
+    if inspection.unread:
+        advice = "Name a folder with fewer as SOURCE, or add rows by hand"
+        lines.append(f"{_listed(inspection.unread)}: not looked at, as only the first {LIMIT} are. {advice}")
+    return lines
+
+
+def _reason(found: Found) -> str:
+    """Why it cannot be converted."""
+    return found.problem or (found.best.refusal if found.best else None) or "no known format fits"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(plain(name) for name in names[:_SHOWN_NAMES])
+    return shown + (f" and {len(names) - _SHOWN_NAMES:,} more" if len(names) > _SHOWN_NAMES else "")
 
 
 def _published(folder: Path | None) -> str:
@@ -147,6 +191,11 @@ def yaml(value: Any) -> str:
     return _BREAKING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
+def _text(value: Any) -> str:
+    """A YAML scalar that stands under ``saes``, where a brace begins a placeholder unless it is written twice."""
+    return yaml(value.replace("{", "{{").replace("}", "}}") if isinstance(value, str) else value)
+
+
 def _block(found: Found) -> list[str]:
     lines = [f"{plain(found.path) or '(root)'}"]
     if found.problem is not None:
@@ -159,6 +208,8 @@ def _block(found: Found) -> list[str]:
         lines += [f"  needs {name}: the files do not say it" for name in candidate.needs]
         if candidate.refusal is not None:
             lines.append(f"  ! {plain(candidate.refusal, 1000)}")
+    if found.able and len(found.rivals) > 1:
+        lines.append(f"  ! ambiguous: {_either(found)} fit equally well; say which as `format` (of `saesync convert`: --from)")
     for file, tensors in found.headers.tensors.items():
         lines.append(f"    {plain(file)}")
         shown = list(tensors.items())[:_SHOWN_TENSORS]
@@ -178,9 +229,19 @@ def _first(inspection: Inspection) -> Found:
 
 
 def _best(found: Found) -> Candidate:
-    if found.best is None or found.best.refusal is not None:
-        raise Refused("Nothing here can be converted", (found.best.refusal if found.best else found.problem) or "No format fits.")
-    return found.best
+    """The likeliest candidate. Where several are, its format is left open, and it says what all of them say."""
+    if not found.able:
+        raise Refused("Nothing here can be converted", _reason(found))
+    first, *others = found.rivals
+    if not others:
+        return first
+    options = _agreed([one.options for one in found.rivals])
+    open_ = {name for one in found.rivals for name in (*one.needs, *one.options)} - set(options)
+    return Candidate(_UNSAID, first.score, _agreed([one.facts for one in found.rivals]), options, tuple(sorted(open_)))
+
+
+def _agreed(said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in said[0].items() if all(name in one and one[name] == value for one in said)}
 
 
 def _location(inspection: Inspection, path: str, indent: str = "  ") -> list[str]:
@@ -196,13 +257,26 @@ def _join(inspection: Inspection, path: str, folder: Path | None) -> str:
         return path
     typed = Path(reference.path)
     chosen = typed if typed.is_file() or not path else typed / path
-    if folder is None:
-        return chosen.as_posix()
-    return Path(os.path.relpath(chosen.resolve(), folder.resolve())).as_posix()
+    return _relative(chosen, folder)
+
+
+def _relative(path: Path, folder: Path | None) -> str:
+    """A local path as a manifest in ``folder`` names it."""
+    return path.as_posix() if folder is None else Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _rivals(saes: Iterable[Found]) -> str:
+    """A comment where ``_best`` has left the format open."""
+    open_ = sorted({_either(found) for found in saes if len(found.rivals) > 1})
+    return f"    # say which: {'; '.join(open_)} fit the files equally well" if open_ else ""
+
+
+def _either(found: Found) -> str:
+    return " or ".join(one.format for one in found.rivals)
 
 
 def _options(candidate: Candidate, indent: str = "  ") -> list[str]:
-    lines = [f"{indent}{name}: {yaml(value)}" for name, value in candidate.options.items()]
+    lines = [f"{indent}{name}: {_text(value)}" for name, value in candidate.options.items()]
     return lines + [f"{indent}# {name}:    needed, and not in the files" for name in candidate.needs]
 
 
@@ -212,8 +286,24 @@ def _model(said: str | None) -> list[str]:
     return [f"  name: {yaml(said)}    # as the files say; it must be a Hub id (or use path: for a local folder)", *_pin()]
 
 
+def _declared(model: str, folder: Path | None) -> list[str]:
+    """What the user said: a folder on this disk, as other local paths are written, else a Hub id.
+
+    Raises:
+        Missing: it can only be a folder, and there is none.
+        Refused: it is neither.
+    """
+    if Path(model).is_dir():
+        return [f"  path: {yaml(_relative(Path(model), folder))}", _LOADER]
+    if model.startswith((".", "/", "~")):
+        raise Missing("Model not found", f"There is no folder {plain(model)}. Name the model's folder, or its Hub id.")
+    if not _HUB_ID.fullmatch(model):
+        raise Refused("Not a model", f"{plain(model)!r} is neither a folder nor a Hub id, which looks like owner/name.")
+    return [f"  name: {yaml(model)}", *_pin()]
+
+
 def _pin() -> list[str]:
-    return ["  # revision:            `saesync pin` fills in the commit", "  loader: TransformerBridge"]
+    return ["  # revision:            `saesync pin` fills in the commit", _LOADER]
 
 
 def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]:
@@ -222,9 +312,9 @@ def _one(inspection: Inspection, found: Found, folder: Path | None) -> list[str]
     return [
         f"  id: {yaml(_id(found, candidate))}",
         *_hook(candidate.facts.get("hook"), "  "),
-        *([f"  hook_out: {yaml(candidate.facts['hook_out'])}"] if "hook_out" in candidate.facts else []),
+        *([f"  hook_out: {_text(candidate.facts['hook_out'])}"] if "hook_out" in candidate.facts else []),
         *(f"  {line}" for line in source),
-        f"  dtype: {yaml(candidate.facts.get('dtype', 'float32'))}",
+        f"  dtype: {_dtype(candidate)}{_widened([candidate])}",
     ]
 
 
@@ -237,7 +327,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         for name in ("hook", "hook_out"):
             if any(name in one.facts for one in chosen):
                 row[name] = candidate.facts.get(name, _UNSAID)
-        rows.append({**row, **candidate.options, "dtype": candidate.facts.get("dtype", "float32")})
+        rows.append({**row, **candidate.options, "dtype": _dtype(candidate)})
     common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
     common = {key: value for key, value in common.items() if key not in ("id", "path")}
     shared = set.intersection(*(set(row) for row in rows))
@@ -245,7 +335,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     lines += [f"    - {{{', '.join(f'{key}: {yaml(row[key])}' for key in row if key in shared - set(common))}}}" for row in rows]
 
     def value(key: str) -> str:
-        return yaml(common[key]) if key in common else f'"{{{key}}}"'
+        return _text(common[key]) if key in common else f'"{{{key}}}"'
 
     needs = sorted({name for one in chosen for name in one.needs})
     options = sorted(shared - {"id", "path", "format", "hook", "hook_out", "dtype"})
@@ -256,17 +346,31 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         *([f"  hook_out: {value('hook_out')}"] if "hook_out" in shared else []),
         "  source:",
         *_location(inspection, '"{path}"', "    "),
-        f"    format: {value('format')}",
+        f"    format: {value('format')}{_rivals(saes)}",
         *(f"    {name}: {value(name)}" for name in options),
         *(f"    # {name}:    some of these need it, and their files do not say it" for name in needs),
-        f"  dtype: {value('dtype')}",
+        f"  dtype: {value('dtype')}{_widened(chosen)}",
     ]
+
+
+def _dtype(candidate: Candidate) -> str:
+    """What is stored where it can be published, else float32."""
+    said = candidate.facts.get("dtype")
+    return said if said in DTYPES else "float32"
+
+
+def _widened(candidates: Iterable[Candidate]) -> str:
+    """A comment where ``_dtype`` is not what is stored."""
+    others = sorted({plain(one.facts["dtype"]) for one in candidates if one.facts.get("dtype", "float32") not in DTYPES})
+    if not others:
+        return ""
+    return f"    # {' and '.join(others)} in the files; weights are published as {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
 
 
 def _hook(hook: Any, indent: str) -> list[str]:
     if hook is None:
         return [f"{indent}# hook: blocks.0.hook_resid_post    where the SAE reads; the files do not say it"]
-    return [f"{indent}hook: {yaml(hook)}"]
+    return [f"{indent}hook: {_text(hook)}"]
 
 
 def _id(found: Found, candidate: Candidate) -> str:

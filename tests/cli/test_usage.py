@@ -304,6 +304,15 @@ def test_inspect_and_init(own: Place) -> None:
     assert '"?"' in told.err, "a hook that the files do not say has to be filled in"
 
 
+def test_init_says_what_it_leaves_out(own: Place) -> None:
+    (own.folder / "sources" / "sweep" / "layer_9").mkdir()
+    (own.folder / "sources" / "sweep" / "layer_9" / "broken.safetensors").write_bytes(b"\x07" * 3000)
+    for out in ("-", "manifests/partly.yaml"):
+        done = own.run("init", "sources/sweep", "-o", out)
+        assert done.code == 0
+        assert "Left out: layer_9: broken.safetensors is not a whole safetensors file" in done.err
+
+
 def test_golden_plan(own: Place) -> None:
     golden("cli/plan.txt", masked(own.run("plan").out, own))
 

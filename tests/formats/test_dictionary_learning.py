@@ -166,6 +166,23 @@ def test_tensors_alone_decide_only_where_they_can(dict_class: str, score: float,
     convert("dictionary_learning", folder, tmp_path / "out", options={"dict_class": dict_class})
 
 
+@pytest.mark.parametrize(
+    ("other", "config"), [("batchtopk", "config.json"), ("connor_rob_hook_z", "gpt2-small_L5_Hcat_z_cfg.json")]
+)
+def test_a_file_whose_config_was_left_behind_is_not_claimed(other: str, config: str, tmp_path: Path) -> None:
+    """These have the tensors of a MatryoshkaBatchTopKSAE, and only their config says what they are."""
+    formats.get(other).example(tmp_path, 0)
+    (tmp_path / config).unlink()
+    (weights,) = tmp_path.iterdir()
+    (found,) = inspect_local(weights).saes
+    assert not found.able
+    candidate = sniffed(weights)
+    assert candidate.score < 0.3
+    assert "NAME_cfg.json" in str(candidate.refusal)
+    weights.rename(tmp_path / "ae.pt")
+    refused("dictionary_learning", tmp_path, "Untrained threshold", "another config file")
+
+
 def test_an_old_topk_without_its_k(tmp_path: Path) -> None:
     folder = edited(source(tmp_path / "source", "AutoEncoderTopK", k=None), ("k", "threshold"))
     assert sniffed(folder).needs == ("k",)
@@ -216,6 +233,11 @@ def test_checkpoints_that_are_refused(
     drop: tuple[str, ...], tensors: dict[str, Any], summary: str, word: str, tmp_path: Path
 ) -> None:
     refused("dictionary_learning", edited(source(tmp_path), drop, **tensors), summary, word)
+
+
+def test_a_threshold_that_is_missing_is_known_from_headers(tmp_path: Path) -> None:
+    candidate = sniffed(edited(source(tmp_path), ("threshold",)))
+    assert (candidate.score, "Use a later checkpoint" in str(candidate.refusal)) == (1.0, True)
 
 
 @pytest.mark.parametrize("k", [0, 41])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,22 @@ def test_the_same_source_gives_the_same_bytes(case: Case, tmp_path: Path) -> Non
     for name in ("cfg.json", "sae_weights.safetensors"):
         assert digest_file(tmp_path / "one" / name) == digest_file(tmp_path / "two" / name)
         assert (tmp_path / "one" / name).stat().st_mode & 0o777 == 0o644
+
+
+def test_what_inspection_proposes_is_read_whatever_files_are_called(case: Case, tmp_path: Path) -> None:
+    """One weights file at a time has another name: the path that is proposed must still be one that its format accepts."""
+    case.example(tmp_path / "made", 0)
+    weights = [path for path in sorted((tmp_path / "made").rglob("*")) if path.name.endswith(WEIGHT_SUFFIXES)]
+    for number, path in enumerate(weights):
+        root = tmp_path / str(number)
+        shutil.copytree(tmp_path / "made", root / "renamed")
+        moved = root / "renamed" / path.relative_to(tmp_path / "made")
+        suffix = next(one for one in WEIGHT_SUFFIXES if path.name.endswith(one))
+        moved.rename(moved.with_name(f"other{suffix}"))
+        names = sorted(found.relative_to(root).as_posix() for found in root.rglob("*") if found.is_file())
+        for found in inspect_local(root).convertible:
+            assert found.best is not None
+            assert formats.get(found.best.format).files(names, found.path)
 
 
 def test_files_are_chosen_at_the_root_in_a_folder_and_by_name(case: Case, tmp_path: Path) -> None:
