@@ -35,10 +35,14 @@ def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[st
         if not equals or not name:
             raise click.BadParameter(f"{word!r} is not NAME=VALUE.")
         try:
-            found[name] = json.loads(value)
+            found[name] = json.loads(value, parse_constant=_no_number)
         except ValueError:
             found[name] = value
     return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in a manifest")
 
 
 from_option = click.option("--from", "from_", metavar="FORMAT", help="The format of SRC, when its files fit more than one.")

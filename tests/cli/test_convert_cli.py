@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,43 @@ def test_what_the_files_do_not_say_is_asked_for(tmp_path: Path) -> None:
     done = run(tmp_path, "convert", "source", "out", "--option", "dict_class=AutoEncoderTopK", "--option", "k=6")
     assert done.code == 0, done.said
     assert json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))["k"] == 6
+
+
+@pytest.mark.parametrize(
+    ("format_", "variant", "option", "words"),
+    [
+        ("sparsify", "no encoder bias", "zero_biases=False", "zero_biases is False; it must be true or false, in lower case."),
+        ("sparsify", "no encoder bias", "zero_biases=abc", "zero_biases is abc; it must be true or false, in lower case."),
+        ("gemma_scope", "", "kind=3", "kind is 3; it must be sae, attention, embedding or transcoder."),
+        (
+            "crosscoder",
+            "",
+            "input_scales=0.5",
+            "input_scales is 0.5; it must be a list such as [..., ...], of which each is a number.",
+        ),
+        ("dictionary_learning", "AutoEncoder", "k=abc", "k is abc; it must be a whole number."),
+        ("goodfire_tied", "", "threshold=NaN", "threshold is NaN; it must be a number."),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_before_any_work(
+    format_: str, variant: str, option: str, words: str, tmp_path: Path
+) -> None:
+    example: Callable[..., Any] = formats.get(format_).example
+    example(*((tmp_path / "source", 0, variant) if variant else (tmp_path / "source", 0)))
+    done = refused(tmp_path, "Option does not fit", "source", "out", "--from", format_, "--option", option)
+    assert words in done.err
+
+
+def test_what_can_be_said_is_named(tmp_path: Path) -> None:
+    nanochat: Callable[..., Any] = formats.get("nanochat").example
+    nanochat(tmp_path / "source", 0, "undeclared")
+    done = refused(tmp_path, "Needs a declaration", "source", "out")
+    assert "activation is topk or relu. k is a whole number, needed only where activation is topk." in done.err
+    assert "do not say k." in refused(tmp_path, "Needs a declaration", "source", "out", "--option", "activation=topk").err
+    done = run(tmp_path, "convert", "source", "out", "--option", "activation=relu")  # as in a manifest, without k
+    assert done.code == 0, done.said
+    formats.get("transcoder_circuits").example(tmp_path / "pickled", 0)
+    assert "--option trust=pickle." in refused(tmp_path, "Needs a declaration", "pickled", "out2").err
 
 
 def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:
