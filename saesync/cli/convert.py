@@ -220,5 +220,21 @@ def _tell(dst: Path, to: str, chosen: Chosen, result: Mapping[str, Any], format_
     put(f"Wrote {dst}: {chosen.format} to {to}, {len(result['digests'])} files, {size:,} bytes.")
     worst = max(proof["max_feature_diff"], proof["max_reconstruction_diff"])
     put(f"Proved on {proof['rows']} rows in float64: features and outputs differ by at most {worst:.1e} of their size.")
+    if cast := _cast(proof):
+        put(cast)
     if "hook" not in chosen.facts and to == SAELENS:
         say("Note: the files do not say where the SAE reads; --hook NAME writes it into cfg.json unless it is there.")
+
+
+def _cast(proof: Mapping[str, Any]) -> str | None:
+    """What rounding to the stored type costs: the proof above it is of the function, which is compared unrounded."""
+    if proof["exact_storage"]:
+        return None
+    feature, output = proof["cast_max_feature_diff"], proof["cast_max_reconstruction_diff"]
+    switched = proof["cast_support_changes"]
+    if not (feature or output or switched):
+        return None
+    more = f"; {switched:,} features switch on or off in {proof['cast_rows']:,} rows" if switched else ""
+    return (
+        f"Rounded to {proof['dtype']}, features differ by at most {feature:.1e} and outputs by {output:.1e} of their size{more}."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -139,6 +140,24 @@ def test_what_can_be_said_is_named(tmp_path: Path) -> None:
     assert done.code == 0, done.said
     formats.get("transcoder_circuits").example(tmp_path / "pickled", 0)
     assert "--option trust=pickle." in refused(tmp_path, "Needs a declaration", "pickled", "out2").err
+
+
+def test_what_storing_rounds_is_told(tmp_path: Path) -> None:
+    write_example(tmp_path / "source", 0, architecture="topk")
+    weights = load_file(tmp_path / "source" / "sae_weights.safetensors")
+    done = run(tmp_path, "convert", "source", "same")
+    assert "Rounded" not in done.out
+    save_file(weights | {"W_dec": weights["W_dec"].bfloat16()}, tmp_path / "source" / "sae_weights.safetensors")
+    done = run(tmp_path, "convert", "source", "mixed")  # one narrow tensor does not make the others narrow
+    assert "Rounded" not in done.out
+    assert torch.equal(load_file(tmp_path / "mixed" / "sae_weights.safetensors")["W_enc"], weights["W_enc"])
+    for to in ("saelens", "interpretability-workbench"):
+        write_example(tmp_path / to, 0)
+        done = run(tmp_path, "convert", to, f"{to}-narrow", "--to", to, "--dtype", "bfloat16")
+        assert done.code == 0, done.said
+        told = re.search(r"Rounded to bfloat16, features differ by at most (\S+) and outputs by (\S+) of their size", done.out)
+        assert told is not None, done.out
+        assert all(float(number) > 1e-4 for number in told.groups())
 
 
 def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:
