@@ -20,6 +20,7 @@ from saesync.errors import Missing, Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
 from saesync.inspection.choosing import Chosen, choose
+from saesync.inspection.places import require_text
 from saesync.writers import writers
 
 Progress = Callable[[int, int], None]
@@ -91,6 +92,7 @@ def convert(
     """
     if dst.exists():
         raise Refused("Destination exists", f"{dst} is there already and is not overwritten. Name a new folder.")
+    require_text(dst)
     chosen, files = locate(src, from_, options)
     said = {"hook_name": hook or chosen.facts.get("hook"), "hook_name_out": hook_out or chosen.facts.get("hook_out")}
     said["model_name"] = model or chosen.facts.get("model")

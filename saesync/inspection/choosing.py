@@ -12,7 +12,7 @@ from saesync.formats import get, require_known
 from saesync.formats.base import Candidate
 from saesync.hub import Hub
 from saesync.inspection import Found, Inspection
-from saesync.inspection.places import HubPlace, LocalPlace, Place
+from saesync.inspection.places import HubPlace, LocalPlace, Place, require_text
 from saesync.model import nothing
 from saesync.schema.options import check_options, say_them, unsaid
 
@@ -80,4 +80,6 @@ def _files(inspection: Inspection, found: Found, format_: str, hub: Hub | None) 
     typed = Path(reference.path)
     root = typed if typed.is_dir() else typed.parent
     listed = get(format_).files(sorted(LocalPlace(root).names()), found.path)
+    for path in listed.values():
+        require_text(root / path)
     return {name: str((root / path).absolute()) for name, path in listed.items()}

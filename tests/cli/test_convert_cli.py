@@ -152,12 +152,24 @@ def test_what_storing_rounds_is_told(tmp_path: Path) -> None:
     assert "Rounded" not in done.out
     assert torch.equal(load_file(tmp_path / "mixed" / "sae_weights.safetensors")["W_enc"], weights["W_enc"])
     for to in ("saelens", "interpretability-workbench"):
-        write_example(tmp_path / to, 0)
+        write_example(tmp_path / to, 0, architecture="standard")
         done = run(tmp_path, "convert", to, f"{to}-narrow", "--to", to, "--dtype", "bfloat16")
         assert done.code == 0, done.said
         told = re.search(r"Rounded to bfloat16, features differ by at most (\S+) and outputs by (\S+) of their size", done.out)
         assert told is not None, done.out
         assert all(float(number) > 1e-4 for number in told.groups())
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """Linux allows any bytes; safetensors opens only names that are text."""
+    bad = os.fsdecode(b"bad\xff")
+    write_example(tmp_path / "good", 0)
+    write_example(tmp_path / bad / "sae", 0)
+    for words in ((bad, "out"), (f"{bad}/sae", "out"), ("good", bad + "2"), ("good", f"{bad}2/out")):
+        assert "bad\\xff" in refused(tmp_path, "Name is not UTF-8", *words).err
+    done = run(tmp_path / bad, "convert", "sae", "out")  # nobody typed it
+    assert done.code == 1
+    assert "Name is not UTF-8" in done.err
 
 
 def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:
