@@ -18,7 +18,9 @@ from servers.loopback import ALICE, HubServer
 from saesync import formats
 from saesync.cache import Cache
 from saesync.errors import ManifestError, Missing, NotVisible, Refused
+from saesync.formats._checks import widest
 from saesync.formats._saelens_reference import write_example
+from saesync.formats.base import TensorInfo
 from saesync.hub import Hub
 from saesync.inspection import LIMIT, Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
 from saesync.inspection.text import ambiguous, describe, left_out, manifest, stanza, to_json, yaml
@@ -374,6 +376,30 @@ def test_two_gigabytes_on_the_hub_cost_less_than_one_megabyte(hub_server: HubSer
     assert [(found.best.format, found.best.facts["d_sae"]) for found in inspection.saes if found.best] == [("goodfire", d_sae)]
     sent = sum(route["bytes_out"] for route in hub_server.stats()["routes"].values())
     assert sent < 1_000_000
+
+
+@pytest.mark.parametrize("kept", ["W_enc", "b_dec"])
+def test_a_source_of_mixed_types_has_the_widest(kept: str, tmp_path: Path) -> None:
+    """Whichever tensor it is, storing as the others are would round it away."""
+    write_example(tmp_path, 0, architecture="topk")
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    narrow = {name: value if name == kept else value.to(torch.bfloat16) for name, value in weights.items()}
+    save_file(narrow, tmp_path / "sae_weights.safetensors")
+    best = inspect_local(tmp_path).saes[0].best
+    assert best is not None
+    assert best.facts["dtype"] == "float32"
+
+
+def test_a_type_is_as_wide_as_the_weights_need() -> None:
+    def of(**kinds: str) -> str:
+        return widest({name: TensorInfo((3,), kind) for name, kind in kinds.items()})
+
+    assert of(W_enc="float16", W_dec="float16") == "float16"
+    assert of(W_enc="float16", W_dec="bfloat16") == "float32"  # neither holds the other's numbers
+    assert of(W_enc="float64", W_dec="bfloat16") == "float64"
+    assert of(W_dec="bfloat16", threshold="float32", counts="int64") == "bfloat16"  # thresholds are float32 in any case
+    assert of(W_dec="bfloat16", threshold="float64") == "float64"
+    assert widest({"W_dec": TensorInfo((3, 2), "bfloat16"), "running_avg": TensorInfo((), "float32")}) == "bfloat16"
 
 
 def test_what_the_hub_does_not_have(hub_server: HubServer, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from saesync.errors import Missing, Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
 from saesync.inspection.choosing import Chosen, choose
+from saesync.inspection.places import require_text
 from saesync.writers import writers
 
 Progress = Callable[[int, int], None]
@@ -36,7 +37,7 @@ def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[st
         if not equals or not name:
             raise click.BadParameter(f"{word!r} is not NAME=VALUE.")
         try:
-            found[name] = json.loads(value)
+            found[name] = json.loads(value, parse_constant=_no_number)
         except ValueError:
             found[name] = value
     return found
@@ -50,6 +51,10 @@ def parse_hook(_ctx: click.Context, _option: click.Parameter, word: str | None) 
         rule = HOOK_NAME["patternErrorMessage"]
         raise click.BadParameter(f"{word[:100]!r}: {rule}, and at most {HOOK_NAME['maxLength']} characters.")
     return word
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in a manifest")
 
 
 from_option = click.option("--from", "from_", metavar="FORMAT", help="The format of SRC, when its files fit more than one.")
@@ -99,6 +104,7 @@ def convert(
     if os.path.lexists(dst):
         what = "is there already" if dst.exists() else f"is a link to {dst.readlink()}, which is not there,"
         raise Refused("Destination exists", f"{dst} {what} and is not overwritten. Name a new folder.")
+    require_text(dst)
     chosen, files = locate(src, from_, options)
     said = {"hook_name": hook or chosen.facts.get("hook"), "hook_name_out": hook_out or chosen.facts.get("hook_out")}
     said["model_name"] = model or chosen.facts.get("model")
@@ -230,3 +236,19 @@ def _tell(dst: Path, to: str, source: str, result: Mapping[str, Any], format_: s
     put(f"Wrote {dst}: {source} to {to}, {len(result['digests'])} files, {size:,} bytes.")
     worst = max(proof["max_feature_diff"], proof["max_reconstruction_diff"])
     put(f"Proved on {proof['rows']} rows in float64: features and outputs differ by at most {worst:.1e} of their size.")
+    if cast := _cast(proof):
+        put(cast)
+
+
+def _cast(proof: Mapping[str, Any]) -> str | None:
+    """What rounding to the stored type costs: the proof above it is of the function, which is compared unrounded."""
+    if proof["exact_storage"]:
+        return None
+    feature, output = proof["cast_max_feature_diff"], proof["cast_max_reconstruction_diff"]
+    switched = proof["cast_support_changes"]
+    if not (feature or output or switched):
+        return None
+    more = f"; {switched:,} features switch on or off in {proof['cast_rows']:,} rows" if switched else ""
+    return (
+        f"Rounded to {proof['dtype']}, features differ by at most {feature:.1e} and outputs by {output:.1e} of their size{more}."
+    )

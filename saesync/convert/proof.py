@@ -207,6 +207,7 @@ def _cast_report(gate: Gate, dtype: str, exact: bool) -> dict[str, Any]:
         "dtype": dtype,
         "exact_storage": exact,
         "cast_max_feature_diff": tally.feature,
+        "cast_max_reconstruction_diff": tally.reconstruction,
         "cast_feature_excess": tally.excess,
         "cast_fvu": tally.fvu,
         "cast_support_changes": tally.switched,

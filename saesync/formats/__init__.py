@@ -51,16 +51,25 @@ def get(name: str) -> Format:
     return known[name]
 
 
+def require_known(chosen: Format, names: Collection[str]) -> None:
+    """``names`` are options of this format.
+
+    Raises:
+        Refused: one is not.
+    """
+    known = [option.name for option in dataclasses.fields(chosen.Options)]
+    if unknown := sorted(set(names) - set(known)):
+        detail = f"{unknown[0]!r} is not an option of format {chosen.name}. Options: {', '.join(known) or 'none'}."
+        raise Refused("Unknown option", detail)
+
+
 def make_options(chosen: Format, values: Mapping[str, Any]) -> Any:
     """The format's ``Options`` from manifest values.
 
     Raises:
         Refused: a value's name is not an option of this format, or a required one is missing.
     """
-    known = {option.name: option for option in dataclasses.fields(chosen.Options)}
-    if unknown := sorted(set(values) - set(known)):
-        names = ", ".join(known) or "none"
-        raise Refused("Unknown option", f"{unknown[0]!r} is not an option of format {chosen.name}. Options: {names}.")
+    require_known(chosen, values)
     try:
         return chosen.Options(**values)
     except TypeError as error:

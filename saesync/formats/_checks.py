@@ -9,7 +9,7 @@ from typing import Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats._bytes import instead
-from saesync.formats._lazy import FLOATS
+from saesync.formats._lazy import FLOATS, WIDTHS, holds
 from saesync.formats.base import TensorInfo
 
 MAX_JSON = 4 << 20
@@ -38,6 +38,19 @@ def require_tensors(
             raise Refused("Wrong shape", shape + _turned(info, expected[name]))
         if info.dtype not in FLOATS:
             raise Refused("Wrong dtype", f"{file}: {name} is {info.dtype}; weights must be one of {', '.join(FLOATS)}.")
+
+
+def widest(found: Mapping[str, TensorInfo]) -> str:
+    """The narrowest type that holds these tensors without rounding: that of a source whose tensors differ.
+
+    Integers and single numbers are settings, not weights. Thresholds are stored in float32 whatever the SAE is stored in.
+    """
+    kinds = {
+        info.dtype
+        for name, info in found.items()
+        if info.dtype in FLOATS and info.shape and not ("threshold" in name and WIDTHS[info.dtype] <= WIDTHS["float32"])
+    }
+    return next(wide for wide in reversed(FLOATS) if all(holds(wide, kind) for kind in kinds))
 
 
 def unknown_value(file: str, key: str, found: Any, known: str) -> Refused:

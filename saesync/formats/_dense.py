@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saesync.errors import Refused
-from saesync.formats._checks import require_tensors
+from saesync.formats._checks import require_tensors, widest
 from saesync.formats._lazy import Transposed
 from saesync.formats._open import Opened
 from saesync.formats._pickle import ALLOWED
@@ -32,7 +32,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Dimensions, and the dtype of the decoder."""
+    """Dimensions, and the widest dtype."""
 
     d_in: int
     d_sae: int
@@ -68,7 +68,7 @@ def measure(file: str, found: Mapping[str, TensorInfo], layout: Layout, *, trans
     require_tensors(file, found, expected)
     if 0 in (d_in, d_sae, d_out):
         raise Refused("Wrong shape", f"{file}: an axis has length 0.")
-    return Size(d_in, d_sae, d_out, found[names["W_dec"]].dtype)
+    return Size(d_in, d_sae, d_out, widest(found))
 
 
 def _length(found: Mapping[str, TensorInfo], name: str | None, axis: int) -> int:

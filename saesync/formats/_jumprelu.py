@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from saesync.errors import Refused
-from saesync.formats._checks import require_tensors
+from saesync.formats._checks import require_tensors, widest
 from saesync.formats._lazy import spans
 from saesync.formats.base import TensorInfo
 
@@ -22,7 +22,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Dimensions of one set of parameters, and the dtype of its decoder."""
+    """Dimensions of one set of parameters, and their widest dtype."""
 
     d_in: int
     d_sae: int
@@ -51,7 +51,7 @@ def shape_of(file: str, found: Mapping[str, TensorInfo], one_width: bool, extra:
     require_tensors(file, found, expected)
     if 0 in (d_in, d_sae, d_out):
         raise Refused("Wrong shape", f"{file}: an axis has length 0.")
-    return Shape(d_in, d_sae, d_out, found["W_dec"].dtype)
+    return Shape(d_in, d_sae, d_out, widest(found))
 
 
 def cfg(shape: Shape, transcoder: bool, heads: bool = False, skip: bool = False) -> dict[str, Any]:

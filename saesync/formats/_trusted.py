@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saesync.errors import Refused
+from saesync.errors import Inexpressible, Refused
 from saesync.formats import _torchzip
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._open import beside, only, open_tensors
@@ -19,6 +19,21 @@ from saesync.formats.base import Headers, LazyTensor, SourceFiles, TensorInfo
 SUFFIXES = (".pt", ".pkl.gz")
 START = "final_sparse_autoencoder_"
 STATE, CFG = "state_dict.", "cfg"
+_OBJECT = "Config"  # how the authors' classes of configs end
+# What the authors' configs always say. Tensors of the same names are another SAE's too (TopK, BatchTopK ...), so without a config
+# nothing says that this is the function.
+_ALWAYS = ("d_in", "hook_point", "model_name")
+_RELU, _NOTHING = ("relu", "ReLU"), ()
+# Fields that say the function, these authors' and others' -> the values that say this one. None says nothing.
+_FUNCTION: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("activation", "activation_fn", "activation_fn_str", "activation_function", "act_fn", "act_name"), _RELU),
+    **dict.fromkeys(("k", "top_k", "topk", "group_sizes", "dict_class"), _NOTHING),
+    "sae_type": ("standard", "vanilla", "relu"),
+    "architecture": ("standard",),
+    "apply_b_dec_to_input": (True,),
+    "normalize_activations": (False, "none"),
+    "input_unit_norm": (False,),
+}
 TRUST_HELP = (
     "pickle: read a file whose pickle names classes, without running it: as a structure, in a process without network, "
     "rewritten as safetensors. A policy may name by sha256 the files for which this is allowed."
@@ -47,11 +62,12 @@ def one_file(names: Sequence[str], path: str) -> Mapping[str, str]:
     return beside(names, inside)
 
 
-def open_trusted(files: SourceFiles, trust: str | None) -> Trusted:
-    """The file, rewritten; only when ``trust`` is "pickle".
+def open_trusted(files: SourceFiles, trust: str | None, *, transcoder: bool = False) -> Trusted:
+    """The file, rewritten; only when ``trust`` is "pickle", and only with a config that says this function.
 
     Raises:
-        Refused: it is not, or the file cannot be read; see ``_quarantine.rewrite``.
+        Refused: it is not, or the file cannot be read (see ``_quarantine.rewrite``), or its config is not the authors'.
+        Inexpressible: the config says another function.
     """
     ((name, path),) = files.paths.items()
     if trust != "pickle":
@@ -64,8 +80,40 @@ def open_trusted(files: SourceFiles, trust: str | None) -> Trusted:
     if extra := sorted(set(opened.tensors) - {STATE + tensor for tensor in tensors}):
         raise Refused("Unknown tensor", f"{name} holds {extra[0][:100]!r} outside of its state_dict. Is the format right?")
     infos = {tensor: opened.tensors[STATE + tensor].extent.info for tensor in tensors}
-    cfg = found.facts.get(CFG)
-    return Trusted(tensors, infos, cfg if isinstance(cfg, dict) else {}, _provenance(found), found.tensors)
+    cfg = _checked(found.facts.get(CFG), name, transcoder)
+    return Trusted(tensors, infos, cfg, _provenance(found), found.tensors)
+
+
+def _checked(cfg: Any, name: str, transcoder: bool) -> Mapping[str, Any]:
+    if not isinstance(cfg, dict):
+        raise Refused("Config is missing", no_config(name))
+    for key, harmless in {**_FUNCTION, "is_transcoder": (transcoder,)}.items():
+        if cfg.get(key) is not None and cfg[key] not in harmless:
+            detail = f"{name}: its config says {key}: {str(cfg[key])[:50]!r}, which this reader does not know."
+            raise Inexpressible.by(key, detail)
+    if missing := [key for key in (*_ALWAYS, *(("out_hook_point",) if transcoder else ())) if cfg.get(key) is None]:
+        detail = f"{name}: its config does not say {' and '.join(missing)}, which configs of this format do. Is the format right?"
+        raise Refused("Config is another format's", detail)
+    return cfg
+
+
+def no_config(name: str) -> str:
+    """Why a file without a config is refused."""
+    return (
+        f"{name} holds a state_dict, and no config (cfg) that says {', '.join(_ALWAYS)}. Without it nothing says which function "
+        "its tensors are. Give the file as its authors saved it, or its tensors in the format they are of."
+    )
+
+
+def require_width(found: Trusted, name: str, d_in: int) -> None:
+    """The config's ``d_in`` is that of the tensors.
+
+    Raises:
+        Refused: it is another one.
+    """
+    if found.cfg["d_in"] != d_in:
+        said = str(found.cfg["d_in"])[:50]
+        raise Refused("Config contradicts tensors", f"{name}: d_in is {said} in its config, the tensors say {d_in}.")
 
 
 def reference_state(files: SourceFiles) -> Mapping[str, Any]:
@@ -76,12 +124,27 @@ def reference_state(files: SourceFiles) -> Mapping[str, Any]:
     return {tensor.removeprefix(STATE): value for tensor, value in load(rewrite(path, name).tensors).items()}
 
 
-def recognised(headers: Headers, wanted: set[str]) -> tuple[str, Mapping[str, TensorInfo], tuple[str, ...]] | None:
-    """The file whose ``state_dict`` has the tensors ``wanted``, these tensors, and the unsafe names in its pickle."""
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """A file with a ``state_dict``, its tensors, and how surely it is the authors'; ``refusal`` says why it cannot be."""
+
+    file: str
+    tensors: Mapping[str, TensorInfo]
+    score: float
+    refusal: str | None
+
+
+def recognised(headers: Headers, wanted: set[str]) -> Recognised | None:
+    """The file whose ``state_dict`` has the tensors ``wanted``. Only a config makes it certain: anybody's has a state_dict."""
     for file, tensors in headers.tensors.items():
         own = {name.removeprefix(STATE): info for name, info in tensors.items() if name.startswith(STATE)}
         if wanted <= set(own):
-            return file, own, tuple(name for name in headers.globals.get(file, ()) if name not in ALLOWED)
+            unsafe = [name for name in headers.globals.get(file, ()) if name not in ALLOWED]
+            if any(name.endswith(_OBJECT) for name in unsafe):
+                return Recognised(file, own, 1.0, None)
+            said = all(f"{CFG}.{key}" in headers.values.get(file, {}) for key in _ALWAYS)
+            # A config of a class with another name may still be one; where no class is named there is none.
+            return Recognised(file, own, 0.7 if said else 0.3, None if said or unsafe else no_config(file))
     return None
 
 

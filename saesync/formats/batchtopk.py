@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
-from saesync.formats._checks import read_json, unknown_value
+from saesync.formats._checks import read_json, unknown_value, widest
 from saesync.formats._layout import Layout, cfg, look, require_k, require_only
 from saesync.formats._lazy import Filled, Mapped, whole
 from saesync.formats._open import TORCH, Opened, beside, choose, open_tensors
@@ -90,7 +90,7 @@ class BatchTopK:
         except Refused as refusal:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
         facts = {"architecture": ARCHITECTURES[kind], "sae_type": kind, "d_in": d_in, "d_sae": d_sae}
-        facts |= {"dtype": seen.tensors["W_dec"].dtype, **_said(config)}
+        facts |= {"dtype": widest(seen.tensors), **_said(config)}
         return Candidate(self.name, 1.0, facts, needs=("threshold",) if kind == "batchtopk" else ())
 
     def read(self, files: SourceFiles, options: BatchTopKOptions) -> Weights:

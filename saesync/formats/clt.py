@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import encode, load, random_state
-from saesync.formats._checks import read_yaml, require_tensors
+from saesync.formats._checks import read_yaml, require_tensors, widest
 from saesync.formats._circuit_tracer import CONFIG, hooks_and_model
 from saesync.formats._cross_layer import INVALID, Written, write_sum
 from saesync.formats._dense import Size
@@ -165,7 +165,7 @@ def _measure(file: str, encoder: Mapping[str, TensorInfo], decoder: Mapping[str,
     require_tensors(_decoder_of(file), decoder, {name: (d_sae, layers, d)})
     if 0 in (d_sae, d, layers):
         raise Refused("Wrong shape", f"{file}: an axis has length 0.")
-    return Size(d, d_sae, d, decoder[name].dtype)
+    return Size(d, d_sae, d, widest({**encoder, **decoder}))
 
 
 def _architecture(file: str, encoder: Mapping[str, Any]) -> str:

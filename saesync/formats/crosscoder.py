@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Refused
 from saesync.formats import _dense
 from saesync.formats._authors import load, random_state
-from saesync.formats._checks import read_json, require_tensors
+from saesync.formats._checks import read_json, require_tensors, widest
 from saesync.formats._dense import Size
 from saesync.formats._lazy import Extent, Mapped, Stored, spans
 from saesync.formats._open import TORCH, beside, only, open_tensors
@@ -148,7 +148,7 @@ def _measure(file: str, found: Mapping[str, TensorInfo]) -> tuple[int, Size]:
     require_tensors(file, found, shapes)
     if 0 in (models, d, d_sae):
         raise Refused("Wrong shape", f"{file}: an axis has length 0.")
-    return models, Size(models * d, d_sae, models * d, found["W_dec"].dtype)
+    return models, Size(models * d, d_sae, models * d, widest(found))
 
 
 def _scales(options: CrosscoderOptions, models: int) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
+from saesync.formats._checks import widest
 from saesync.formats._layout import LINEARS, cfg, look, require_only
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, Weights
@@ -61,7 +62,7 @@ class DeepseekR1:
             d_in, d_sae = LINEARS.dimensions(seen.file, seen.tensors)
         except Refused as refusal:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
-        facts = {"architecture": "standard", "d_in": d_in, "d_sae": d_sae, "dtype": seen.tensors["decoder.weight"].dtype}
+        facts = {"architecture": "standard", "d_in": d_in, "d_sae": d_sae, "dtype": widest(seen.tensors)}
         facts |= {"model": f"deepseek-ai/{named['model']}", "hook": f"blocks.{int(named['layer'])}.hook_resid_post"}
         return Candidate(self.name, 0.95, facts)
 

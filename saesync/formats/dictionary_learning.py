@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saesync.errors import Inexpressible, Refused
-from saesync.formats._checks import read_json, require_tensors
+from saesync.formats._checks import read_json, require_tensors, widest
 from saesync.formats._lazy import Filled, Stored, Transposed, whole
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats._pickle import ALLOWED
@@ -147,7 +147,7 @@ class DictionaryLearning:
             return Candidate(self.name, score if trainer is not None else 0.2, refusal=_no_threshold(file, chosen, trainer))
         kind = CLASSES[chosen]
         facts = {"architecture": kind.architecture, "dict_class": chosen, "d_in": d_in, "d_sae": d_sae}
-        facts |= {"dtype": tensors[kind.names["W_dec"]].dtype, **_said(config)}
+        facts |= {"dtype": widest(tensors), **_said(config)}
         needs = ("k",) if chosen == "AutoEncoderTopK" and "k" not in tensors and "k" not in (trainer or {}) else ()
         return Candidate(self.name, score, facts, needs=needs)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Refused
 from saesync.formats import _dense, _jumprelu
 from saesync.formats._authors import load
-from saesync.formats._checks import require_tensors
+from saesync.formats._checks import require_tensors, widest
 from saesync.formats._cross_layer import INVALID, Written, write_sum
 from saesync.formats._jumprelu import Shape
 from saesync.formats._lazy import Transposed
@@ -135,4 +135,4 @@ def _measure(file: str, found: Mapping[str, TensorInfo]) -> Shape:
         raise Refused("Wrong shape", f"{file}: an axis has length 0.")
     if _layer(file) >= layers:
         raise Refused("Wrong shape", f"{file}: w_dec has {layers} layers, so there is no layer {_layer(file)} in it.")
-    return Shape(d_in, d_sae, d_out, found["w_dec"].dtype)
+    return Shape(d_in, d_sae, d_out, widest(found))

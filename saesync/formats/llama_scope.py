@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats import _openmoss
-from saesync.formats._checks import read_json, unknown_value
+from saesync.formats._checks import read_json, unknown_value, widest
 from saesync.formats._fold import divided_rows, positive_row_norms, scaled, scaled_features
 from saesync.formats._layout import LINEARS, cfg, look, require_k
 from saesync.formats._lazy import Filled
@@ -102,7 +102,7 @@ class LlamaScope:
             found = _settings(config, d_in)
         except Refused as refusal:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
-        facts = {"architecture": found.architecture, "d_in": d_in, "d_sae": d_sae, "dtype": seen.tensors["decoder.weight"].dtype}
+        facts = {"architecture": found.architecture, "d_in": d_in, "d_sae": d_sae, "dtype": widest(seen.tensors)}
         model = {"model": "meta-llama/Llama-3.1-8B"} if _PLACE.search(headers.place) else {}
         return Candidate(self.name, 1.0, facts | _openmoss.facts(config) | model)
 

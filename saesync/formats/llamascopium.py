@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats import _openmoss
-from saesync.formats._checks import read_json, unknown_value
+from saesync.formats._checks import read_json, unknown_value, widest
 from saesync.formats._fold import positive_row_norms, scaled
 from saesync.formats._layout import LINEARS, Layout, cfg, look, require_k, require_only
 from saesync.formats._lazy import Filled, Mapped, Stored, whole
@@ -133,7 +133,7 @@ class Llamascopium:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
         facts: dict[str, Any] = {"architecture": _openmoss.architecture(_ARCHITECTURES[source.act], source.transcoder)}
         facts |= {"act_fn": source.act, "d_in": source.d_in, "d_sae": source.d_sae}
-        facts |= {"dtype": _bare(seen.tensors)[source.layout.names["W_dec"]].dtype, **_openmoss.facts(config)}
+        facts |= {"dtype": widest(seen.tensors), **_openmoss.facts(config)}
         needs = ["threshold"] if source.act == "batchtopk" else []
         if config.get("norm_activation", "dataset-wise") == "dataset-wise":
             for hook, option in zip(source.hooks, ("activation_norm_in", "activation_norm_out"), strict=True):

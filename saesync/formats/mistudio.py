@@ -69,16 +69,24 @@ class MiStudioOptions:
         default=None,
         metadata={
             "help": "Active features per token: max(1, int(top_k_sparsity / 100 * d_sae)) of the training's hyperparameters, or "
-            "0 if it had no top_k_sparsity. Needed, except for jumprelu."
+            "0 if it had no top_k_sparsity. Needed, except for jumprelu.",
+            "only_for": ("kind", ("standard", "skip", "transcoder")),
         },
     )
     normalize_activations: Literal["constant_norm_rescale", "none"] | None = field(
         default=None,
-        metadata={"help": "How the training normalised activations (miStudio's default is constant_norm_rescale). Needed, "
-                  "except for a transcoder."},
-    )  # fmt: skip
+        metadata={
+            "help": "How the training normalised activations (miStudio's default is constant_norm_rescale). Needed, except for a "
+            "transcoder.",
+            "only_for": ("kind", ("standard", "skip", "jumprelu")),
+        },
+    )
     skip_scale: float | None = field(
-        default=None, metadata={"help": "The factor of a skip autoencoder's skip connection (miStudio's default is 1.0)."}
+        default=None,
+        metadata={
+            "help": "The factor of a skip autoencoder's skip connection (miStudio's default is 1.0).",
+            "only_for": ("kind", ("skip",)),
+        },
     )
     kind: Literal["standard", "skip", "transcoder", "jumprelu"] | None = field(
         default=None, metadata={"help": "The class that was trained; needed when the checkpoint's header does not name it."}
@@ -107,7 +115,7 @@ class MiStudio:
             try:
                 kind = _kind(headers.notes.get(file, {}), None, file)
                 if kind is None:
-                    return Candidate(self.name, 0.9, needs=("kind", "k", "normalize_activations"))
+                    return Candidate(self.name, 0.9, needs=("kind", *_NEEDS["skip"]))
                 size = _measure(file, kind, _own(file, tensors))
             except Refused as refusal:
                 return Candidate(self.name, 0.9, refusal=_dense.reason(refusal))

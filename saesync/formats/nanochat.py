@@ -47,7 +47,11 @@ class NanochatOptions:
         default=None, metadata={"help": "topk or relu; needed exactly when there is no config.json beside the checkpoint."}
     )
     k: int | None = field(
-        default=None, metadata={"help": "Active features per token of a topk SAE; needed when there is no config.json."}
+        default=None,
+        metadata={
+            "help": "Active features per token of a topk SAE; needed when there is no config.json.",
+            "only_for": ("activation", ("topk",)),
+        },
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Inexpressible, Refused
-from saesync.formats._checks import unknown_value
+from saesync.formats._checks import unknown_value, widest
 from saesync.formats._layout import LINEAR, Layout, cfg, look, require_k, require_only
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, TensorInfo, Weights
@@ -79,7 +79,8 @@ class OpenAI:
         except Refused as refusal:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
         facts: dict[str, Any] = {"architecture": "standard" if k is None else "topk", "d_in": d_in, "d_sae": d_sae}
-        facts |= {"dtype": seen.tensors["encoder.weight"].dtype} | ({} if k is None else {"k": k})
+        weights = {name: info for name, info in seen.tensors.items() if name not in _COUNTS}
+        facts |= {"dtype": widest(weights)} | ({} if k is None else {"k": k})
         return Candidate(self.name, 1.0, facts | _place(headers.place))
 
     def read(self, files: SourceFiles, options: OpenAIOptions) -> Weights:

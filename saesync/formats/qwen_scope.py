@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
+from saesync.formats._checks import widest
 from saesync.formats._layout import LINEAR, Layout, cfg, look, require_k, require_only
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, Weights
@@ -64,7 +65,7 @@ class QwenScope:
             d_in, d_sae = LAYOUT.dimensions(seen.file, seen.tensors)
         except Refused as refusal:  # not this orientation: then only the file's name speaks for it
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail) if named else None
-        facts = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "dtype": seen.tensors["W_dec"].dtype}
+        facts = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "dtype": widest(seen.tensors)}
         if named:
             facts["hook"] = f"blocks.{int(named[1])}.hook_resid_post"
         repo = _REPO.search(headers.place)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats._bytes import LocalBytes
-from saesync.formats._checks import read_json, require_tensors
+from saesync.formats._checks import read_json, require_tensors, widest
 from saesync.formats._fold import divided_rows, row_norms, scaled_features, scaled_rows
 from saesync.formats._lazy import Filled, Mapped, Stored, map_file, whole
 from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, require_factor
@@ -82,7 +82,7 @@ class Saelens:
             "converted_as": config.target,
             "d_in": config.d_in,
             "d_sae": config.d_sae,
-            "dtype": tensors["W_dec"].dtype,
+            "dtype": widest(tensors),
             "layout": "legacy" if config.legacy else "v6",
             "hook": config.metadata.get("hook_name"),
             "model": config.metadata.get("model_name"),

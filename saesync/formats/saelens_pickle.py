@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saesync.errors import Inexpressible, Refused
+from saesync.errors import Refused
 from saesync.formats import _dense, _trusted
 from saesync.formats._authors import decode, encode, random_state
 from saesync.formats._dense import PLAIN, Layout
@@ -28,15 +28,6 @@ if TYPE_CHECKING:
 _SCALE = "scaling_factor"
 _LAYOUT = Layout(PLAIN)
 _SCALED = Layout(PLAIN, extra={_SCALE: "d_sae"})
-# Fields that change the function -> the value that leaves it as it is.
-_PLAIN_VALUES: Mapping[str, tuple[Any, ...]] = {
-    "activation_fn": ("relu",),
-    "activation_fn_str": ("relu",),
-    "architecture": ("standard",),
-    "apply_b_dec_to_input": (True,),
-    "normalize_activations": (False, "none"),
-    "is_transcoder": (False,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +55,21 @@ class SaelensPickle:
         if _trusted.compressed(headers) is not None:
             return Candidate(self.name, 0.5, {"architecture": "standard"}, needs=("trust",))
         found = _trusted.recognised(headers, set(PLAIN))
-        if found is None or "b_dec_out" in found[1]:
+        if found is None or "b_dec_out" in found.tensors:
             return None
-        file, tensors, unsafe = found
         try:
-            size = _dense.measure(file, tensors, _layout(tensors))
+            size = _dense.measure(found.file, found.tensors, _layout(found.tensors))
         except Refused as refusal:
-            return Candidate(self.name, 0.9, refusal=_dense.reason(refusal))
-        return Candidate(self.name, 1.0 if unsafe else 0.7, {"architecture": "standard", **size.facts}, needs=("trust",))
+            return Candidate(self.name, 0.9 * found.score, refusal=_dense.reason(refusal))
+        facts = {"architecture": "standard", **size.facts}
+        return Candidate(self.name, found.score, facts, needs=("trust",), refusal=found.refusal)
 
     def read(self, files: SourceFiles, options: SaelensPickleOptions) -> Weights:
         """See ``Format.read``."""
         (name,) = files.paths
         found = _trusted.open_trusted(files, options.trust)
         size = _dense.measure(name, found.infos, _layout(found.infos))
-        for key, harmless in _PLAIN_VALUES.items():
-            if found.cfg.get(key) is not None and found.cfg[key] not in harmless:
-                detail = f"{name}: its config says {key}: {str(found.cfg[key])[:50]!r}, which this reader does not know."
-                raise Inexpressible.by(key, detail)
+        _trusted.require_width(found, name, size.d_in)
         if _SCALE in found.tensors and not bool((whole(found.tensors[_SCALE]) == 1).all()):
             raise Refused("Unexplained scaling factor", f"{name} holds a scaling_factor that is not all ones.")
         hook, head = _trusted.text(found.cfg, "hook_point"), found.cfg.get("hook_point_head_index")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Inexpressible, Refused
-from saesync.formats._checks import read_json, unknown_value
+from saesync.formats._checks import read_json, unknown_value, widest
 from saesync.formats._layout import Layout, cfg, look, require_k
 from saesync.formats._lazy import Mapped, spans, whole
 from saesync.formats._open import beside, choose, open_tensors
@@ -103,9 +103,7 @@ class Sparsify:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
         facts = {"architecture": found.architecture, "d_in": found.d_in, "d_sae": found.d_sae, "k": found.k}
         hooks = _place(headers.place, found.transcode)
-        return Candidate(
-            self.name, 1.0, facts | {"dtype": seen.tensors["W_dec"].dtype} | hooks, needs=("zero_biases",) if bare else ()
-        )
+        return Candidate(self.name, 1.0, facts | {"dtype": widest(seen.tensors)} | hooks, needs=("zero_biases",) if bare else ())
 
     def read(self, files: SourceFiles, options: SparsifyOptions) -> Weights:
         """See ``Format.read``."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Inexpressible, Refused
 from saesync.formats import _dense
 from saesync.formats._authors import decode, encode, load, random_state, top_k
-from saesync.formats._checks import read_yaml, require_tensors
+from saesync.formats._checks import read_yaml, require_tensors, widest
 from saesync.formats._open import beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, TensorInfo, Weights
 
@@ -119,7 +119,7 @@ class Temporal:
             except Refused as refusal:
                 return Candidate(self.name, 0.9, refusal=_dense.reason(refusal))
             facts: dict[str, Any] = {"architecture": "temporal", "d_in": found.d_in, "d_sae": found.d_sae}
-            facts |= {"dtype": tensors["D"].dtype, **_said(config)}
+            facts |= {"dtype": widest(tensors), **_said(config)}
             layers = _LAYER.findall(headers.place)
             return Candidate(self.name, 1.0, facts | ({"hook": f"blocks.{int(layers[-1])}.hook_resid_post"} if layers else {}))
         return None

@@ -49,7 +49,7 @@ class TranscoderCircuits:
         return _trusted.one_file(names, path)
 
     def sniff(self, headers: Headers) -> Candidate | None:
-        """Certain by ``b_dec_out``; an unsafe pickle needs trust."""
+        """Certain by ``b_dec_out`` and a config object; an unsafe pickle needs trust."""
         if (packed := _trusted.compressed(headers)) is not None:  # the authors' names say which hook they read
             return Candidate(
                 self.name, 0.6 if "hook_normalized" in packed else 0.4, {"architecture": "transcoder"}, needs=("trust",)
@@ -57,22 +57,24 @@ class TranscoderCircuits:
         found = _trusted.recognised(headers, {"W_enc", "W_dec", "b_dec_out"})
         if found is None:
             return None
-        file, tensors, _ = found
         try:
-            size = _dense.measure(file, tensors, _LAYOUT, transcoder=True)
+            size = _dense.measure(found.file, found.tensors, _LAYOUT, transcoder=True)
         except Refused as refusal:
-            return Candidate(self.name, 1.0, refusal=_dense.reason(refusal))
-        return Candidate(self.name, 1.0, {"architecture": "transcoder", **size.facts}, needs=("trust",))
+            return Candidate(self.name, found.score, refusal=_dense.reason(refusal))
+        facts = {"architecture": "transcoder", **size.facts}
+        return Candidate(self.name, found.score, facts, needs=("trust",), refusal=found.refusal)
 
     def read(self, files: SourceFiles, options: TranscoderCircuitsOptions) -> Weights:
         """See ``Format.read``."""
-        found = _trusted.open_trusted(files, options.trust)
-        size = _dense.measure(next(iter(files.paths)), found.infos, _LAYOUT, transcoder=True)
+        (name,) = files.paths
+        found = _trusted.open_trusted(files, options.trust, transcoder=True)
+        size = _dense.measure(name, found.infos, _LAYOUT, transcoder=True)
+        _trusted.require_width(found, name, size.d_in)
         tensors = _dense.pick(found.tensors, _LAYOUT)
         shift = _through(found.tensors["b_dec"], found.tensors["W_enc"])
         tensors["b_enc"] = Mapped(tensors["b_enc"], lambda block, start, stop: block - shift[start:stop])
         named = {"hook_name": "hook_point", "hook_name_out": "out_hook_point", "model_name": "model_name"}
-        metadata: dict[str, Any] = {key: said for key, name in named.items() if (said := _trusted.text(found.cfg, name))}
+        metadata: dict[str, Any] = {key: said for key, field_ in named.items() if (said := _trusted.text(found.cfg, field_))}
         return Weights(_dense.cfg("transcoder", size), tensors, metadata | {"rewritten": dict(found.provenance)})
 
     def reference(
@@ -89,8 +91,9 @@ class TranscoderCircuits:
 
         shapes = {"W_enc": (12, 40), "b_enc": (40,), "W_dec": (40, 9), "b_dec": (12,), "b_dec_out": (9,)}
         cfg = {"hook_point": "blocks.3.ln2.hook_normalized", "out_hook_point": "blocks.3.hook_mlp_out", "d_in": 12}
+        cfg |= {"model_name": "gpt2-small", "is_transcoder": True}
         name = f"{_trusted.START}gpt2-small_blocks.3.ln2.hook_normalized_40"
-        write(folder, name, "transcoder_training.config", random_state(seed, shapes), cfg | {"is_transcoder": True}, variant)
+        write(folder, name, "transcoder_training.config", random_state(seed, shapes), cfg, variant)
         return TranscoderCircuitsOptions("pickle")
 
 

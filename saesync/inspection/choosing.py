@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from saesync.errors import Refused
-from saesync.formats import get, make_options
+from saesync.formats import get, require_known
 from saesync.formats.base import Candidate
 from saesync.hub import Hub
 from saesync.inspection import Found, Inspection
-from saesync.inspection.places import HubPlace, LocalPlace, Place
+from saesync.inspection.places import HubPlace, LocalPlace, Place, require_text
 from saesync.model import nothing
+from saesync.schema.options import check_options, say_them, unsaid
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,18 @@ def choose(
     """The one SAE of an inspection. ``format_`` and ``options`` are what the user declared.
 
     Raises:
-        Refused: there is none or more than one, two formats fit equally well, or something must be declared.
+        Refused: there is none or more than one, two formats fit equally well, something must be declared, or what was declared
+            is not what it may be.
     """
     found = _only(inspection, format_)
     candidate = _candidate(found, format_)
     values = {**candidate.options, **(options or {})}
-    if open_ := [name for name in candidate.needs if name not in values]:
-        detail = f"The files do not say {' and '.join(open_)}. Say it: {' '.join(f'--option {name}=VALUE' for name in open_)}."
+    chosen = get(candidate.format)
+    require_known(chosen, values)
+    check_options(chosen.Options, values)
+    if open_ := unsaid(chosen.Options, candidate.needs, values):
+        detail = f"The files do not say {' and '.join(open_)}. Say it: {say_them(chosen.Options, open_)}"
         raise Refused("Needs a declaration", detail)
-    make_options(get(candidate.format), values)
     return Chosen(candidate.format, values, _files(inspection, found, candidate.format, hub), candidate.facts)
 
 
@@ -74,4 +78,6 @@ def _files(inspection: Inspection, found: Found, format_: str, hub: Hub | None) 
     typed = Path(reference.path)
     root = typed if typed.is_dir() else typed.parent
     listed = get(format_).files(sorted(LocalPlace(root).names()), found.path)
+    for path in listed.values():
+        require_text(root / path)
     return {name: str((root / path).absolute()) for name, path in listed.items()}

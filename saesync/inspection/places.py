@@ -9,11 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from saesync.errors import Missing
+from saesync.errors import Missing, Refused
 from saesync.formats._bytes import Bytes, LocalBytes, RangedBytes
 from saesync.hub import Hub
 
 _MAX_FILES = 200_000
+
+
+def require_text(path: Path) -> None:
+    """The whole path is text: this disk may take any bytes as a name, the library that reads and writes weights does not.
+
+    Raises:
+        Refused: a part of it is not UTF-8.
+    """
+    name = str(path.absolute())
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise Refused("Name is not UTF-8", f"{shown}: safetensors cannot open it. Rename it, or use another folder.") from error
 
 
 class Place(Protocol):

@@ -62,6 +62,10 @@ def prove_layout(
             "cast_feature_excess": max(cast.tally.excess, edges.tally.excess),
             "cast_support_unexplained": cast.tally.unexplained + edges.tally.unexplained,
             "cast_fvu": cast.tally.fvu,
+            "cast_max_feature_diff": cast.tally.feature,
+            "cast_max_reconstruction_diff": cast.tally.reconstruction,
+            "cast_support_changes": cast.tally.switched,
+            "cast_rows": cast.tally.rows,
         }
     _judge(proof | {"dtype": dtype}, exact)
     return proof | {"dtype": dtype, "exact_storage": exact}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +137,73 @@ def test_stopped_in_the_middle_nothing_is_left(tmp_path: Path, number: signal.Si
     said = process.communicate()[1]
     assert process.returncode == code, said
     assert left_in(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("format_", "variant", "option", "words"),
+    [
+        ("sparsify", "no encoder bias", "zero_biases=False", "zero_biases is False; it must be true or false, in lower case."),
+        ("sparsify", "no encoder bias", "zero_biases=abc", "zero_biases is abc; it must be true or false, in lower case."),
+        ("gemma_scope", "", "kind=3", "kind is 3; it must be sae, attention, embedding or transcoder."),
+        (
+            "crosscoder",
+            "",
+            "input_scales=0.5",
+            "input_scales is 0.5; it must be a list such as [..., ...], of which each is a number.",
+        ),
+        ("dictionary_learning", "AutoEncoder", "k=abc", "k is abc; it must be a whole number."),
+        ("goodfire_tied", "", "threshold=NaN", "threshold is NaN; it must be a number."),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_before_any_work(
+    format_: str, variant: str, option: str, words: str, tmp_path: Path
+) -> None:
+    example: Callable[..., Any] = formats.get(format_).example
+    example(*((tmp_path / "source", 0, variant) if variant else (tmp_path / "source", 0)))
+    done = refused(tmp_path, "Option does not fit", "source", "out", "--from", format_, "--option", option)
+    assert words in done.err
+
+
+def test_what_can_be_said_is_named(tmp_path: Path) -> None:
+    nanochat: Callable[..., Any] = formats.get("nanochat").example
+    nanochat(tmp_path / "source", 0, "undeclared")
+    done = refused(tmp_path, "Needs a declaration", "source", "out")
+    assert "activation is topk or relu. k is a whole number, needed only where activation is topk." in done.err
+    assert "do not say k." in refused(tmp_path, "Needs a declaration", "source", "out", "--option", "activation=topk").err
+    done = run(tmp_path, "convert", "source", "out", "--option", "activation=relu")  # as in a manifest, without k
+    assert done.code == 0, done.said
+    formats.get("transcoder_circuits").example(tmp_path / "pickled", 0)
+    assert "--option trust=pickle." in refused(tmp_path, "Needs a declaration", "pickled", "out2").err
+
+
+def test_what_storing_rounds_is_told(tmp_path: Path) -> None:
+    write_example(tmp_path / "source", 0, architecture="topk")
+    weights = load_file(tmp_path / "source" / "sae_weights.safetensors")
+    done = run(tmp_path, "convert", "source", "same")
+    assert "Rounded" not in done.out
+    save_file(weights | {"W_dec": weights["W_dec"].bfloat16()}, tmp_path / "source" / "sae_weights.safetensors")
+    done = run(tmp_path, "convert", "source", "mixed")  # one narrow tensor does not make the others narrow
+    assert "Rounded" not in done.out
+    assert torch.equal(load_file(tmp_path / "mixed" / "sae_weights.safetensors")["W_enc"], weights["W_enc"])
+    for to in ("saelens", "interpretability-workbench"):
+        write_example(tmp_path / to, 0, architecture="standard")
+        done = run(tmp_path, "convert", to, f"{to}-narrow", "--to", to, "--dtype", "bfloat16")
+        assert done.code == 0, done.said
+        told = re.search(r"Rounded to bfloat16, features differ by at most (\S+) and outputs by (\S+) of their size", done.out)
+        assert told is not None, done.out
+        assert all(float(number) > 1e-4 for number in told.groups())
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """Linux allows any bytes; safetensors opens only names that are text."""
+    bad = os.fsdecode(b"bad\xff")
+    write_example(tmp_path / "good", 0)
+    write_example(tmp_path / bad / "sae", 0)
+    for words in ((bad, "out"), (f"{bad}/sae", "out"), ("good", bad + "2"), ("good", f"{bad}2/out")):
+        assert "bad\\xff" in refused(tmp_path, "Name is not UTF-8", *words).err
+    done = run(tmp_path / bad, "convert", "sae", "out")  # nobody typed it
+    assert done.code == 1
+    assert "Name is not UTF-8" in done.err
 
 
 def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_adopt_takes_over_what_others_wrote(own: Place) -> None:
     assert foreign.code == 1
     advised = "saesync plan manifests/good.yaml --only tiny-res/layer_0/topk --adopt tiny-res/layer_0/topk"
     assert f"To take over layer_0/topk:  {advised}\n" in foreign.out
-    adopted = own.run("apply", "-y", "--adopt", "tiny-res/layer_0/topk", "manifests/good.yaml")
+    adopted = own.run("apply", "-y", "--adopt", "tiny-res/*", "manifests/good.yaml")
     assert adopted.code == 0, adopted.said
     assert json.loads(record.read_text())["saes"]["layer_0/topk"]["adopted"] is True
     assert own.run("plan", "--check", "manifests/good.yaml").code == 0

@@ -147,11 +147,48 @@ def test_every_dtype_and_strided_tensors_keep_their_bits(dtype: torch.dtype, tmp
         ({"architecture": "gated"}, "Cannot be expressed in SAELens", "architecture"),
         ({"normalize_activations": True}, "Cannot be expressed in SAELens", "normalize_activations"),
         ({"apply_b_dec_to_input": False}, "Cannot be expressed in SAELens", "apply_b_dec_to_input"),
+        ({"top_k": 5}, "Cannot be expressed in SAELens", "top_k"),
+        ({"sae_type": "topk"}, "Cannot be expressed in SAELens", "sae_type"),
+        ({"is_transcoder": True}, "Cannot be expressed in SAELens", "is_transcoder"),
+        ({"d_in": 13}, "Config contradicts tensors", "d_in is 13"),
+        ({"model_name": None}, "Config is another format's", "model_name"),
     ],
 )
 def test_a_config_of_another_function_is_refused(change: dict[str, Any], summary: str, words: str, tmp_path: Path) -> None:
     saved(tmp_path, state(), CFG | change)
     refused("saelens_pickle", tmp_path, summary, words, options=TRUST)
+
+
+@pytest.mark.parametrize(
+    ("beside", "summary", "word"),
+    [
+        ({}, "Config is missing", "no config (cfg)"),
+        ({"epoch": 3, "optimizer": {"lr": 0.1}}, "Config is missing", "no config (cfg)"),
+        ({"cfg": [3]}, "Config is missing", "no config (cfg)"),
+        ({"cfg": {"seed": 5}}, "Config is another format's", "d_in and hook_point and model_name"),
+        ({"cfg": {"top_k": 5, "sae_type": "topk"}}, "Cannot be expressed in SAELens", "top_k"),
+    ],
+)
+@pytest.mark.parametrize("name", ["saelens_pickle", "transcoder_circuits"])
+def test_without_the_authors_config_nothing_says_the_function(
+    name: str, beside: dict[str, Any], summary: str, word: str, tmp_path: Path
+) -> None:
+    """A TopK SAE has the same tensors: read as a ReLU SAE it would be proved against the wrong function."""
+    tensors = state() | ({"b_dec_out": torch.zeros(12)} if name == "transcoder_circuits" else {})
+    torch.save({**beside, "state_dict": tensors}, tmp_path / f"{NAME}.pt")
+    refused(name, tmp_path, summary, word, options=TRUST)
+    best = inspect_local(tmp_path).saes[0].best
+    assert best is not None
+    assert best.score < 0.5
+    assert "no config (cfg)" in (best.refusal or "")
+
+
+def test_a_plain_config_with_the_authors_fields_is_read(tmp_path: Path) -> None:
+    torch.save({"cfg": CFG, "state_dict": state()}, tmp_path / f"{NAME}.pt")
+    best = inspect_local(tmp_path).saes[0].best
+    assert best is not None
+    assert (best.format, best.score, best.refusal) == ("saelens_pickle", 0.7, None)
+    convert("saelens_pickle", tmp_path, tmp_path / "out", options=TRUST)
 
 
 def test_a_scaling_factor_of_ones_does_nothing_and_another_is_refused(tmp_path: Path) -> None:
