@@ -44,6 +44,8 @@ class Result:
     interrupted: bool = False
     commits: int = 0
     uploaded: int = 0  # bytes of the SAEs that were committed
+    cards: int = 0  # written by themselves
+    tags: int = 0  # made, or put back
     seconds: float = 0.0
 
     @property
@@ -65,6 +67,8 @@ class Result:
             "exit_code": self.exit_code,
             "commits": self.commits,
             "bytes": self.uploaded,
+            "cards": self.cards,
+            "tags": self.tags,
             "seconds": round(self.seconds, 3),
         }
 

@@ -194,5 +194,13 @@ class _Account:
             if duty.final and duty.step not in _WHOLE:
                 self.outcomes.setdefault(_entry_of(duty), Outcome.STOPPED)
         lanes = self.graph.lanes.values()
-        commits, uploaded = sum(lane.commits for lane in lanes), sum(lane.uploaded for lane in lanes)
-        return Result(dict(self.outcomes), tuple(self.failures), interrupted, commits, uploaded, seconds)
+        return Result(
+            dict(self.outcomes),
+            tuple(self.failures),
+            interrupted,
+            commits=sum(lane.commits for lane in lanes),
+            uploaded=sum(lane.uploaded for lane in lanes),
+            cards=sum(lane.cards for lane in lanes),
+            tags=sum(lane.tagged for lane in lanes),
+            seconds=seconds,
+        )

@@ -31,15 +31,15 @@ def summary_text(
 ) -> str:
     """What came of it: counts, each failure with its place in the manifest, and the next command.
 
-    ``summary`` is the event (``outcomes``, ``failures``, ``exit_code``, ``seconds``); ``command`` what the user typed, and
-    ``asked`` the same as a plan file holds it.
+    ``summary`` is the event (``saesync.events``); ``command`` what the user typed, and ``asked`` the same as a
+    plan file holds it.
     """
     style = Style(color)
     outcomes = summary["outcomes"]
     known = [f"{outcomes[name]:,} {words}" for name, words in _OUTCOMES if outcomes.get(name)]
     other = [f"{count:,} {plain(name)}" for name, count in sorted(outcomes.items()) if count and name not in dict(_OUTCOMES)]
     stopped = summary["exit_code"] == INTERRUPTED or bool(outcomes.get("stopped"))
-    counts = ", ".join([*known, *other]) or "nothing to do"
+    counts = ", ".join([*known, *other, *_of_releases(summary)]) or "nothing to do"
     took = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
     first = f"Stopped. {_capital(counts)}; nothing is half-done." if stopped else f"Done{took}. {_capital(counts)}."
     rows = [style.paint(first, "bold")]
@@ -53,6 +53,13 @@ def summary_text(
     if failures and command and not stopped:
         rows.append(f"After mending what failed:  {command_text(*command)}")
     return "\n".join(rows)
+
+
+def _of_releases(summary: Mapping[str, Any]) -> list[str]:
+    """What was done to releases as a whole."""
+    cards, tags = summary.get("cards", 0), summary.get("tags", 0)
+    written = [f"{cards:,} card{'' if cards == 1 else 's'} written"] if cards else []
+    return [*written, *([f"{tags:,} tagged"] if tags else [])]
 
 
 def _folded(failures: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -20,6 +20,7 @@ from saesync.model import Observed, Status, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.reason import ReasonCode
 from saesync.record import parse_record
+from saesync.render import summary_text
 from saesync.tags import tag_name
 from saesync.targets.base import Tagging
 
@@ -51,6 +52,7 @@ def test_the_apply_that_completes_a_release_tags_its_last_commit(shop: Shop) -> 
     name = record_name(shop)
     assert shop.tags() == {name: shop.server.head(REPO)}
     assert [event["tag"] for event in shop.told("tagged")] == [name]
+    assert (result.cards, result.tags) == (0, 1), "the card went with its SAEs"
     assert f"revision={json.dumps(name)}" in shop.card()
     assert 'SAE.from_pretrained("alice/saes", "layer_0")' in shop.card(), "the unpinned snippet stays"
     shop.server.restart_counters()
@@ -77,7 +79,9 @@ def test_the_name_depends_on_what_is_published_and_on_nothing_else(shop: Shop) -
     license_ = replace(shop.releases[0], publish=replace(shop.releases[0].publish, license="apache-2.0"))  # type: ignore[type-var]
     shop.releases = [license_]
     assert [item.steps for item in shop.items()] == [(StepKind.CARD,), ()], "another card is no other release"
-    assert shop.apply().exit_code == 0
+    result = shop.apply()
+    assert (result.exit_code, result.commits, result.cards, result.tags) == (0, 1, 1, 0)
+    assert "1 card written" in summary_text(result.summary())
     assert list(shop.tags()) == [first]
     shop.ask("res", dtype="bfloat16")
     assert shop.apply().exit_code == 0
@@ -157,7 +161,9 @@ def test_a_moved_tag_is_held_and_put_back_when_asked(shop: Shop) -> None:
     assert "--replace res puts it back" in result.failures[0].diagnostics[0].detail
     assert shop.tags() == {name: early}
     assert shop.apply(replace=("res/*",)).exit_code == 1, "that names SAEs, not the release"
-    assert shop.apply(replace=("res",)).exit_code == 0
+    result = shop.apply(replace=("res",))
+    assert result.exit_code == 0
+    assert "1 tagged" in summary_text(result.summary()), "put back"
     assert shop.tags() == {name: right}
     assert shop.plan().pending == ()
 
