@@ -14,7 +14,8 @@ sae_finished       address, outcome ("published", "native", "failed", "failing",
                    proof; of a native one why it is not converted (native: title, detail, said_by)
 note               text
 summary            outcomes (name -> count), failures, exit_code, seconds, commits, bytes, and what is done to whole
-                   releases: cards (written by themselves), tags (made or put back)
+                   releases: cards (written by themselves), tags (made or put back); unsure (addresses): was being written
+                   when all was stopped, and may have landed
 =================  ====================================================================================
 """
 

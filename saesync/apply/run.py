@@ -52,7 +52,9 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
             if graph.uses(DEVICE):
                 crew.find_devices()
             crew.warm(graph.uses(CONVERT), graph.uses(DEVICE))
-            Scheduler(graph.resources(), account.settled, account.stopping).run(graph.tasks.values(), stop)
+            scheduler = Scheduler(graph.resources(), account.settled, account.stopping)
+            scheduler.run(graph.tasks.values(), stop)
+            account.left_behind(scheduler.left())
         if not stop.now:
             account.keep_evidence()
     finally:
@@ -122,6 +124,12 @@ class _Account:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         what = f"Finishing {', '.join(names[:_NAMED])}{more}, then stopping" if names else "Stopping"
         self.emit({"type": "note", "text": f"{what}. Press Ctrl-C again to stop now."})
+
+    def left_behind(self, running: Iterable[Task]) -> None:
+        """Told after a second request to stop. What was being written then may have landed all the same."""
+        for duty in (self.graph.duties[task.key] for task in running):
+            if duty.final:
+                self.outcomes[_entry_of(duty)] = Outcome.UNSURE
 
     def _fail(self, duty: Duty, diagnostics: Iterable[Diagnostic]) -> None:
         found = tuple(diagnostics)

@@ -20,9 +20,11 @@ _OUTCOMES = (
     ("held", "held"),
     ("unknown", "unknown"),
     ("skipped", "skipped"),
+    ("unsure", "in doubt"),
     ("stopped", "not started"),
 )
 _LONG = 2000
+_MOST_NAMED = 20
 INTERRUPTED = 130
 
 
@@ -41,9 +43,13 @@ def summary_text(
     stopped = summary["exit_code"] == INTERRUPTED or bool(outcomes.get("stopped"))
     counts = ", ".join([*known, *other, *_of_releases(summary)]) or "nothing to do"
     took = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
-    first = f"Stopped. {_capital(counts)}; nothing is half-done." if stopped else f"Done{took}. {_capital(counts)}."
+    unsure = summary.get("unsure") or ()
+    whole = "" if unsure else "; nothing is half-done"
+    first = f"Stopped. {_capital(counts)}{whole}." if stopped else f"Done{took}. {_capital(counts)}."
     rows = [style.paint(first, "bold")]
     failures = summary["failures"]
+    if unsure:
+        rows.append(f"In doubt: {_named(unsure)}. It was being published and may have landed; the next plan tells.")
     if stopped:
         rows.append("Run the same command to continue: finished SAEs are skipped.")
     groups = _folded(failures)
@@ -60,6 +66,11 @@ def _of_releases(summary: Mapping[str, Any]) -> list[str]:
     cards, tags = summary.get("cards", 0), summary.get("tags", 0)
     written = [f"{cards:,} card{'' if cards == 1 else 's'} written"] if cards else []
     return [*written, *([f"{tags:,} tagged"] if tags else [])]
+
+
+def _named(addresses: Sequence[str]) -> str:
+    more = f" and {len(addresses) - _MOST_NAMED:,} more" if len(addresses) > _MOST_NAMED else ""
+    return ", ".join(plain(address) for address in addresses[:_MOST_NAMED]) + more
 
 
 def _folded(failures: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:

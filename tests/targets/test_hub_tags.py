@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from release_world import REPO, Shop, asked
 from servers.loopback import ALICE_READ, SECRETS, HubServer
 from target_support import batch, upload
 
-from saesync.apply import Outcome
+from saesync.apply import Outcome, StopFlag
 from saesync.errors import Conflict, Missing, SaesyncError
 from saesync.model import Observed, Status, StepKind
 from saesync.planfile import compare, plan_json
@@ -283,6 +284,36 @@ def test_two_that_tag_at_once_agree(shop: Shop) -> None:
         thread.join()
     assert errors == []
     assert list(shop.tags().values()) == [at.head]
+
+
+# ------------------------------------------------------------------------------------------- stopped in the middle
+
+
+def test_a_commit_that_nobody_waited_for_is_in_doubt(shop: Shop) -> None:
+    """The second Ctrl-C comes while the Hub takes its time to say that it has the commit."""
+    shop.apply()
+    before = shop.server.head(REPO)
+    shop.releases += [asked("mlp", ("layer_8",)), asked("att", ("layer_9",))]
+    shop.server.fault(route="commit", when="after", action="delay", delay=4)
+    plan, context = shop.look()
+    stop = StopFlag()
+
+    def press_twice() -> None:
+        while shop.server.head(REPO) == before:
+            time.sleep(0.05)
+        stop.request()
+        stop.request()
+
+    threading.Thread(target=press_twice, daemon=True).start()
+    result = shop.carry_out(plan, context, stop)
+    assert (result.interrupted, result.exit_code) == (True, 130)
+    (unsure,) = (address for address, outcome in result.outcomes.items() if outcome is Outcome.UNSURE)
+    assert set(result.outcomes.values()) == {Outcome.UNSURE, Outcome.STOPPED}
+    text = summary_text(result.summary())
+    assert text.startswith("Stopped. 1 in doubt, 1 not started.\n")
+    assert f"In doubt: {unsure}. It was being published and may have landed; the next plan tells." in text
+    assert "half-done" not in text
+    assert {item.address for item in shop.plan().pending if item.id is not None} == set(result.outcomes) - {unsure}
 
 
 # --------------------------------------------------------------------------------------------------- plan files
