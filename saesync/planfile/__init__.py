@@ -41,7 +41,7 @@ MAX_BYTES = 256 << 20
 _LISTS = ("paths", "roots", "only", "adopt", "replace", "prune")
 _VERBS: Mapping[Status, str] = {
     Status.ABSENT: "publish",
-    Status.FOREIGN: "publish",
+    Status.FOREIGN: "overwrite",
     Status.DRIFTED: "restore",
     Status.OUTDATED: "rebuild",
     Status.RELABEL: "relabel",
