@@ -18,7 +18,7 @@ from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Interrupted, SaesyncError
 from saesync.events import EVENT_FORMAT, Emit, Event
-from saesync.model import Failure, Plan, StepKind
+from saesync.model import Failure, Plan, StepKind, nothing
 
 _NAMED = 3
 _WHOLE = frozenset({StepKind.CARD, StepKind.TAG})  # steps of a release, not of an SAE
@@ -113,7 +113,8 @@ class _Account:
         if isinstance(error, Interrupted):
             self.interrupted.add(task.key)
         elif error is not None:
-            diagnostics = tuple(diagnostic.at(duty.origin) for diagnostic in error.diagnostics)
+            places = duty.work.sae.origins if duty.work is not None else nothing()
+            diagnostics = tuple(diagnostic.at(duty.origin, places) for diagnostic in error.diagnostics)
             self._fail(duty, diagnostics)
         if duty.final:
             self._finish(duty, settled)
