@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 
@@ -39,29 +40,39 @@ class Origin:
         return f"{self.file}:{self.line}:{self.column}"
 
 
+_NOWHERE: Mapping[str, Origin] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One thing that is wrong. ``detail`` ends in ``.`` or ``?`` and says what to do."""
+    """One thing that is wrong. ``detail`` ends in ``.`` or ``?`` and says what to do.
+
+    ``key`` is the manifest's key that it is about, where whoever found it does not know the manifest's places.
+    """
 
     summary: str
     detail: str
     origin: Origin | None = None
+    key: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The form that crosses process borders and stands in JSON events."""
         where = self.origin
         origin = None if where is None else [where.file, where.line, where.column, where.width]
-        return {"summary": self.summary, "detail": self.detail, "origin": origin}
+        about = {} if self.key is None else {"key": self.key}
+        return {"summary": self.summary, "detail": self.detail, "origin": origin, **about}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Inverse of ``to_json``."""
         origin = value.get("origin")
-        return cls(value["summary"], value["detail"], None if origin is None else Origin(*origin))
+        return cls(value["summary"], value["detail"], None if origin is None else Origin(*origin), value.get("key"))
 
-    def at(self, origin: Origin | None) -> Diagnostic:
-        """The same diagnostic, placed at ``origin`` unless it already has a place."""
-        return self if self.origin is not None else Diagnostic(self.summary, self.detail, origin)
+    def at(self, origin: Origin | None, places: Mapping[str, Origin] = _NOWHERE) -> Diagnostic:
+        """The same diagnostic, placed at its key in ``places``, else at ``origin``, unless it already has a place."""
+        if self.origin is not None:
+            return self
+        return Diagnostic(self.summary, self.detail, places.get(self.key or "", origin), self.key)
 
 
 class SaesyncError(Exception):

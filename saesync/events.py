@@ -13,7 +13,9 @@ committed          release, location, commit, saes (ids), bytes
 sae_finished       address, outcome ("published", "native", "failed", "failing", "skipped", "stopped"), seconds, metrics,
                    proof; of a native one why it is not converted (native: title, detail, said_by)
 note               text
-summary            outcomes (name -> count), failures, exit_code, seconds
+summary            outcomes (name -> count), failures, exit_code, seconds, commits, bytes, and what is done to whole
+                   releases: cards (written by themselves), tags (made or put back); unsure (addresses): was being written
+                   when all was stopped, and may have landed
 =================  ====================================================================================
 """
 

@@ -131,6 +131,10 @@ class Lines:
         if "/" not in event["address"]:  # shared by several SAEs, or a whole release: nobody else says it
             self._write(f"  {self._style.paint('✗', 'fail')} {plain(event['address'])}: {plain(first.detail, 1000)}")
 
+    def _on_committed(self, event: Event) -> None:
+        if not event["saes"]:  # others are said by their SAEs
+            self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: card written")
+
     def _on_tagged(self, event: Event) -> None:
         self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: tagged {plain(event['tag'])}")
 

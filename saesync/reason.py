@@ -21,7 +21,7 @@ class ReasonCode(StrEnum):
     RECORD_UNREADABLE = "record_unreadable"  # detail
     TAKEN_BY = "taken_by"  # release
     FOREIGN_FILES = "foreign_files"  # files
-    FILES_CHANGED = "files_changed"  # file, recorded, found
+    FILES_CHANGED = "files_changed"  # file, recorded, found; asked (False: no manifest names the SAE any more)
     FILES_MISSING = "files_missing"  # file
     MOVED_FROM = "moved_from"  # id
     NOT_MEASURED = "not_measured"
@@ -41,7 +41,7 @@ class ReasonCode(StrEnum):
     RETIRE = "retire"
     PRUNE = "prune"
     ADOPT = "adopt"
-    REPLACE = "replace"
+    REPLACE = "replace"  # of files that saesync did not publish: files, file
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section

@@ -28,7 +28,8 @@ from planning import (
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
 from saesync.model import WEIGHTS_FILE, PublishSpec
-from saesync.planfile import Difference, check, compare, digests, plan_json, read, show_json, write
+from saesync.planfile import Difference, check, compare, digests, plan_json, read, show_json, unedited, write
+from saesync.planner import select
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 
@@ -183,12 +184,57 @@ def test_a_source_that_cannot_be_read_any_more() -> None:
     assert (A, "cannot be known here any more") in said(saved, world)
 
 
-def test_what_left_the_manifests_is_named_and_what_came_is_not() -> None:
+def test_what_left_the_manifests_is_named_and_what_came_too() -> None:
     world = World([release(ids=["layer_0", "layer_1"])])
     saved = saved_of(world)
     world.releases = [release(ids=["layer_0", "layer_2"])]
     world.wanted["res/layer_2"] = wanted_of(world.releases[0].saes[1])
-    assert said(saved, world) == [("res/layer_1", "is not in the plan any more")]
+    assert said(saved, world) == [("res/layer_1", "is not in the plan any more"), ("res/layer_2", "not in the plan")]
+
+
+def test_what_came_is_named_with_its_place_whatever_it_waits_for() -> None:
+    world = World([release()])
+    nothing_asked, saved = saved_of(World([])), saved_of(world)
+    assert [address for address, _ in said(nothing_asked, world)] == ["res/layer_0", "res", "res"]
+    world.releases = [release(ids=["layer_0", "layer_1"])]
+    world.wanted["res/layer_1"] = wanted_of(world.releases[0].saes[1])
+    assert compare(saved, world.plan()) == [Difference("res/layer_1", "not in the plan", "manifests/gemma.yaml:9:3")]
+    missing = Reason(ReasonCode.SOURCE_MISSING, {"path": "x"})
+    world.wanted["res/layer_1"] = replace(world.wanted["res/layer_1"], inputs=None, blocked=missing)
+    assert said(saved, world)[0] == ("res/layer_1", "not in the plan"), "held, and asked for all the same"
+    world.apply({A})
+    assert said(saved, world)[0] == ("res/layer_1", "not in the plan"), "own progress does not hide it"
+
+
+def test_what_came_and_is_there_already_needs_no_approval() -> None:
+    world = published(release(ids=["layer_0", "layer_1"]))
+    both, world.releases = world.releases, [release()]
+    saved = saved_of(world)
+    assert said(saved, world) == []
+    world.releases = both
+    assert "res/layer_1" not in {found.address for found in compare(saved, world.plan()) if found.what == "not in the plan"}
+
+
+def test_only_what_the_plan_was_asked_about_counts() -> None:
+    """--only stands in the file and is asked again; a plan of changed manifests is of their releases."""
+    world = World([release(), release("mlp", location="acme/mlp")])
+    narrow = select(world.plan(), ["res/*"])
+    saved = json.loads(json.dumps(plan_json(narrow)))
+    assert compare(saved, select(world.plan(), ["res/*"])) == []
+    assert {found.address for found in compare(saved, world.plan())} >= {"mlp/layer_0"}
+    assert compare({**saved, "changed": {"since": "HEAD"}}, world.plan()) == []
+
+
+def test_orphans_to_delete_that_came_later_are_named() -> None:
+    world = published(release(ids=["layer_0", "layer_1", "layer_2"]))
+    world.releases = [release(ids=["layer_0", "layer_1"])]
+    saved = saved_of(world, prune=("res",))
+    seen = world.at()
+    entry = seen.records["res"].saes["layer_2"]
+    files = {f"layer_3/{name}": digest for name, digest in entry.files.items()}
+    world.put(files={**seen.files, **files}, records={"res": seen.records["res"].merged({"layer_3": entry})})
+    assert ("res/layer_3", "not in the plan") in said(saved, world, prune=("res",))
+    assert ("res/layer_3", "not in the plan") not in said(saved, world), "nothing would be done with it"
 
 
 def test_the_same_difference_of_many_is_said_once() -> None:
@@ -376,6 +422,9 @@ def test_digests_of_the_json_form() -> None:
     assert digests(after).whole == after["digest"]
     assert digests(before).releases["res"] == digests(after).releases["res"]
     assert digests(before).releases["mlp"] != digests(after).releases["mlp"]
+    unedited(Path("plan.json"), before)
     before["items"][0]["steps"] = ["publish"]
+    with pytest.raises(Refused, match="edited by hand"):
+        unedited(Path("plan.json"), before)
     assert digests(before).whole != before["digest"]
     assert digests(before).releases["res"] != digests(after).releases["res"]

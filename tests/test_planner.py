@@ -28,6 +28,7 @@ from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec
 from saesync.planner import plan, select
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record
+from saesync.render import reason_text
 from saesync.verdict import judge, unmeasured
 
 ALL = (StepKind.FETCH, StepKind.CONVERT, StepKind.VALIDATE, StepKind.PUBLISH)
@@ -171,7 +172,8 @@ def test_foreign_files_are_held_adopted_or_replaced() -> None:
     assert adopted.steps == (StepKind.FETCH, StepKind.CONVERT, StepKind.ADOPT, StepKind.VALIDATE, StepKind.PUBLISH)
     assert codes(adopted) == [ReasonCode.ADOPT]
     replaced = world.item(A, replace=("res/layer_0",))
-    assert (replaced.status, replaced.steps, codes(replaced)) == (Status.FOREIGN, ALL, [ReasonCode.REPLACE])
+    assert (replaced.status, replaced.steps) == (Status.FOREIGN, ALL)
+    assert replaced.reasons == (Reason(ReasonCode.REPLACE, {"files": 2, "file": CFG_FILE}),), "what would be lost is named"
     assert world.item(A, adopt=("other/*",)).held
 
 
@@ -523,6 +525,9 @@ def test_only_files_as_recorded_are_deleted() -> None:
     world.put(files={**world.at().files, f"layer_1/{CFG_FILE}": digest_bytes(b"edited")})
     item = world.item("res/layer_1", prune=("res",))
     assert (item.steps, item.held, codes(item)) == ((), True, [ReasonCode.FILES_CHANGED, ReasonCode.PRUNE])
+    assert reason_text({"code": item.reasons[0].code, "data": item.reasons[0].data}).endswith("delete it by hand, or restore it")
+    world.put(files={name: found for name, found in world.at().files.items() if name != f"layer_1/{CFG_FILE}"})
+    assert world.item("res/layer_1", prune=("res",)).steps == (StepKind.DELETE,), "as was said"
 
 
 def test_retire_deletes_all_and_ends() -> None:

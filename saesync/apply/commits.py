@@ -40,6 +40,8 @@ class CommitLane:
     batching: Batching = field(default_factory=Batching)
     commits: int = 0
     uploaded: int = 0
+    cards: int = 0  # commits of a card alone
+    tagged: int = 0
     _head: str | None = None
 
     def pick(self, ready: Sequence[Task], ending: bool) -> Pick:
@@ -89,6 +91,7 @@ class CommitLane:
                 raise Refused("Target has no tags", f"{at.target} cannot name a commit.")
             with self.steps.step((release,), StepKind.TAG):
                 name = target.tag(at.location, release, at, known.replace)
+            self.tagged += 1
             self.steps.emit({"type": "tagged", "release": release, "location": at.location, "commit": at.head, "tag": name})
 
         return run
@@ -100,6 +103,7 @@ class CommitLane:
         sizes = [upload.record.files[name].size for upload in change.uploads.values() for name in upload.files]
         self.commits += 1
         self.uploaded += sum(sizes)
+        self.cards += not change.ids
         about = {"release": release.name, "location": after.location, "commit": after.head}
         self.steps.emit({"type": "committed", **about, "saes": sorted(change.ids), "bytes": sum(sizes)})
 

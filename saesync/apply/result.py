@@ -28,11 +28,12 @@ class Outcome(StrEnum):
     FAILING = "failing"  # published, measured, and short of a requirement
     SKIPPED = "skipped"  # something it shares with others failed
     STOPPED = "stopped"  # not started, or not finished
+    UNSURE = "unsure"  # it was being written when all was stopped: it may have landed, the next plan tells
     HELD = "held"  # by the plan
     UNKNOWN = "unknown"  # by the plan
 
 
-GOOD = frozenset({Outcome.PUBLISHED, Outcome.NATIVE, Outcome.DELETED, Outcome.REGISTERED, Outcome.STOPPED})
+GOOD = frozenset({Outcome.PUBLISHED, Outcome.NATIVE, Outcome.DELETED, Outcome.REGISTERED, Outcome.STOPPED, Outcome.UNSURE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Result:
     interrupted: bool = False
     commits: int = 0
     uploaded: int = 0  # bytes of the SAEs that were committed
+    cards: int = 0  # written by themselves
+    tags: int = 0  # made, or put back
     seconds: float = 0.0
 
     @property
@@ -58,6 +61,7 @@ class Result:
         return {
             "type": "summary",
             "outcomes": dict(Counter(str(outcome) for outcome in self.outcomes.values())),
+            "unsure": [address for address, outcome in self.outcomes.items() if outcome is Outcome.UNSURE],
             "failures": [
                 {"address": f.address, "step": str(f.step), "diagnostics": [d.to_json() for d in f.diagnostics]}
                 for f in self.failures
@@ -65,6 +69,8 @@ class Result:
             "exit_code": self.exit_code,
             "commits": self.commits,
             "bytes": self.uploaded,
+            "cards": self.cards,
+            "tags": self.tags,
             "seconds": round(self.seconds, 3),
         }
 

@@ -18,7 +18,7 @@ from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Interrupted, SaesyncError
 from saesync.events import EVENT_FORMAT, Emit, Event
-from saesync.model import Failure, Plan, StepKind
+from saesync.model import Failure, Plan, StepKind, nothing
 
 _NAMED = 3
 _WHOLE = frozenset({StepKind.CARD, StepKind.TAG})  # steps of a release, not of an SAE
@@ -52,7 +52,9 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
             if graph.uses(DEVICE):
                 crew.find_devices()
             crew.warm(graph.uses(CONVERT), graph.uses(DEVICE))
-            Scheduler(graph.resources(), account.settled, account.stopping).run(graph.tasks.values(), stop)
+            scheduler = Scheduler(graph.resources(), account.settled, account.stopping)
+            scheduler.run(graph.tasks.values(), stop)
+            account.left_behind(scheduler.left())
         if not stop.now:
             account.keep_evidence()
     finally:
@@ -111,7 +113,8 @@ class _Account:
         if isinstance(error, Interrupted):
             self.interrupted.add(task.key)
         elif error is not None:
-            diagnostics = tuple(diagnostic.at(duty.origin) for diagnostic in error.diagnostics)
+            places = duty.work.sae.origins if duty.work is not None else nothing()
+            diagnostics = tuple(diagnostic.at(duty.origin, places) for diagnostic in error.diagnostics)
             self._fail(duty, diagnostics)
         if duty.final:
             self._finish(duty, settled)
@@ -122,6 +125,12 @@ class _Account:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         what = f"Finishing {', '.join(names[:_NAMED])}{more}, then stopping" if names else "Stopping"
         self.emit({"type": "note", "text": f"{what}. Press Ctrl-C again to stop now."})
+
+    def left_behind(self, running: Iterable[Task]) -> None:
+        """Told after a second request to stop. What was being written then may have landed all the same."""
+        for duty in (self.graph.duties[task.key] for task in running):
+            if duty.final:
+                self.outcomes[_entry_of(duty)] = Outcome.UNSURE
 
     def _fail(self, duty: Duty, diagnostics: Iterable[Diagnostic]) -> None:
         found = tuple(diagnostics)
@@ -194,5 +203,13 @@ class _Account:
             if duty.final and duty.step not in _WHOLE:
                 self.outcomes.setdefault(_entry_of(duty), Outcome.STOPPED)
         lanes = self.graph.lanes.values()
-        commits, uploaded = sum(lane.commits for lane in lanes), sum(lane.uploaded for lane in lanes)
-        return Result(dict(self.outcomes), tuple(self.failures), interrupted, commits, uploaded, seconds)
+        return Result(
+            dict(self.outcomes),
+            tuple(self.failures),
+            interrupted,
+            commits=sum(lane.commits for lane in lanes),
+            uploaded=sum(lane.uploaded for lane in lanes),
+            cards=sum(lane.cards for lane in lanes),
+            tags=sum(lane.tagged for lane in lanes),
+            seconds=seconds,
+        )

@@ -176,6 +176,11 @@ class Scheduler:
         if self._crash is not None:
             raise self._crash
 
+    def left(self) -> list[Task]:
+        """Tasks that still ran when ``run`` returned, on a second request to stop: nobody waited for what comes of them."""
+        with self._news:
+            return [task for task in self._tasks.values() if self.outcomes[task.key].state is State.RUNNING]
+
     def _enter(self, tasks: Iterable[Task]) -> None:
         for task in tasks:
             self._order[task.key] = len(self._tasks)

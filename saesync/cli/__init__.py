@@ -163,4 +163,5 @@ def _tell(error: SaesyncError, words: Sequence[str]) -> None:
         many = (len(error.diagnostics), "error"), (len(files), "manifest")
         errors, manifests = (f"{number} {word}{'s' * (number != 1)}" for number, word in many)
         said += f"\n\n{errors} in {manifests}.{_LEFT_UNDONE.get(command, '')}"
+        said += "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     say(said)

@@ -117,9 +117,10 @@ def _approved_by_file(file: Path, policy: Policy) -> World:
 
     Raises:
         PlanStale: anything in it is not.
-        Refused: it was made of manifests that anybody may have written.
+        Refused: it was made of manifests that anybody may have written, or edited by hand.
     """
     saved = planfile.read(file)
+    planfile.unedited(file, saved)
     if saved.get("untrusted"):
         detail = (
             f"{file} was made with --untrusted, for reading only. Make one of your own manifests: `saesync plan --out {file}`."

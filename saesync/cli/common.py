@@ -14,6 +14,7 @@ import click
 from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.scope import EVERYTHING, Scope
+from saesync.errors import ManifestError
 from saesync.garbage import no_garbage_collection
 from saesync.hub import Hub
 from saesync.keys import Wanted
@@ -40,6 +41,7 @@ format_option = click.option(
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="One line per SAE: fold and leave out nothing.")
 paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
 PLAN_SUFFIX = ".json"
+_NEIGHBOURS = "Other manifests of the folder are read, too: what they ask for is no orphan."
 
 
 def manifests_only(paths: Collection[Path]) -> None:
@@ -171,10 +173,15 @@ def releases_of(asked: Asked, policy: Policy = OPEN, scope: Scope = EVERYTHING) 
     """The releases of PATH, and all in the folders of their manifests.
 
     Raises:
-        ManifestError: with everything that is wrong in all of them.
+        ManifestError: with everything that is wrong in all of them, and a note why some were read that PATH does not name.
     """
     chosen = scope.find(asked.paths)
-    everything = tuple(scope.load(manifest.with_neighbours(chosen), (*asked.roots, *policy.roots)))
+    try:
+        everything = tuple(scope.load(manifest.with_neighbours(chosen), (*asked.roots, *policy.roots)))
+    except ManifestError as error:
+        if {diagnostic.origin.file for diagnostic in error.diagnostics if diagnostic.origin} - {str(path) for path in chosen}:
+            error.add_note(_NEIGHBOURS)
+        raise
     files = {str(path) for path in chosen if scope.covers(path)}
     return tuple(release for release in everything if release.manifest in files), everything
 

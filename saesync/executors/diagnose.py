@@ -42,7 +42,7 @@ def run(job: DiagnoseJob, progress: Progress | None = None) -> DiagnoseResult:
     model = model_for(job)
     for hook in (job.hook, *([job.hook_out] if job.hook_out else [])):
         if hook not in model.points:
-            raise Refused.of([unknown_hook(model, job.address, hook)])
+            raise Refused.of([unknown_hook(model, hook)])
     sae = load_sae(MeasureSae(job.address, "", job.folder, job.hook, job.hook_out), model.device)
     if not sae.reconstructs:
         detail = f"{job.address} is the encoder of one layer of a cross-layer transcoder: there is no reconstruction to rank by."

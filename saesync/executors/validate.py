@@ -72,7 +72,7 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
     from saesync.measure.engine import Engine
 
     model = model_for(job)
-    failures = {hook: unknown_hook(model, "the proof", hook) for hook in job.out if hook not in model.points}
+    failures = {hook: unknown_hook(model, hook) for hook in job.out if hook not in model.points}
     sequences = -(-job.rows // max(1, job.context - 2)) + 1
     rows = rows_for(job, model, sequences, 1)
     engine = Engine(model, rows, get_special_token_ids(model.tokenizer))

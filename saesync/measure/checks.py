@@ -16,8 +16,8 @@ from saesync.measure.saes import LoadedSae
 _APPLY_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError)
 
 
-def unknown_hook(model: LanguageModel, address: str, hook: str) -> Diagnostic:
-    """The model has no hook of that name."""
+def unknown_hook(model: LanguageModel, hook: str, key: str = "hook") -> Diagnostic:
+    """The model has no hook of that name, which stands under ``key`` in the manifest."""
     near = difflib.get_close_matches(hook, model.points, n=3, cutoff=0.6)
     loader = type(model.module).__name__
     hint = (
@@ -26,7 +26,7 @@ def unknown_hook(model: LanguageModel, address: str, hook: str) -> Diagnostic:
     layer, layers = layer_of(hook), len(model.blocks)
     if layer is not None and layer >= layers > 0:
         hint = f"The model has layers 0 to {layers - 1}. Correct `hook`."
-    return Diagnostic("Hook does not exist", f"{address}: the model ({loader}) has no hook {hook!r}. {hint}")
+    return Diagnostic("Hook does not exist", f"The model ({loader}) has no hook {hook!r}. {hint}", key=key)
 
 
 def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: Seen, dense: int) -> Diagnostic | None:
@@ -35,15 +35,16 @@ def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: See
     if raw is None:
         return Diagnostic(
             "Hook never fires",
-            f"{sae.address}: the hook {sae.site.hook!r} exists, but the model as it is loaded gives no tensor there "
+            f"The hook {sae.site.hook!r} exists, but the model as it is loaded gives no tensor there "
             "(TransformerLens keeps some inputs switched off). Use the hook of the module before it.",
+            key="hook",
         )
     try:
         x = sae.site.read(raw)
     except IndexError:
         return Diagnostic(
             "Attention head does not exist",
-            f"{sae.address}: metadata.hook_head_index is {sae.site.head}, but {sae.site.hook!r} gives a tensor of shape "
+            f"metadata.hook_head_index is {sae.site.head}, but {sae.site.hook!r} gives a tensor of shape "
             f"{list(raw.shape)}. Correct the metadata.",
         )
     if x.ndim != 3 or x.shape[-1] != sae.d_in:
@@ -53,7 +54,7 @@ def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: See
     except _APPLY_ERRORS as error:
         if out_of_memory(error):
             raise
-        return Diagnostic("SAE cannot be applied", f"{sae.address}: SAELens cannot run it on {sae.site.hook!r}: {reason(error)}.")
+        return Diagnostic("SAE cannot be applied", f"SAELens cannot run it on {sae.site.hook!r}: {reason(error)}.")
     return _wrong_output(sae, seen, output)
 
 
@@ -62,19 +63,21 @@ def _wrong_output(sae: LoadedSae, seen: Seen, output: torch.Tensor) -> Diagnosti
     hook, read = sae.target.hook, sae.site.hook
     before = layer_of(hook), layer_of(read)
     if None not in before and before[0] < before[1]:  # type: ignore[operator]  # both are numbers
-        detail = f"{sae.address}: hook_out {hook!r} comes before the hook {read!r} that it would be predicted from."
-        return Diagnostic("Hooks are in the wrong order", f"{detail} Correct `hook_out`.")
+        detail = f"hook_out {hook!r} comes before the hook {read!r} that it would be predicted from."
+        return Diagnostic("Hooks are in the wrong order", f"{detail} Correct `hook_out`.", key="hook_out")
     try:
         y = sae.target.read(seen.hooks[hook])
     except KeyError:
-        detail = f"{sae.address}: the hook_out {hook!r} exists, but the model as it is loaded gives no tensor there."
-        return Diagnostic("Hook never fires", f"{detail} Use the hook of the module whose output the transcoder predicts.")
+        detail = f"The hook_out {hook!r} exists, but the model as it is loaded gives no tensor there."
+        return Diagnostic(
+            "Hook never fires", f"{detail} Use the hook of the module whose output the transcoder predicts.", key="hook_out"
+        )
     except IndexError:
-        detail = f"{sae.address}: metadata.hook_head_index_out is {sae.target.head}, but {hook!r} has no such head."
+        detail = f"metadata.hook_head_index_out is {sae.target.head}, but {hook!r} has no such head."
         return Diagnostic("Attention head does not exist", f"{detail} Correct the metadata.")
     if output.shape != y.shape:
         shapes = f"{output.shape[-1]} numbers for an activation of {y.shape[-1]} at {hook!r}"
-        return Diagnostic("SAE cannot be applied", f"{sae.address} reconstructs {shapes}; these must be equal.")
+        return Diagnostic("SAE cannot be applied", f"It reconstructs {shapes}; these must be equal.")
     return None
 
 
@@ -89,7 +92,8 @@ def _wrong_width(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, x: 
     )
     return Diagnostic(
         "Width does not fit the hook",
-        f"{sae.address}: the SAE reads d_in {sae.d_in} numbers per token, but {sae.site.hook!r} gives {x.shape[-1]}. {hint}",
+        f"The SAE reads d_in {sae.d_in} numbers per token, but {sae.site.hook!r} gives {x.shape[-1]}. {hint}",
+        key="hook",
     )
 
 

@@ -155,7 +155,7 @@ class Engine:
         held = 0
         for request in wanted:
             if request.hook not in self.model.points:
-                outcome.failures[request.address] = (unknown_hook(self.model, request.address, request.hook),)
+                outcome.failures[request.address] = (unknown_hook(self.model, request.hook),)
                 continue
             # Weights are float32, and each site keeps its activations and a changed copy of them.
             size, width = weights_size(request)
@@ -179,7 +179,7 @@ class Engine:
 
     def _unknown_target(self, sae: LoadedSae) -> Diagnostic | None:
         hook = sae.target.hook
-        return None if hook in self.model.points else unknown_hook(self.model, sae.address, hook)
+        return None if hook in self.model.points else unknown_hook(self.model, hook, "hook_out")
 
     def _group(self, group: list[LoadedSae], outcome: Outcome, before: float, share: float) -> None:
         sound = self._sound(group, outcome)
@@ -335,5 +335,5 @@ def _not_numbers(sae: LoadedSae, estimates: Mapping[str, Estimate]) -> tuple[Dia
             if name == "ce_loss_score" and math.isfinite(estimates["ce_loss_with_sae"].value)
             else "Look for NaN or infinite weights, and for activations too large for the model's dtype."
         )
-        found.append(Diagnostic("Metric is not a number", f"{sae.address}: {name} came out as {estimate.value}. {why}"))
+        found.append(Diagnostic("Metric is not a number", f"{name} came out as {estimate.value}. {why}"))
     return tuple(found)

@@ -101,13 +101,13 @@ def load_sae(wanted: MeasureSae, device: torch.device) -> LoadedSae:
     folder = Path(wanted.folder)
     absent = [name for name in SAE_FILES if not (folder / name).is_file()]
     if absent:
-        raise Missing("SAE is incomplete", f"{wanted.address}: {folder} lacks {' and '.join(absent)}. Convert it again.")
+        raise Missing("SAE is incomplete", f"{folder} lacks {' and '.join(absent)}. Convert it again.")
     try:
         sae: Any = SAE.load_from_disk(folder, device=str(device), dtype="float32")
     except _LOAD_ERRORS as error:
         if out_of_memory(error):
             raise
-        raise Refused("SAE cannot be loaded", f"{wanted.address}: SAELens cannot load {folder}: {reason(error)}.") from error
+        raise Refused("SAE cannot be loaded", f"SAELens cannot load {folder}: {reason(error)}.") from error
     architecture = sae.cfg.architecture()
     reconstructs = _reconstructs(wanted, sae.cfg.metadata.to_dict())
     if sae.cfg.normalize_activations in _UNFOLDED:

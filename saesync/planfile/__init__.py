@@ -30,6 +30,7 @@ __all__ = [
     "plan_json",
     "read",
     "show_json",
+    "unedited",
     "verb_of",
     "write",
 ]
@@ -40,7 +41,7 @@ MAX_BYTES = 256 << 20
 _LISTS = ("paths", "roots", "only", "adopt", "replace", "prune")
 _VERBS: Mapping[Status, str] = {
     Status.ABSENT: "publish",
-    Status.FOREIGN: "publish",
+    Status.FOREIGN: "overwrite",
     Status.DRIFTED: "restore",
     Status.OUTDATED: "rebuild",
     Status.RELABEL: "relabel",
@@ -210,6 +211,19 @@ def read(path: Path) -> dict[str, Any]:
     if wrong is not None:
         raise _refused(path, f"Its {wrong} is not of the form that saesync writes")
     return value
+
+
+def unedited(path: Path, data: Mapping[str, Any]) -> None:
+    """Hold a saved plan against its own digest: a part of it is no plan, and what was left out was approved by nobody.
+
+    Raises:
+        Refused: its items are not those it was written with.
+    """
+    if digests(data).whole != data["digest"]:
+        by = plain(data.get("saesync"), 20)
+        raise _refused(
+            path, f"Its digest is not that of its items: it was edited by hand, or saesync {by} made it and counts otherwise"
+        )
 
 
 def _refused(path: Path, what: str) -> Refused:

@@ -41,10 +41,7 @@ def _key(old: Saved) -> tuple[str, str, str]:
 
 
 def compare(saved: Saved, now: Plan) -> list[Difference]:
-    """Everything asked or observed differently from what the saved plan was made of.
-
-    Addresses that do not stand in the saved plan do not count: they are not applied.
-    """
+    """Everything asked or observed differently from what the saved plan was made of, and what was added since."""
     present = {key_of_item(item): item for item in now.items}
     saes = {sae.address: sae for release in now.releases for sae in release.saes}
     effects = _effects(saved)
@@ -58,7 +55,22 @@ def compare(saved: Saved, now: Plan) -> list[Difference]:
             continue
         asked = _asked(old, item, saes.get(item.address))
         found += [*asked, *_observed(old, item, effects, bool(asked))] or _steps(old, item)
-    return _folded(found)
+    return _folded([*found, *_added(saved, now, saes)])
+
+
+def _added(saved: Saved, now: Plan, saes: Mapping[str, Sae]) -> list[Difference]:
+    """What has steps, or is an SAE that is asked for and not there as asked, and stands in no item of the saved plan.
+
+    Own progress adds none: an SAE asked for has an item whatever is there, and so have a release, its tag and its entry.
+    A plan of changed manifests (``--changed-since``) says nothing of the releases of others.
+    """
+    known, found = approved(saved), []
+    covered = {old["release"] for old in saved["items"]} if saved.get("changed") else {item.release for item in now.items}
+    for item in now.items:
+        asked = item.id is not None and item.address in saes and item.status not in (Status.CURRENT, Status.NATIVE)
+        if item.release in covered and key_of_item(item) not in known and (item.steps or asked):
+            found.append(Difference(item.address, "not in the plan", str(item.origin) if item.origin else None))
+    return found
 
 
 def check(saved: Saved, now: Plan, file: str = "plan.json", words: Sequence[str] = ()) -> None:

@@ -175,11 +175,15 @@ def damage(entry: SaeRecord, files: Files) -> Reason | None:
 
 
 def altered(record: Record, sae_id: str, files: Files) -> Reason | None:
-    """The first recorded (or half placed) file that is there with other bytes; missing ones do not count: nothing can be lost."""
+    """Of an SAE that no manifest names: the first recorded (or half placed) file that is there with other bytes.
+
+    Missing ones do not count: nothing can be lost.
+    """
     for name, found in sorted(files.items()):
         known = record.known(sae_id, name)
         if known and not any(found.same_bytes(digest) for digest in known):
-            return _changed(name, known[0], found)
+            reason = _changed(name, known[0], found)
+            return Reason(reason.code, {**reason.data, "asked": False})
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from saesync.model import WEIGHTS_FILE, Observed, Release, Status, StepKind
+from saesync.model import SAE_FILES, WEIGHTS_FILE, Observed, Release, Status, StepKind
 from saesync.planning.case import Case
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Record, SaeRecord
@@ -111,7 +111,9 @@ def foreign(case: Case) -> Decision | None:
             choice="adopt",
         )
     if case.replace:
-        return replace(build(case, Status.FOREIGN, Reason(ReasonCode.REPLACE)), choice="replace")
+        first = min(case.files, key=lambda name: (name not in SAE_FILES, name))  # those that are surely written over go first
+        why = Reason(ReasonCode.REPLACE, {"files": len(case.files), "file": first})
+        return replace(build(case, Status.FOREIGN, why), choice="replace")
     return hold(Status.FOREIGN, reason)
 
 

@@ -17,6 +17,7 @@ SYMBOLS: Mapping[str, str] = {
     "create": "+",
     "tag": "+",
     "waiting": "…",
+    "overwrite": "~",
     "restore": "~",
     "rebuild": "~",
     "relabel": "~",
@@ -40,7 +41,7 @@ _DOES = {
     "remove": "take out of the file",
 }
 _UNSAID = ("fetch", "publish")
-_WHOLE = ("publish", "restore", "rebuild", "adopt")
+_WHOLE = ("publish", "overwrite", "restore", "rebuild", "adopt")
 _STATUS = {
     "held": "held",
     "unknown": "unknown",
@@ -150,6 +151,7 @@ def changed_said(changed: Mapping[str, Any]) -> str:
 _TOTALS = (
     ("publish", "to publish"),
     ("rebuild", "to rebuild"),
+    ("overwrite", "to overwrite"),
     ("restore", "to restore"),
     ("adopt", "to adopt"),
     ("relabel", "to relabel"),

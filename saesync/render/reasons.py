@@ -80,12 +80,27 @@ def _files_changed(data: Data) -> Parts:
     if data.get("recorded") is None:
         return (Quoted(data.get("file")), " was put there outside saesync, where this SAE may have to stand")
     recorded, found = Quoted(short(str(data.get("recorded")))), Quoted(short(str(data.get("found"))))
-    return (Quoted(data.get("file")), " was changed outside saesync (recorded ", recorded, ", found ", found, ")")
+    remedy = ": delete it by hand, or restore it" if data.get("asked") is False else ""
+    return (Quoted(data.get("file")), " was changed outside saesync (recorded ", recorded, ", found ", found, ")" + remedy)
 
 
 def _foreign(data: Data) -> Parts:
     count = _float(data.get("files"))
     return (f"{number(count)} file{'s' if count != 1 else ''} here that saesync did not publish: --adopt proves and takes over",)
+
+
+def _replace(data: Data) -> Parts:
+    """What of ours was changed is said by a reason of its own."""
+    if data.get("file") is None:
+        return ("--replace",)
+    count = _float(data.get("files"))
+    others = f" and {number(count - 1)} more" if count > 1 else ""
+    return ("--replace overwrites files that saesync did not publish: ", Quoted(data["file"]), others)
+
+
+def _record_unreadable(data: Data) -> Parts:
+    detail = Quoted(str(data.get("detail")).rstrip("."))
+    return ("record is unreadable (", detail, "): restore it from its history, or delete it and run with --adopt")
 
 
 def _source_missing(data: Data) -> Parts:
@@ -176,7 +191,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.RECORD_NEWER: lambda data: (
             f"record version {number(_float(data.get('found')))}, this saesync reads {number(_float(data.get('known')))}",
         ),
-        ReasonCode.RECORD_UNREADABLE: lambda data: ("record is unreadable: ", Quoted(data.get("detail"))),
+        ReasonCode.RECORD_UNREADABLE: _record_unreadable,
         ReasonCode.TAKEN_BY: lambda data: ("the folder belongs to release ", Quoted(data.get("release"))),
         ReasonCode.FOREIGN_FILES: _foreign,
         ReasonCode.FILES_CHANGED: _files_changed,
@@ -207,7 +222,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.RETIRE: _fixed("the manifest says retire: true"),
         ReasonCode.PRUNE: _fixed("--prune"),
         ReasonCode.ADOPT: _fixed("--adopt: keeps these files if they are the same function"),
-        ReasonCode.REPLACE: _fixed("--replace"),
+        ReasonCode.REPLACE: _replace,
         ReasonCode.NEEDED_BY: lambda data: ("kept: ", Quoted(data.get("id")), " would be copied from it, but misses its gate"),
         ReasonCode.RESUMED: _fixed("an interrupted run is completed"),
         ReasonCode.NOT_REGISTERED: lambda data: ("not in ", Quoted(data.get("registry")), " yet"),

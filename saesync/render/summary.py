@@ -20,9 +20,11 @@ _OUTCOMES = (
     ("held", "held"),
     ("unknown", "unknown"),
     ("skipped", "skipped"),
+    ("unsure", "in doubt"),
     ("stopped", "not started"),
 )
 _LONG = 2000
+_MOST_NAMED = 20
 INTERRUPTED = 130
 
 
@@ -31,19 +33,23 @@ def summary_text(
 ) -> str:
     """What came of it: counts, each failure with its place in the manifest, and the next command.
 
-    ``summary`` is the event (``outcomes``, ``failures``, ``exit_code``, ``seconds``); ``command`` what the user typed, and
-    ``asked`` the same as a plan file holds it.
+    ``summary`` is the event (``saesync.events``); ``command`` what the user typed, and ``asked`` the same as a
+    plan file holds it.
     """
     style = Style(color)
     outcomes = summary["outcomes"]
     known = [f"{outcomes[name]:,} {words}" for name, words in _OUTCOMES if outcomes.get(name)]
     other = [f"{count:,} {plain(name)}" for name, count in sorted(outcomes.items()) if count and name not in dict(_OUTCOMES)]
     stopped = summary["exit_code"] == INTERRUPTED or bool(outcomes.get("stopped"))
-    counts = ", ".join([*known, *other]) or "nothing to do"
+    counts = ", ".join([*known, *other, *_of_releases(summary)]) or "nothing to do"
     took = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
-    first = f"Stopped. {_capital(counts)}; nothing is half-done." if stopped else f"Done{took}. {_capital(counts)}."
+    unsure = summary.get("unsure") or ()
+    whole = "" if unsure else "; nothing is half-done"
+    first = f"Stopped. {_capital(counts)}{whole}." if stopped else f"Done{took}. {_capital(counts)}."
     rows = [style.paint(first, "bold")]
     failures = summary["failures"]
+    if unsure:
+        rows.append(f"In doubt: {_named(unsure)}. It was being published and may have landed; the next plan tells.")
     if stopped:
         rows.append("Run the same command to continue: finished SAEs are skipped.")
     groups = _folded(failures)
@@ -53,6 +59,18 @@ def summary_text(
     if failures and command and not stopped:
         rows.append(f"After mending what failed:  {command_text(*command)}")
     return "\n".join(rows)
+
+
+def _of_releases(summary: Mapping[str, Any]) -> list[str]:
+    """What was done to releases as a whole."""
+    cards, tags = summary.get("cards", 0), summary.get("tags", 0)
+    written = [f"{cards:,} card{'' if cards == 1 else 's'} written"] if cards else []
+    return [*written, *([f"{tags:,} tagged"] if tags else [])]
+
+
+def _named(addresses: Sequence[str]) -> str:
+    more = f" and {len(addresses) - _MOST_NAMED:,} more" if len(addresses) > _MOST_NAMED else ""
+    return ", ".join(plain(address) for address in addresses[:_MOST_NAMED]) + more
 
 
 def _folded(failures: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:

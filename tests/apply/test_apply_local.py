@@ -178,6 +178,23 @@ def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> Non
     assert look(world.good).plan().pending == ()
 
 
+def test_a_hook_that_the_model_lacks_is_said_at_its_own_line(world: TinyWorld, look: Look) -> None:
+    """Found while measuring: what is published gets another label only."""
+    look(world.good).apply()
+
+    def elsewhere(release: Release) -> Release:
+        return replace(release, saes=(replace(release.saes[0], hook="blocks.9.hook_resid_post"), *release.saes[1:]))
+
+    run = look(world.good, edit=elsewhere)
+    asked = run.plan().releases[0].saes[0]
+    (failure,) = run.apply().failures
+    assert failure.step is StepKind.VALIDATE
+    (found,) = failure.diagnostics
+    assert (found.summary, found.origin) == ("Hook does not exist", asked.origins["hook"])
+    assert asked.origins["hook"] != asked.origins["validate"]
+    assert asked.address not in found.detail, "the summary names it"
+
+
 def test_move_then_prune(world: TinyWorld, look: Look) -> None:
     look(world.good).apply()
 

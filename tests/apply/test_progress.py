@@ -75,6 +75,12 @@ def test_what_is_shared_is_said_by_itself() -> None:
     assert "  ✗ model tiny: It is gated." in drawn("lines", SHARED)
 
 
+def test_a_card_by_itself_has_a_line_and_one_that_goes_with_saes_has_none() -> None:
+    committed = {"type": "committed", "release": "gemma", "location": "acme/saes", "commit": "a" * 40, "bytes": 0}
+    assert drawn("lines", {**committed, "saes": []}) == "  ✓ gemma: card written\n"
+    assert drawn("lines", {**committed, "saes": ["layer_0"]}) == ""
+
+
 def test_color_only_when_asked() -> None:
     assert "\x1b[" not in drawn("lines", DONE, SUMMARY)
     assert "\x1b[32m✓" in drawn("lines", DONE, color=True)

@@ -148,6 +148,9 @@ def test_errors_of_a_manifest(own: Place) -> None:
     assert checked.err.endswith("\n4 errors in 1 manifest.\n")
     assert planned.err.endswith("\n4 errors in 1 manifest. Nothing was planned.\n")
     assert applied.err.endswith("\n4 errors in 1 manifest. Nothing was done.\n")
+    beside = own.run("plan", "bad/good.yaml").err
+    note = "Other manifests of the folder are read, too: what they ask for is no orphan."
+    assert beside.endswith(f"\n4 errors in 1 manifest. Nothing was planned.\n{note}\n"), "why it was read at all is said"
     assert not own.world.published.exists()
 
 

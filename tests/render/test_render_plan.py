@@ -13,7 +13,7 @@ from planning import BOUND, HUB, SPEC, World, evidence_of, files_of, golden, inp
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
 from saesync.inert import width
-from saesync.model import WEIGHTS_FILE, PublishSpec, RegisterSpec
+from saesync.model import CFG_FILE, WEIGHTS_FILE, PublishSpec, RegisterSpec
 from saesync.planfile import plan_json
 from saesync.reason import Reason, ReasonCode
 from saesync.render import markdown, plan_text
@@ -109,6 +109,16 @@ def test_foreign_files_bring_the_command_that_takes_them_over() -> None:
     text = plan_text(view(world), arguments=("my manifests",))
     assert "To take over layer_0:  saesync plan 'my manifests' --adopt res/layer_0" in text
     assert "saesync apply" not in text
+
+
+def test_foreign_files_that_are_overwritten_are_named_and_are_no_addition() -> None:
+    world = World([release()])
+    world.put(exists=True, visibility="public", files={f"layer_0/{name}": digest_bytes(b"theirs") for name in ("a.md", CFG_FILE)})
+    data = view(world, replace=("res/*",))
+    (line,) = (line for line in plan_text(data).splitlines() if "layer_0" in line)
+    assert line.split()[:2] == ["~", "layer_0"]
+    assert line.endswith("--replace overwrites files that saesync did not publish: cfg.json and 1 more")
+    assert "1 to overwrite" in plan_text(data)
 
 
 def test_what_is_not_measured_or_not_pinned_is_said() -> None:

@@ -96,5 +96,11 @@ def test_summary_of_nothing() -> None:
     assert summary_text({"outcomes": {}, "failures": [], "exit_code": 0, "seconds": 0.1}) == "Done in 0.1s. Nothing to do."
 
 
+def test_summary_of_what_was_done_to_whole_releases() -> None:
+    done: dict[str, Any] = {"outcomes": {}, "failures": [], "exit_code": 0, "seconds": 0.1}
+    assert summary_text({**done, "cards": 1, "tags": 1}) == "Done in 0.1s. 1 card written, 1 tagged."
+    assert summary_text({**done, "outcomes": {"published": 3}, "cards": 2}) == "Done in 0.1s. 3 published, 2 cards written."
+
+
 def test_duration() -> None:
     assert [duration(seconds) for seconds in (7.07, 59.99, 60, 242, 6600)] == ["7.1s", "60.0s", "1m00s", "4m02s", "1h 50m"]

@@ -93,9 +93,9 @@ class Shop:
         plan, context = self.look(only, **choices)
         return self.carry_out(plan, context)
 
-    def carry_out(self, plan: Plan, context: Context) -> Result:
+    def carry_out(self, plan: Plan, context: Context, stop: StopFlag | None = None) -> Result:
         self.events = []
-        return apply(plan, context, self.events.append, StopFlag())
+        return apply(plan, context, self.events.append, stop or StopFlag())
 
     def told(self, kind: str) -> list[Mapping[str, Any]]:
         return [event for event in self.events if event["type"] == kind]

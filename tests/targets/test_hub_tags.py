@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from release_world import REPO, Shop, asked
 from servers.loopback import ALICE_READ, SECRETS, HubServer
 from target_support import batch, upload
 
-from saesync.apply import Outcome
+from saesync.apply import Outcome, StopFlag
 from saesync.errors import Conflict, Missing, SaesyncError
 from saesync.model import Observed, Status, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.reason import ReasonCode
 from saesync.record import parse_record
+from saesync.render import summary_text
 from saesync.tags import tag_name
 from saesync.targets.base import Tagging
 
@@ -51,6 +53,7 @@ def test_the_apply_that_completes_a_release_tags_its_last_commit(shop: Shop) -> 
     name = record_name(shop)
     assert shop.tags() == {name: shop.server.head(REPO)}
     assert [event["tag"] for event in shop.told("tagged")] == [name]
+    assert (result.cards, result.tags) == (0, 1), "the card went with its SAEs"
     assert f"revision={json.dumps(name)}" in shop.card()
     assert 'SAE.from_pretrained("alice/saes", "layer_0")' in shop.card(), "the unpinned snippet stays"
     shop.server.restart_counters()
@@ -77,7 +80,9 @@ def test_the_name_depends_on_what_is_published_and_on_nothing_else(shop: Shop) -
     license_ = replace(shop.releases[0], publish=replace(shop.releases[0].publish, license="apache-2.0"))  # type: ignore[type-var]
     shop.releases = [license_]
     assert [item.steps for item in shop.items()] == [(StepKind.CARD,), ()], "another card is no other release"
-    assert shop.apply().exit_code == 0
+    result = shop.apply()
+    assert (result.exit_code, result.commits, result.cards, result.tags) == (0, 1, 1, 0)
+    assert "1 card written" in summary_text(result.summary())
     assert list(shop.tags()) == [first]
     shop.ask("res", dtype="bfloat16")
     assert shop.apply().exit_code == 0
@@ -157,7 +162,9 @@ def test_a_moved_tag_is_held_and_put_back_when_asked(shop: Shop) -> None:
     assert "--replace res puts it back" in result.failures[0].diagnostics[0].detail
     assert shop.tags() == {name: early}
     assert shop.apply(replace=("res/*",)).exit_code == 1, "that names SAEs, not the release"
-    assert shop.apply(replace=("res",)).exit_code == 0
+    result = shop.apply(replace=("res",))
+    assert result.exit_code == 0
+    assert "1 tagged" in summary_text(result.summary()), "put back"
     assert shop.tags() == {name: right}
     assert shop.plan().pending == ()
 
@@ -277,6 +284,36 @@ def test_two_that_tag_at_once_agree(shop: Shop) -> None:
         thread.join()
     assert errors == []
     assert list(shop.tags().values()) == [at.head]
+
+
+# ------------------------------------------------------------------------------------------- stopped in the middle
+
+
+def test_a_commit_that_nobody_waited_for_is_in_doubt(shop: Shop) -> None:
+    """The second Ctrl-C comes while the Hub takes its time to say that it has the commit."""
+    shop.apply()
+    before = shop.server.head(REPO)
+    shop.releases += [asked("mlp", ("layer_8",)), asked("att", ("layer_9",))]
+    shop.server.fault(route="commit", when="after", action="delay", delay=4)
+    plan, context = shop.look()
+    stop = StopFlag()
+
+    def press_twice() -> None:
+        while shop.server.head(REPO) == before:
+            time.sleep(0.05)
+        stop.request()
+        stop.request()
+
+    threading.Thread(target=press_twice, daemon=True).start()
+    result = shop.carry_out(plan, context, stop)
+    assert (result.interrupted, result.exit_code) == (True, 130)
+    (unsure,) = (address for address, outcome in result.outcomes.items() if outcome is Outcome.UNSURE)
+    assert set(result.outcomes.values()) == {Outcome.UNSURE, Outcome.STOPPED}
+    text = summary_text(result.summary())
+    assert text.startswith("Stopped. 1 in doubt, 1 not started.\n")
+    assert f"In doubt: {unsure}. It was being published and may have landed; the next plan tells." in text
+    assert "half-done" not in text
+    assert {item.address for item in shop.plan().pending if item.id is not None} == set(result.outcomes) - {unsure}
 
 
 # --------------------------------------------------------------------------------------------------- plan files
