@@ -122,7 +122,7 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted.")
         code = Interrupted.exit_code
-    except SystemExit as end:
+    except _Terminated as end:
         say("Terminated.")
         code = end.code
     except (SaesyncError, OSError) as error:
@@ -139,13 +139,17 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+class _Terminated(SystemExit):
+    """Somebody ended the process with a signal; any other SystemExit, as of shell completion, is an end like others."""
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM unwinds as Ctrl-C does, so that what is half made is cleared away."""
 
     def on_signal(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # a second one would cut the clearing short
-        raise SystemExit(128 + number)
+        raise _Terminated(128 + number)
 
     before = signal.signal(signal.SIGTERM, on_signal)
     try:

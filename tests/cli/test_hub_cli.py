@@ -187,7 +187,8 @@ def test_trouble_that_all_share_is_said_once(hub_place: Place, hub_server: HubSe
     plain = hub_place.run("plan", HF_TOKEN="hf_mistyped")
     assert (plain.code, plain.out) == (0, planned.out), "the plan was made, and says what it could not see"
     hub_server.fault(route="commit", status=503, times=-1)
-    hub_place.world.good.write_text(hub_place.world.good.read_text().replace("  license: mit", "  license: mit\n  private: true"))
+    for manifest in (hub_place.world.good, hub_place.world.failing):  # both are published there
+        manifest.write_text(manifest.read_text().replace("  license: mit", "  license: mit\n  private: true"))
     broken = hub_place.run("apply", "-y", "manifests/good.yaml")
     assert broken.code == 1
     assert broken.err.count("answered with error 503") == 1
