@@ -20,6 +20,7 @@ Flat = Annotated[Mapping[Annotated[str, Meta(max_length=200)], Any], Meta(max_le
 """A small mapping of names to JSON values, as is: it is only compared and shown, and written again (``check_flat``)."""
 
 _MOST_DEEP, _MOST_VALUES, _MOST_TEXT = 8, 5_000, 20_000  # of one part; manifests ask for far less
+_NESTED = (dict, list)  # made once: a union would be made at every call
 _T = TypeVar("_T")
 
 
@@ -56,7 +57,7 @@ def check_flat(part: Mapping[str, Any]) -> None:
         if isinstance(value, str):
             if len(value) > _MOST_TEXT:
                 raise RecordUnreadable("A part of the record holds a text that is too long.")
-        elif isinstance(value, dict | list) and value:
+        elif isinstance(value, _NESTED) and value:
             _check_nested(value)
 
 

@@ -178,8 +178,11 @@ def _all(checks: list[Check]) -> Check:
     return check
 
 
+_NUMBERS = (int, float)  # made once: a union would be made at every call
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, _NUMBERS) and not isinstance(value, bool)
 
 
 _TYPES: Mapping[str, Check] = {
