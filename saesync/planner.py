@@ -275,12 +275,11 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
 
 def _card_found(release: Release, observed: Observed, record: Record | None) -> str | None:
     """Digest of the card that is there. A README that was too long to be read is taken to hold it: it cannot be written, too."""
-    if record is None or not record.saes:
-        return record.card if record is not None else None
+    if record is None:
+        return None
     there = observed.files.get(CARD_FILE)
-    if there is not None and there.size > 0 and observed.readme == "":
-        return record.card
-    return card_found(release, record, observed.readme)
+    unread = there is not None and there.size > 0 and observed.readme == ""
+    return record.card if unread or not record.saes else card_found(release, record, observed.readme)
 
 
 def _rewrites_card(item: Item) -> bool:

@@ -13,7 +13,6 @@ from saesync.errors import Missing, Refused
 from saesync.formats.base import Candidate
 from saesync.inert import plain
 from saesync.inspection import LIMIT, Found, Inspection
-from saesync.schema.sections import DTYPES
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
@@ -356,15 +355,22 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
 def _dtype(candidate: Candidate) -> str:
     """What is stored where it can be published, else float32."""
     said = candidate.facts.get("dtype")
-    return said if said in DTYPES else "float32"
+    return said if said in _storable() else "float32"
+
+
+def _storable() -> Sequence[str]:
+    from saesync.schema.sections import DTYPES  # costs more time than to inspect a file, and only manifests need it
+
+    return DTYPES
 
 
 def _widened(candidates: Iterable[Candidate]) -> str:
     """A comment where ``_dtype`` is not what is stored."""
-    others = sorted({plain(one.facts["dtype"]) for one in candidates if one.facts.get("dtype", "float32") not in DTYPES})
+    known = _storable()
+    others = sorted({plain(one.facts["dtype"]) for one in candidates if one.facts.get("dtype", "float32") not in known})
     if not others:
         return ""
-    return f"    # {' and '.join(others)} in the files; weights are published as {', '.join(DTYPES[:-1])} or {DTYPES[-1]}"
+    return f"    # {' and '.join(others)} in the files; weights are published as {', '.join(known[:-1])} or {known[-1]}"
 
 
 def _hook(hook: Any, indent: str) -> list[str]:
