@@ -355,7 +355,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
 def _dtype(candidate: Candidate) -> str:
     """What is stored where it can be published, else float32."""
     said = candidate.facts.get("dtype")
-    return said if said in _storable() else "float32"
+    return str(said) if said in _storable() else "float32"
 
 
 def _storable() -> Sequence[str]:
