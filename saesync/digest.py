@@ -1,27 +1,47 @@
-"""Content digests: the only identity saesync knows. Standard library only."""
+"""Content digests: the only identity saesync knows."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.json import Encoder
+
 BLOCK = 1 << 20
-_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_SPELLING = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_FASTER = Encoder(order="sorted")
+_TEXT = frozenset({str})
+_ALIKE = frozenset({str, int, bool, type(None)})
 SHORT = 8
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON spelling of ``value`` that keys are made of: sorted keys, no spaces, UTF-8, no NaN.
+    """The one JSON spelling of ``value`` that keys are made of: sorted keys, no spaces, UTF-8, no NaN, numbers as Python's
+    ``json`` writes them. Where msgspec can only write the same, it does, in a tenth of the time.
 
     Raises:
         ValueError: ``value`` holds NaN or an infinity, which JSON cannot say.
         TypeError: ``value`` holds something JSON has no form for.
     """
-    return _ENCODER.encode(value).encode()
+    return _FASTER.encode(value) if _alike(value) else _SPELLING.encode(value).encode()
+
+
+def _alike(value: Any) -> bool:
+    """Whether all JSON writers spell it alike. Exponents are spelt in many ways; not all write NaN, or names other than text."""
+    kind = type(value)
+    if kind is dict:
+        return _TEXT.issuperset(map(type, value)) and _all_alike(value.values())
+    if kind is list or kind is tuple:
+        return _all_alike(value)
+    return kind in _ALIKE or (kind is float and 1e-4 <= abs(value) < 1e16)
+
+
+def _all_alike(values: Iterable[Any]) -> bool:
+    return _ALIKE.issuperset(map(type, values)) or all(_alike(value) for value in values if type(value) not in _ALIKE)
 
 
 def key_of(value: Any) -> str:

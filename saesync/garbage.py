@@ -15,5 +15,6 @@ def no_garbage_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # they stay: nobody need look through them now
         if enabled:
             gc.enable()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from saesync.cache import Cache, write_atomic
 from saesync.digest import FileDigest, canonical, digest_bytes, digest_file, key_of
@@ -31,8 +35,24 @@ def test_same_bytes_needs_a_common_digest() -> None:
 
 def test_keys_do_not_depend_on_order_and_refuse_nan() -> None:
     assert key_of({"a": 1, "b": [2]}) == key_of({"b": [2], "a": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        canonical({"a": float("nan")})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            canonical({"a": [value]})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+@example({"a": [1e-4, 9.999e-5, -1e15, 1e16, -0.0, 1.0], "b": {"\x00\x1f\x7f\u2028é": 2**70}})
+@example({"weights": {1: 2, 3: (1.5, True)}})
+def test_the_spelling_is_that_of_pythons_json_whoever_writes_it(value: Any) -> None:
+    spelt = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical(value) == spelt.encode()
 
 
 def test_an_entry_that_failed_is_not_there(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from saesync.card import blocks, evidence, frontmatter
+from saesync.digest import canonical
 from saesync.inert import code
 from saesync.model import Release, Sae
 from saesync.record import Record, SaeRecord
@@ -31,14 +34,13 @@ def card_digest(release: Release, record: Record, tag: str | None = None) -> str
     """
     asked = {sae.id: sae for sae in release.saes}
     saes = [[sae_id, *_asked_of(asked.get(sae_id)), *_held_of(record.saes[sae_id])] for sae_id in sorted(record.saes)]
-    head = [CARD_VERSION, release.name, _home(release)]
-    parts = [*head, release.publish and release.publish.license, _front(release, record), saes]
-    parts += [] if tag is None else [tag]
-    try:
-        text = json.dumps(parts, sort_keys=True)
-    except (ValueError, RecursionError):  # a record may hold numbers and depths that JSON's writer refuses
-        text = repr([part for part in parts if isinstance(part, str)]) + ",".join(sorted(record.saes))
-    return hashlib.sha256(text.encode()).hexdigest()
+    head = [CARD_VERSION, release.name, _home(release), release.publish and release.publish.license, tag]
+    parts = [head, _front(release, record), saes]
+    try:  # not ``key_of``: a release's numbers are many, and should they be spelt otherwise one day, cards are written anew
+        text = msgspec.json.encode(parts, order="sorted")
+    except (ValueError, RecursionError):  # a record may hold depths that JSON's writer refuses
+        text = canonical([head, sorted(record.saes)])
+    return hashlib.sha256(text).hexdigest()
 
 
 def _home(release: Release) -> str | None:
