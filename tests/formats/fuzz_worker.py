@@ -1,6 +1,6 @@
 """Mutated files of every format, read one after another in this process. Arguments: how many, seed, a scratch folder.
 
-Prints one JSON object: what was read, what was refused, what went wrong, the slowest file and the process's peak memory.
+Prints one JSON object: what was read, what was refused, what went wrong, the slowest file and how much the process's peak memory grew.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ def main(count: int, seed: int, scratch: Path) -> dict[str, Any]:
         paths = {name: folder / listed for name, listed in sources_of(case, folder).items()}
         prepared.append((case, folder, paths, options, {path: path.read_bytes() for path in paths.values()}))
     sys.addaudithook(audit)
+    before = peak_mib()
     for number in range(count):
         case, folder, paths, options, whole = prepared[number % len(prepared)]
         path = chance.choice(sorted(whole))
@@ -191,8 +192,13 @@ def main(count: int, seed: int, scratch: Path) -> dict[str, Any]:
             wrong.append(f"{case.name} {case.variant} file {number}: {detail}")
             (scratch / f"wrong-{number}-{path.name}").write_bytes(path.read_bytes())
         path.write_bytes(whole[path])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    return {"ends": ends, "wrong": wrong[:5], "executed": _executed[:5], "slowest_s": slowest, "peak_mib": peak}
+    grown = peak_mib() - before
+    return {"ends": ends, "wrong": wrong[:5], "executed": _executed[:5], "slowest_s": slowest, "grown_mib": grown}
+
+
+def peak_mib() -> int:
+    """The most memory this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 if __name__ == "__main__":
