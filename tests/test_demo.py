@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -289,4 +290,20 @@ def test_the_newcomers_walk(tmp_path: Path) -> None:
     assert "7 published" in done.stderr
     assert "(exit code 1, as it should be)" in done.stdout
     assert "Nothing to do: 1 failing, 8 up to date." in done.stdout
-    assert re.search(r"^(\w+SAE): \w+, d_in 128, d_sae \d+, hook blocks\.\d\.hook_resid_post$", done.stdout, re.MULTILINE)
+    assert re.search(r"^jumprelu 128 512 blocks\.1\.hook_resid_post$", done.stdout, re.MULTILINE)
+
+
+def test_the_walk_loads_by_the_very_command_it_shows(tiny_world: TinyWorld) -> None:
+    """What a newcomer copies from the transcript says what the transcript says."""
+
+    def said(*words: str) -> list[str]:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tiny_world.sources, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()
+
+    walk = Path(__file__).parent.parent / "tools" / "demo.py"
+    code = "import runpy, sys; from pathlib import Path; runpy.run_path(sys.argv[1])['load_one'](Path('.'))"
+    command, answer = said("-c", code, str(walk))
+    assert said(*shlex.split(command.removeprefix("$ python"))) == [answer]
+    assert answer.endswith(" blocks.0.hook_resid_post")
