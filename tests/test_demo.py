@@ -254,6 +254,12 @@ def test_a_killed_run_is_continued(tmp_path: Path, stage: str) -> None:
     assert not (folder / ".demo" / "tmp").exists()
 
 
+def test_a_folder_that_is_a_link_in_a_circle_is_the_systems_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="symbolic links"):
+        build(tmp_path / "circle", silent, TINY, no_worker)
+
+
 def test_two_at_once_do_not_mix(own_tiny_world: TinyWorld) -> None:
     import fcntl
 

@@ -323,9 +323,15 @@ def test_find_refuses_links_out_of_the_folder(here: Path) -> None:
 
 def test_files_that_cannot_be_read(here: Path) -> None:
     os.mkfifo(here / "pipe.yaml")
-    for path in (Path("pipe.yaml"), Path("nowhere.yaml"), here):
+    (here / "circle.yaml").symlink_to("circle.yaml")
+    for path in (Path("pipe.yaml"), Path("nowhere.yaml"), find([Path("circle.yaml")])[0], here):
         with pytest.raises(ManifestError, match="Manifest cannot be read"):
             load([path])
+
+
+def test_a_root_in_a_circle_allows_nothing(here: Path) -> None:
+    (here / "circle").symlink_to("circle")
+    assert load(write(here, m=GOOD), roots=[Path("circle")])
 
 
 # --------------------------------------------------------------------------------------------------- economy
