@@ -72,7 +72,8 @@ class Bounds:
         try:
             found = self._real(self.folder / text)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ManifestError("Path is refused", "This is not a path that the system can follow.", origin) from error
+            why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+            raise ManifestError("Path is refused", f"This is not a path that the system can follow{why}.", origin) from error
         if not any(found.is_relative_to(root) for root in self.allowed):
             inside = " or ".join(str(root) for root in self.allowed) or "a folder named with --root"
             detail = f"The path leads to {found}, which is outside {inside}. To allow it, add `--root {found.parent}`."

@@ -258,6 +258,14 @@ def test_paths_outside_the_project_are_refused(here: Path, path: str) -> None:
     assert "--root" in found.detail or "~" in found.detail
 
 
+def test_a_path_that_the_system_refuses_says_why(here: Path) -> None:
+    (found,) = complaints(here, LOCAL.replace("./w/l{layer:02d}/ae.pt", "x" * 300))
+    assert (found.summary, found.detail) == (
+        "Path is refused",
+        "This is not a path that the system can follow: File name too long.",
+    )
+
+
 def test_roots_allow_more(here: Path) -> None:
     text = LOCAL.replace("./w/l", "../shared/l")
     files = write(here, m=text)
