@@ -76,7 +76,10 @@ class Bounds:
             raise ManifestError("Path is refused", f"This is not a path that the system can follow{why}.", origin) from error
         if not any(found.is_relative_to(root) for root in self.allowed):
             inside = " or ".join(str(root) for root in self.allowed) or "a folder named with --root"
-            detail = f"The path leads to {found}, which is outside {inside}. To allow it, add `--root {found.parent}`."
+            everything = Path(found.anchor)
+            root = found.parent if found.parent != everything else found
+            advice = f" To allow it, add `--root {root}`." if root != everything else ""
+            detail = f"The path leads to {found}, which is outside {inside}.{advice}"
             raise ManifestError("Path leads outside the project", detail, origin)
         return str(found)
 
