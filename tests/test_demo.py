@@ -212,6 +212,14 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
         build(tmp_path / "model" / "thesis.txt", silent, TINY, no_worker)
 
 
+def test_what_to_do_next_can_be_copied(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = tiny_world.copy(tmp_path / "my demo")
+    monkeypatch.chdir(tmp_path)
+    lines = build(world.folder, silent, TINY, no_worker).lines()
+    (plan,) = [line for line in lines if line.startswith("Next:")]
+    assert shlex.split(plan)[1:] == ["saesync", "plan", "my demo/manifests/good.yaml"]
+
+
 def test_a_demo_of_another_recipe_is_left_alone(own_tiny_world: TinyWorld) -> None:
     before = snapshot(own_tiny_world.folder)
     with pytest.raises(SaesyncError, match="another version"):

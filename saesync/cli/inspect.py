@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -65,7 +66,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
         write_atomic(path, text.encode())
     put(f"Wrote {path}.")
     _say_notes(found)
-    say(f"Fill in what it leaves open, then run `saesync plan {path}`.")
+    say(f"Fill in what it leaves open, then run `saesync plan {shlex.quote(str(path))}`.")
 
 
 def _say_notes(found: Inspection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ class Bounds:
             inside = " or ".join(str(root) for root in self.allowed) or "a folder named with --root"
             everything = Path(found.anchor)
             root = found.parent if found.parent != everything else found
-            advice = f" To allow it, add `--root {root}`." if root != everything else ""
+            advice = f" To allow it, add `--root {shlex.quote(str(root))}`." if root != everything else ""
             detail = f"The path leads to {found}, which is outside {inside}.{advice}"
             raise ManifestError("Path leads outside the project", detail, origin)
         return str(found)

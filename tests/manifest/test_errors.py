@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,16 @@ def test_evidence_inside_an_sae(here: Path, where: str) -> None:
     (found,) = complaints(here, one, named("y", "acme/b", more=f"records: {{local: {where}}}\n"))
     assert (found.summary, str(found.origin)) == ("Folder is inside another", "b.yaml:32:18")
     assert '"l1" of a.yaml:11:7' in found.detail
+
+
+def test_commands_to_copy_are_quoted(here: Path) -> None:
+    (file,) = write(here, **{"it's mine": changed((f"revision: {OTHER}", "revision: main"))})
+    with pytest.raises(ManifestError) as caught:
+        load([file])
+    assert f"`saesync pin {shlex.quote(str(file))}` fills it in" in caught.value.diagnostics[0].detail
+    outside = here.parent / "out there"
+    (found,) = complaints(here, changed(("  huggingface: acme/gemma-saes", f'  local: "{outside}/saes"')))
+    assert found.detail.endswith(f"add `--root '{outside}'`.")
 
 
 def test_a_plan_file_under_another_name_is_told_apart(here: Path) -> None:
