@@ -27,9 +27,14 @@ _TEMPORARY = "tmp"
 def default_root() -> Path:
     """Where the cache is unless told otherwise."""
     if chosen := os.environ.get("SAESYNC_CACHE"):
-        return Path(chosen).expanduser().resolve()
+        return _real(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().resolve() / "saesync"
+    return _real(base) / "saesync"
+
+
+def _real(typed: str) -> Path:
+    """What a variable names; a home that nobody has, and links in a circle, are met by whoever opens it."""
+    return Path(os.path.realpath(os.path.expanduser(typed)))  # noqa: PTH111 - Path's own raises RuntimeError there
 
 
 class Cache:

@@ -258,6 +258,7 @@ class Bars:
 def _bars(stream: TextIO | None, color: bool) -> Iterator[tuple[Bars, Callable[[str], None]]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Amount(ProgressColumn):
@@ -267,8 +268,12 @@ def _bars(stream: TextIO | None, color: bool) -> Iterator[tuple[Bars, Callable[[
 
     console = Console(file=stream, no_color=not color, highlight=False, markup=False)
     progress = Progress(
-        TextColumn("  ▸ {task.description}", markup=False), BarColumn(24), Amount(), console=console, transient=True
-    )  # fmt: skip
+        TextColumn("  ▸ {task.description}", markup=False),
+        BarColumn(24),  # the only one that gives way on a narrow terminal: a task stays on one line
+        Amount(table_column=Column(no_wrap=True)),
+        console=console,
+        transient=True,
+    )
 
     def write(line: str) -> None:
         console.print(Text.from_ansi(line), soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -211,6 +212,14 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
         build(tmp_path / "model" / "thesis.txt", silent, TINY, no_worker)
 
 
+def test_what_to_do_next_can_be_copied(tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = tiny_world.copy(tmp_path / "my demo")
+    monkeypatch.chdir(tmp_path)
+    lines = build(world.folder, silent, TINY, no_worker).lines()
+    (plan,) = [line for line in lines if line.startswith("Next:")]
+    assert shlex.split(plan)[1:] == ["saesync", "plan", "my demo/manifests/good.yaml"]
+
+
 def test_a_demo_of_another_recipe_is_left_alone(own_tiny_world: TinyWorld) -> None:
     before = snapshot(own_tiny_world.folder)
     with pytest.raises(SaesyncError, match="another version"):
@@ -253,6 +262,12 @@ def test_a_killed_run_is_continued(tmp_path: Path, stage: str) -> None:
     assert not (folder / ".demo" / "tmp").exists()
 
 
+def test_a_folder_that_is_a_link_in_a_circle_is_the_systems_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match="symbolic links"):
+        build(tmp_path / "circle", silent, TINY, no_worker)
+
+
 def test_two_at_once_do_not_mix(own_tiny_world: TinyWorld) -> None:
     import fcntl
 
@@ -289,4 +304,20 @@ def test_the_newcomers_walk(tmp_path: Path) -> None:
     assert "7 published" in done.stderr
     assert "(exit code 1, as it should be)" in done.stdout
     assert "Nothing to do: 1 failing, 8 up to date." in done.stdout
-    assert re.search(r"^(\w+SAE): \w+, d_in 128, d_sae \d+, hook blocks\.\d\.hook_resid_post$", done.stdout, re.MULTILINE)
+    assert re.search(r"^jumprelu 128 512 blocks\.1\.hook_resid_post$", done.stdout, re.MULTILINE)
+
+
+def test_the_walk_loads_by_the_very_command_it_shows(tiny_world: TinyWorld) -> None:
+    """What a newcomer copies from the transcript says what the transcript says."""
+
+    def said(*words: str) -> list[str]:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tiny_world.sources, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip().splitlines()
+
+    walk = Path(__file__).parent.parent / "tools" / "demo.py"
+    code = "import runpy, sys; from pathlib import Path; runpy.run_path(sys.argv[1])['load_one'](Path('.'))"
+    command, answer = said("-c", code, str(walk))
+    assert said(*shlex.split(command.removeprefix("$ python"))) == [answer]
+    assert answer.endswith(" blocks.0.hook_resid_post")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from saesync.cache import Cache, write_atomic
+from saesync.cache import Cache, default_root, write_atomic
 from saesync.digest import FileDigest, canonical, digest_bytes, digest_file, key_of
 
 
@@ -109,3 +109,11 @@ def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
         write_atomic(path, "not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_root_that_cannot_be_is_no_surprise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Homes that nobody has, and links in a circle: a path like any other, which the system refuses when it is opened."""
+    (tmp_path / "circle").symlink_to("circle")
+    for chosen in ("~nobody-of-that-name/cache", str(tmp_path / "circle")):
+        monkeypatch.setenv("SAESYNC_CACHE", chosen)
+        assert default_root().name == Path(chosen).name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +60,26 @@ def test_malformed_references_are_refused(text: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- disk
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path) -> None:
+    for name in ("open", "shut"):
+        formats.get("goodfire").example(tmp_path / name, 0)
+    (tmp_path / "shut").chmod(0)
+
+    def no_override() -> None:
+        """Root reads everything, unless it gives that up (PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH)."""
+        if os.geteuid() == 0:
+            for capability in (1, 2):
+                ctypes.CDLL(None).prctl(24, capability)
+
+    done = subprocess.run(
+        [sys.executable, "-m", "saesync", "inspect", str(tmp_path)], capture_output=True, text=True, check=False,
+        preexec_fn=no_override,
+    )  # fmt: skip
+    (tmp_path / "shut").chmod(0o700)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Permission denied ({tmp_path / 'shut'})" in done.stderr
 
 
 def goodfire(folder: Path, name: str = "Llama-3.1-8B-Instruct-SAE-l19.pth") -> Path:

@@ -26,14 +26,16 @@ def saesync(*words: str, expect: int = 0) -> None:
 
 
 def load_one(published: Path) -> None:
-    """Load one published SAE with stock sae_lens and say what it is."""
-    folder = sorted(path.parent for path in published.rglob("sae_weights.safetensors"))[0]
-    print(f"\n$ python -c 'from sae_lens import SAE; print(SAE.load_from_disk(\"{folder}\"))'", flush=True)
-    from sae_lens import SAE
+    """Load one published SAE with stock sae_lens and say what it is.
 
-    sae = SAE.load_from_disk(str(folder))
-    facts = f"{sae.cfg.architecture()}, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, hook {sae.cfg.metadata.hook_name}"
-    print(f"{type(sae).__name__}: {facts}")
+    Raises:
+        subprocess.CalledProcessError: sae_lens could not.
+    """
+    folder = sorted(path.parent for path in published.rglob("sae_weights.safetensors"))[0]
+    shown = "cfg.architecture(), cfg.d_in, cfg.d_sae, cfg.metadata.hook_name"
+    code = f'from sae_lens import SAE; cfg = SAE.load_from_disk("{folder}").cfg; print({shown})'
+    print(f"\n$ python -c '{code}'", flush=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def main(folder: str) -> None:

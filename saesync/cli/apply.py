@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
@@ -122,9 +123,8 @@ def _approved_by_file(file: Path, policy: Policy) -> World:
     saved = planfile.read(file)
     planfile.unedited(file, saved)
     if saved.get("untrusted"):
-        detail = (
-            f"{file} was made with --untrusted, for reading only. Make one of your own manifests: `saesync plan --out {file}`."
-        )
+        again = f"saesync plan --out {shlex.quote(str(file))}"
+        detail = f"{file} was made with --untrusted, for reading only. Make one of your own manifests: `{again}`."
         raise Refused("Plan is of untrusted manifests", detail)
     world = look(Asked.from_json(saved["asked"]), again=True, policy=policy)
     planfile.check(saved, world.plan, str(file), world.asked.words())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +53,8 @@ def manifests_only(paths: Collection[Path]) -> None:
     """
     for path in paths:
         if path.suffix == PLAN_SUFFIX:
-            said = f"{path} is named like a plan file, and manifests are .yaml files. `saesync apply {path}` carries out a plan."
+            apply = f"saesync apply {shlex.quote(str(path))}"
+            said = f"{path} is named like a plan file, and manifests are .yaml files. `{apply}` carries out a plan."
             raise click.UsageError(said, click.get_current_context(silent=True))
 
 

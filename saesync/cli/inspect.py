@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -13,6 +14,8 @@ from saesync.errors import Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
 from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza, to_json
+
+_MANIFESTS = Path("manifests")
 
 
 def _look(source: str) -> Inspection:
@@ -35,7 +38,8 @@ def inspect(ctx: click.Context, source: str, format_: str) -> None:
     else:
         put(describe(found))
         if found.convertible:
-            put(f"\n{stanza(found).rstrip()}")
+            lead = "" if found.reference.repo is not None else f"For a manifest in {_MANIFESTS}/, from where its paths start:\n\n"
+            put(f"\n{lead}{stanza(found, folder=_MANIFESTS.absolute()).rstrip()}")
     ctx.exit(0 if found.convertible else 1)
 
 
@@ -54,7 +58,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
         put(manifest(found, release, model, Path.cwd()).rstrip())
         _say_notes(found)
         return
-    path = out or Path("manifests") / f"{release_name(found, release)}.yaml"
+    path = out or _MANIFESTS / f"{release_name(found, release)}.yaml"
     if path.exists():
         raise Refused("File exists", f"{path} is there already and is not overwritten. Give another name with --out.")
     text = manifest(found, release, model, path.parent.absolute())
@@ -62,7 +66,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
         write_atomic(path, text.encode())
     put(f"Wrote {path}.")
     _say_notes(found)
-    say(f"Fill in what it leaves open, then run `saesync plan {path}`.")
+    say(f"Fill in what it leaves open, then run `saesync plan {shlex.quote(str(path))}`.")
 
 
 def _say_notes(found: Inspection) -> None:

@@ -6,6 +6,7 @@ Nothing heavy is imported here: training happens in a worker process, and a fini
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class World:
             f"  sources    {self.saes} SAEs on its residual stream: SAELens, training checkpoint, legacy cfg.json, Goodfire .pth",
             "  manifests  good.yaml, whose gates hold, and failing.yaml, with one that does not",
             "",
-            f"Next:  saesync plan {_shown(self.good)}",
-            f"       saesync apply {_shown(self.good)}",
-            f"       saesync apply {_shown(self.failing)}",
+            f"Next:  saesync plan {shlex.quote(_shown(self.good))}",
+            f"       saesync apply {shlex.quote(_shown(self.good))}",
+            f"       saesync apply {shlex.quote(_shown(self.failing))}",
         )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,7 @@ class Workshop:
     """A demo folder. Nothing is written before ``open``."""
 
     def __init__(self, folder: Path, digest: str) -> None:
-        self.folder = folder.resolve()
+        self.folder = Path(os.path.realpath(folder))
         self.digest = digest
         self._notes = self.folder / ".demo"
 

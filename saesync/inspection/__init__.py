@@ -93,7 +93,7 @@ def inspect_source(text: str, hub: Callable[[], Hub]) -> Inspection:
 def inspect_local(path: Path) -> Inspection:
     """Look at a local file or folder. See ``inspect_source``."""
     if not path.exists():
-        raise Missing("Source not found", f"{path} does not exist.")
+        raise Missing("Source not found", f"{path} does not exist. A repository on the Hub is named hf://owner/repo.")
     root = path if path.is_dir() else path.parent
     inside = "" if path.is_dir() else path.name
     return _inspect(LocalPlace(root), inside, Reference(None, str(path), None), None)

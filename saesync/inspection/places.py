@@ -42,6 +42,10 @@ class Place(Protocol):
         ...
 
 
+def _refuse(error: OSError) -> None:
+    raise error
+
+
 @dataclass(frozen=True, slots=True)
 class LocalPlace:
     """A folder. Hidden folders are left out, links to folders are not followed."""
@@ -49,9 +53,13 @@ class LocalPlace:
     root: Path
 
     def names(self) -> Collection[str]:
-        """See ``Place``."""
+        """See ``Place``.
+
+        Raises:
+            OSError: a folder cannot be read; what is in it would be missing without a word.
+        """
         found: list[str] = []
-        for folder, inner, files in os.walk(self.root):
+        for folder, inner, files in os.walk(self.root, onerror=_refuse):
             inner[:] = sorted(name for name in inner if not name.startswith("."))
             base = Path(folder).relative_to(self.root)
             found.extend((base / name).as_posix() for name in files if (Path(folder) / name).is_file())

@@ -23,6 +23,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)
 _LOADER = "  loader: TransformerBridge"
 _SHOWN_TENSORS = 12
 _SHOWN_NAMES = 5
+_ASKED = ("hook", "model")  # what a manifest says of every SAE, whatever its format
 _UNSAID = "?"  # in a row whose file does not say it: refused by `check`, at its place, until it is filled in
 
 
@@ -204,7 +205,8 @@ def _block(found: Found) -> list[str]:
     for candidate in found.candidates:
         facts = ", ".join(f"{name} {plain(value)}" for name, value in candidate.facts.items())
         lines.append(f"  {candidate.format}" + (f": {facts}" if facts else ""))
-        lines += [f"  needs {name}: the files do not say it" for name in candidate.needs]
+        unsaid = () if candidate.refusal is not None else [name for name in _ASKED if name not in candidate.facts]
+        lines += [f"  needs {name}: the files do not say it" for name in (*candidate.needs, *unsaid)]
         if candidate.refusal is not None:
             lines.append(f"  ! {plain(candidate.refusal, 1000)}")
     if found.able and len(found.rivals) > 1:

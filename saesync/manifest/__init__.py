@@ -15,7 +15,7 @@ from saesync.errors import Diagnostic, ManifestError
 from saesync.manifest.check import check
 from saesync.manifest.collisions import collisions
 from saesync.manifest.expand import Budget
-from saesync.manifest.paths import Bounds
+from saesync.manifest.paths import Bounds, real
 from saesync.manifest.releases import release_of
 from saesync.manifest.yaml12 import MAX_BYTES, Node, decode, parse
 from saesync.model import Release
@@ -143,7 +143,7 @@ def _existing(path: Path) -> Path:
 
 def _once(files: Iterable[Path]) -> list[Path]:
     """``files`` sorted; of several names of one file, the first that was given."""
-    return sorted({path.resolve(): path for path in reversed(list(files))}.values())
+    return sorted({real(path): path for path in reversed(list(files))}.values())
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -156,12 +156,12 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    real = folder.resolve()
+    home = real(folder)
     found = []
     for path in sorted(folder.iterdir()):
         if path.suffix not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
             continue
-        if path.is_symlink() and not path.resolve().is_relative_to(real):
+        if path.is_symlink() and not real(path).is_relative_to(home):
             detail = f"{path} is a link to a file outside {folder}. Name the file itself, or copy it."
             raise ManifestError("Link leads outside", detail)
         if _LOOKS_LIKE_ONE.search(read_bytes(path)):

@@ -15,6 +15,7 @@ from saesync.errors import Diagnostic, ManifestError, Origin
 from saesync.manifest.expand import MAX_EXPANDED, Budget, Row, Rows, Templates, rows_of
 from saesync.manifest.explain import explain
 from saesync.manifest.yaml12 import Node
+from saesync.planfile import TYPE as PLAN
 from saesync.schema import build, expanded
 from saesync.schema.fast import Check, compile_schema
 
@@ -73,6 +74,9 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
     if not isinstance(root.value, dict):
         detail = "A manifest is a mapping: it begins with `apiVersion: saesync/v1`."
         raise ManifestError("Not a manifest", detail, root.origin(file))
+    if (kind := root.get("type")) is not None and kind.value == PLAN:
+        detail = "This is a plan file, and `saesync apply` knows one by its name: let it end in `.json`."
+        raise ManifestError("Not a manifest", detail, kind.origin(file))
     found: list[Diagnostic] = []
     saes, set_ = root.get("saes"), root.get("neuronpedia", "set")
     rows = _rows(root, file, found)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from saesync.errors import Diagnostic, Origin
-from saesync.model import PublishSpec, Release, Sae
+from saesync.folders import NATIVE
+from saesync.model import RECORD_FOLDER, PublishSpec, Release, Sae
 
 _ONE_PER_PLACE = {
     "pull_request": "Repository is published to in two ways",
@@ -60,13 +61,41 @@ def _folders(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagn
                 yield first.origin, Diagnostic("Folder is taken", _same_folder(sae, first), sae.origin)
             else:
                 placed.append((target, folder, sae))
+    own = _own(releases)
     for target, folder, sae in placed:
-        for outer in _above(folder):
-            holder = seen.get((target, outer))
-            if holder is not None:
+        for outer in (folder, *_above(folder)):
+            holder, keeper = seen.get((target, outer)), own.get((target, outer))
+            if holder is not None and holder is not sae:
                 inside = f'"{sae.id}" is inside "{holder.id}" of {holder.origin}.'
                 detail = f"{inside} Folders of SAEs cannot hold each other: change one id."
                 yield holder.origin, Diagnostic("Folder is inside another", detail, sae.origin)
+            if keeper is not None:
+                name, origin = keeper
+                inside = f'"{sae.id}" would be among the files that saesync itself keeps there for {name} ({origin}).'
+                yield origin, Diagnostic("Folder is inside another", f"{inside} Change one id, or one target.", sae.origin)
+    yield from _evidence(releases, seen)
+
+
+def _own(releases: Sequence[Release]) -> dict[tuple[str, str], tuple[str, Origin | None]]:
+    """Where saesync keeps files of its own, by (target, folder): for which release, and where that release says so."""
+    found: dict[tuple[str, str], tuple[str, Origin | None]] = {}
+    for release in releases:
+        for spec in (each for each in (release.publish, release.records) if each is not None):
+            for name in (RECORD_FOLDER, NATIVE):
+                found.setdefault((spec.target, f"{_folded(spec.location)}/{name}"), (release.name, spec.origin or release.origin))
+    return found
+
+
+def _evidence(releases: Sequence[Release], seen: Mapping[tuple[str, str], Sae]) -> Iterator[tuple[Origin | None, Diagnostic]]:
+    """Evidence that would be kept inside an SAE."""
+    for release in releases:
+        if (spec := release.records) is not None:
+            base = _folded(spec.location)
+            holder = next((sae for outer in (base, *_above(base)) if (sae := seen.get((spec.target, outer))) is not None), None)
+            if holder is not None:
+                inside = f'Evidence would be inside "{holder.id}" of {holder.origin}.'
+                detail = f"{inside} It needs a place of its own: change `records`."
+                yield holder.origin, Diagnostic("Folder is inside another", detail, spec.origin)
 
 
 def _ids(release: Release) -> Iterator[tuple[Origin | None, Diagnostic]]:

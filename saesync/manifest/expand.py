@@ -159,7 +159,8 @@ class Templates:
     def _fine(self, name: str, spec: str, conversion: str | None, origin: Origin) -> bool:
         """Whether one placeholder is allowed and known."""
         if not _NAME.fullmatch(name) or conversion is not None:
-            detail = f"Placeholders are a name and a format, such as `{{layer}}` or `{{layer:02d}}`; `{{{name}}}` is not."
+            said = name if conversion is None else f"{name}!{conversion}"
+            detail = f"Placeholders are a name and a format, such as `{{layer}}` or `{{layer:02d}}`; `{{{said}}}` is not."
             self._wrong("Placeholder is malformed", detail, origin)
             return False
         if not _SPEC.fullmatch(spec):

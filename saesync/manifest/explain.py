@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,7 +199,7 @@ class _Explainer:
         return f'A value that begins with a brace is a mapping in YAML. To use the placeholder, quote it: `"{{{name}}}"`.'
 
     def _pin(self) -> str:
-        return f"`saesync pin {self.file}` fills it in"
+        return f"`saesync pin {shlex.quote(self.file)}` fills it in"
 
     def _origin(self, path: Path) -> Origin:
         return self.root.place(path).origin(self.file)

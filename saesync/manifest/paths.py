@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +30,13 @@ class Bounds:
         Its project is the nearest folder above it that holds ``.git``; without one, its own folder (the folder above
         one named ``manifests``). The working directory counts too when the manifest is inside it.
         """
-        folder = manifest.resolve().parent
+        folder = real(manifest).parent
         above = (folder, *folder.parents)
         project = next((each for each in above if (each / ".git").exists()), None)
         if project is None:
             project = folder.parent if folder.name == _MANIFESTS else folder
-        here = Path.cwd().resolve()
-        candidates = [project, *([here] if here in above else []), *(root.resolve() for root in roots)]
+        here = real(Path.cwd())
+        candidates = [project, *([here] if here in above else []), *(real(root) for root in roots)]
         # A file system's root is no project: it would allow everything. Only a root that was typed may be one.
         allowed = [each for index, each in enumerate(candidates) if each != each.parent or index >= len(candidates) - len(roots)]
         return cls(folder, tuple(dict.fromkeys(allowed)))
@@ -54,8 +55,8 @@ class Bounds:
         if link is not None:
             detail = f"{manifest} is reached through the link {link}; links are not followed in an untrusted checkout."
             raise ManifestError("Link is refused", detail)
-        real = root.resolve()
-        return cls(real / path.parent.relative_to(root), (real,), confined=True)
+        found = real(root)
+        return cls(found / path.parent.relative_to(root), (found,), confined=True)
 
     def resolve(self, text: str, origin: Origin) -> str:
         """The absolute path that ``text`` names, whether or not something is there.
@@ -72,10 +73,14 @@ class Bounds:
         try:
             found = self._real(self.folder / text)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ManifestError("Path is refused", "This is not a path that the system can follow.", origin) from error
+            why = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+            raise ManifestError("Path is refused", f"This is not a path that the system can follow{why}.", origin) from error
         if not any(found.is_relative_to(root) for root in self.allowed):
             inside = " or ".join(str(root) for root in self.allowed) or "a folder named with --root"
-            detail = f"The path leads to {found}, which is outside {inside}. To allow it, add `--root {found.parent}`."
+            everything = Path(found.anchor)
+            root = found.parent if found.parent != everything else found
+            advice = f" To allow it, add `--root {shlex.quote(str(root))}`." if root != everything else ""
+            detail = f"The path leads to {found}, which is outside {inside}.{advice}"
             raise ManifestError("Path leads outside the project", detail, origin)
         return str(found)
 
@@ -102,6 +107,11 @@ class Bounds:
             parent = self._resolved[path.parent] = path.parent.resolve()
         found = parent / path.name
         return found.resolve() if found.is_symlink() else found
+
+
+def real(path: Path) -> Path:
+    """``path`` with links followed as far as they lead somewhere; of one that leads in a circle, whoever opens it says so."""
+    return Path(os.path.realpath(path))
 
 
 def lexical(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ def read(path: Path) -> dict[str, Any]:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise Missing(
-            "Plan file cannot be read", f"{path}: {error.strerror}. Make one with `saesync plan --out {path}`."
+            "Plan file cannot be read", f"{path}: {error.strerror}. Make one with `saesync plan --out {shlex.quote(str(path))}`."
         ) from error
     if len(data) > MAX_BYTES:
         raise _refused(path, f"It has more than {MAX_BYTES:,} bytes")
@@ -227,7 +228,9 @@ def unedited(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _refused(path: Path, what: str) -> Refused:
-    return Refused("Plan file is unreadable", f"{path}: {what}. Make a new one with `saesync plan --out {path}`.")
+    return Refused(
+        "Plan file is unreadable", f"{path}: {what}. Make a new one with `saesync plan --out {shlex.quote(str(path))}`."
+    )
 
 
 def _wrong(value: Mapping[str, Any]) -> str | None:

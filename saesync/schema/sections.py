@@ -32,7 +32,7 @@ def release() -> Schema:
         "allOf": [
             rule(
                 "^[A-Za-z0-9][A-Za-z0-9._-]*$",
-                "a release name has only letters, digits, `.`, `_` and `-`, and begins with none of these",
+                "a release name has only letters, digits, `.`, `_` and `-`, and begins with a letter or a digit",
             ),
             rule(rf"^(?!{WINDOWS}(\.|$))", "Windows reserves this name (con, nul, com1 …)"),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,15 @@ PROGRESS = {
 }
 
 
-def drawn(kind: str, *events: Mapping[str, Any], color: bool = False) -> str:
-    stream = io.StringIO()
+class Terminal(io.StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def drawn(kind: str, *events: Mapping[str, Any], color: bool = False, stream: io.StringIO | None = None) -> str:
+    stream = stream if stream is not None else io.StringIO()
     with reporter(kind, stream, Look(color, addresses=["gemma/layer_0", "gemma/layer_10"])) as emit:
         for event in events:
             emit(event)
@@ -104,6 +112,18 @@ def test_a_terminal_gets_the_same_lines() -> None:
     text = drawn("terminal", PLAN, PROGRESS, DONE, SUMMARY)
     assert "✓ layer_0" in text
     assert "m.yaml:25:25" in text
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_on_a_narrow_terminal_a_task_stays_on_one_line(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    text = drawn("terminal", PLAN, {**PROGRESS, "address": "gemma-2-2b-res-acme/layer_3"}, stream=Terminal())
+    lines = [line for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines() if line.strip()]
+    assert lines[0] == "Plan 9df79254: 5 steps for gemma."
+    assert len(lines) > 1
+    for line in lines[1:]:
+        assert line.startswith("  ▸ validating gemma-2-2b-res")
+    assert any("143,360" in line for line in lines[1:])
 
 
 def test_unknown_kinds_are_refused() -> None:

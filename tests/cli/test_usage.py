@@ -90,6 +90,7 @@ def test_wrong_use_is_told_with_exit_code_2(applied: Place, words: list[str], sa
         (["show", "tiny-res"], ["That is a release. Its SAEs: tiny-res/layer_0/topk, tiny-res/layer_0/standard,"]),
         (["show", "?"], ["`saesync plan -v` lists the addresses"]),
         (["inspect", "nope"], ["Source not found"]),
+        (["init", "https://huggingface.co/acme/saes"], ["Source not found", "named hf://owner/repo"]),
         (["inspect", "manifests"], ["Nothing to inspect"]),
         (["inspect", "hf://"], ["Not a Hub reference", "hf://owner/repo[/path][@revision]"]),
         (["inspect", "hf://nope/nope"], ["Hub cannot be reached", "HF_ENDPOINT"]),
@@ -287,9 +288,12 @@ def test_debug_shows_where_it_came_from(applied: Place) -> None:
 def test_inspect_and_init(own: Place) -> None:
     several = own.run("inspect", "sources")
     assert several.code == 0
-    assert '\nsaes:\n  for_each:\n    - {id: goodfire, path: sources/goodfire, format: goodfire, hook: "?"}\n' in several.out
+    assert '\nsaes:\n  for_each:\n    - {id: goodfire, path: ../sources/goodfire, format: goodfire, hook: "?"}\n' in several.out
     one = own.run("inspect", "sources/goodfire/layer_0.pth")
-    assert one.out.endswith("\nsource:\n  path: sources/goodfire/layer_0.pth\n  format: goodfire\n")
+    assert "\n  goodfire: architecture standard," in one.out
+    assert "\n  needs hook: the files do not say it\n  needs model: the files do not say it\n" in one.out
+    ready = "source:\n  path: ../sources/goodfire/layer_0.pth\n  format: goodfire\n"
+    assert one.out.endswith(f"\nFor a manifest in manifests/, from where its paths start:\n\n{ready}")
     (own.folder / "broken.safetensors").write_bytes(b"\x07" * 3000)
     broken = own.run("inspect", "broken.safetensors")
     assert broken.code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ("release: gemma-res-acme", "release: gemma/res"),
             "Invalid value @ a.yaml:2:10",
             '"gemma/res" does not do for release: a release name has only letters, digits, `.`, `_` and `-`, '
-            "and begins with none of these.",
+            "and begins with a letter or a digit.",
         ),
         (
             ("    explained_variance:", "    explained_varience:"),
@@ -310,6 +311,45 @@ def test_records_among_published_saes(here: Path) -> None:
     (found,) = complaints(here, named("x", "acme/a"), named("y", "acme/b", more=section))
     assert (found.summary, str(found.origin)) == ("Records are among published SAEs", "b.yaml:32:24")
     assert load(write(here, a=named("x", "acme/c", more=section), b=named("y", "acme/b", more=section)))
+
+
+@pytest.mark.parametrize("inside", ["saesync", "Saesync/deeper", "native"])
+def test_a_location_among_the_files_that_saesync_keeps(here: Path, inside: str) -> None:
+    one = changed(("  huggingface: acme/a", "  local: ./out"), base=named("x", "acme/a"))
+    two = changed(("  huggingface: acme/b", f"  local: ./out/{inside}"), base=named("y", "acme/b"))
+    (found,) = complaints(here, one, two)
+    assert (found.summary, str(found.origin)) == ("Folder is inside another", "b.yaml:11:7")
+    assert "saesync itself keeps there for x (a.yaml:30:10)" in found.detail
+    assert load(write(here, a=one, b=two.replace(f"./out/{inside}", "./out/beside")))
+
+
+@pytest.mark.parametrize("where", ["./out/l1", "./out/l1/evidence"])
+def test_evidence_inside_an_sae(here: Path, where: str) -> None:
+    one = changed(("  huggingface: acme/a", "  local: ./out"), base=named("x", "acme/a", "l{layer}"))
+    (found,) = complaints(here, one, named("y", "acme/b", more=f"records: {{local: {where}}}\n"))
+    assert (found.summary, str(found.origin)) == ("Folder is inside another", "b.yaml:32:18")
+    assert '"l1" of a.yaml:11:7' in found.detail
+
+
+def test_commands_to_copy_are_quoted(here: Path) -> None:
+    (file,) = write(here, **{"it's mine": changed((f"revision: {OTHER}", "revision: main"))})
+    with pytest.raises(ManifestError) as caught:
+        load([file])
+    assert f"`saesync pin {shlex.quote(str(file))}` fills it in" in caught.value.diagnostics[0].detail
+    outside = here.parent / "out there"
+    (found,) = complaints(here, changed(("  huggingface: acme/gemma-saes", f'  local: "{outside}/saes"')))
+    assert found.detail.endswith(f"add `--root '{outside}'`.")
+
+
+def test_a_plan_file_under_another_name_is_told_apart(here: Path) -> None:
+    (found,) = complaints(here, '{"type": "saesync-plan", "version": 1, "items": []}')
+    assert (found.summary, str(found.origin)) == ("Not a manifest", "a.yaml:1:10")
+    assert "let it end in `.json`" in found.detail
+
+
+def test_a_conversion_is_quoted_as_it_stands(here: Path) -> None:
+    (found,) = complaints(here, changed(("layer_{layer}/", "layer_{layer!r}/")))
+    assert "`{layer!r}` is not" in found.detail
 
 
 def test_ids_that_forget_a_placeholder(here: Path) -> None:

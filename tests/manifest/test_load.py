@@ -248,14 +248,23 @@ def test_local_paths_start_at_the_manifest(here: Path) -> None:
     assert (source.repo, source.path) == (None, str(here / "w" / "l00" / "ae.pt"))
 
 
-@pytest.mark.parametrize("path", ["../../outside", "/etc/passwd", "link/x", "link", "~/x", "w/../../../x"])
+@pytest.mark.parametrize("path", ["../../outside", "/etc/passwd", "/etc", "/", "link/x", "link", "~/x", "w/../../../x"])
 def test_paths_outside_the_project_are_refused(here: Path, path: str) -> None:
     (here / "link").symlink_to(here.parent.parent)
     text = LOCAL.replace("./w/l{layer:02d}/ae.pt", path)
     (found,) = complaints(here, text)
     assert found.summary in ("Path leads outside the project", "Path is refused")
     assert "a.yaml:14:" in str(found.origin)
-    assert "--root" in found.detail or "~" in found.detail
+    assert ("--root" in found.detail) == (path not in ("~/x", "/"))
+    assert "--root /`" not in found.detail, "nobody is told to allow everything"
+
+
+def test_a_path_that_the_system_refuses_says_why(here: Path) -> None:
+    (found,) = complaints(here, LOCAL.replace("./w/l{layer:02d}/ae.pt", "x" * 300))
+    assert (found.summary, found.detail) == (
+        "Path is refused",
+        "This is not a path that the system can follow: File name too long.",
+    )
 
 
 def test_roots_allow_more(here: Path) -> None:
@@ -323,9 +332,15 @@ def test_find_refuses_links_out_of_the_folder(here: Path) -> None:
 
 def test_files_that_cannot_be_read(here: Path) -> None:
     os.mkfifo(here / "pipe.yaml")
-    for path in (Path("pipe.yaml"), Path("nowhere.yaml"), here):
+    (here / "circle.yaml").symlink_to("circle.yaml")
+    for path in (Path("pipe.yaml"), Path("nowhere.yaml"), find([Path("circle.yaml")])[0], here):
         with pytest.raises(ManifestError, match="Manifest cannot be read"):
             load([path])
+
+
+def test_a_root_in_a_circle_allows_nothing(here: Path) -> None:
+    (here / "circle").symlink_to("circle")
+    assert load(write(here, m=GOOD), roots=[Path("circle")])
 
 
 # --------------------------------------------------------------------------------------------------- economy
