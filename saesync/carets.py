@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from saesync.errors import Diagnostic, Origin
+from saesync.redaction import masked
 
 MAX_SOURCE = 8 << 20  # bytes of a file that are read to show a line
 WINDOW = 120  # columns of a long line that are shown
@@ -39,7 +40,7 @@ class _Painter:
     def block(self, diagnostic: Diagnostic, lines_of: dict[str, list[str]]) -> str:
         head = f"{self.paint(_RED, 'error')}{self.paint(_BOLD, ': ' + escaped(diagnostic.summary))}"
         where = diagnostic.origin
-        detail = [escaped(line) for line in diagnostic.detail.splitlines()]
+        detail = [escaped(masked(line)) for line in diagnostic.detail.splitlines()]
         if where is None:
             return "\n".join([head, *(f"  {line}" for line in detail)])
         gutter = " " * len(str(where.line))
@@ -82,7 +83,7 @@ def _line(where: Origin, lines_of: dict[str, list[str]]) -> str | None:
             data = b""
         lines_of[where.file] = _BREAK.split(data.decode("utf-8", "replace").removeprefix("\ufeff"))
     lines = lines_of[where.file]
-    return lines[where.line - 1] if 0 < where.line <= len(lines) and lines != [""] else None
+    return masked(lines[where.line - 1]) if 0 < where.line <= len(lines) and lines != [""] else None
 
 
 def _excerpt(source: str, where: Origin) -> tuple[str, str]:

@@ -1,10 +1,16 @@
-"""Secrets that this process learnt while it ran: never printed, whoever quotes them."""
+"""Secrets are never printed, whoever quotes them: those this process learnt while it ran, and those that stand in foreign text."""
 
 from __future__ import annotations
 
+import re
 import threading
 
 _HIDDEN = "***"
+_NAMED = re.compile(
+    r"""((?:token|secret|passw(?:or)?d|credentials?|dsn|(?:api|private|access)_?key)["']?\s*[:=]\s*)("[^"]+|'[^']+|[^\s"',}\]#]+)""",
+    re.IGNORECASE,
+)
+_IN_ADDRESS = re.compile(r"(://)([^/@\s]+)(?=@)")  # user and password
 _lock = threading.Lock()
 _secrets: list[str] = []
 
@@ -20,4 +26,11 @@ def redacted(text: str) -> str:
     """``text`` without any of the secrets."""
     for secret in tuple(_secrets):
         text = text.replace(secret, _HIDDEN)
+    return text
+
+
+def masked(text: str) -> str:
+    """A line of YAML or prose with asterisks for what its name, or its place in an address, says is a secret; as long as before."""
+    for pattern in (_NAMED, _IN_ADDRESS):
+        text = pattern.sub(lambda found: found[1] + "*" * len(found[2]), text)
     return text

@@ -322,6 +322,10 @@ def _origin(before: str, file: str) -> Origin:
 def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str) -> ManifestError:
     """The parser's complaint in words a writer of manifests can use."""
     mark = error.problem_mark or error.context_mark
+    opened = error.context_mark
+    if mark is not None and opened is not None and opened.line < mark.line and not text[mark.index :].strip():
+        detail = "What begins here is never closed: a quote or a bracket is missing at its end."
+        return ManifestError("Not YAML", detail, Origin(file, opened.line + 1, opened.column + 1))
     line = "" if mark is None else ([*_BREAK.split(text), ""])[mark.line]
     where = None if mark is None else Origin(file, mark.line + 1, mark.column + 1)
     if line.lstrip(" ").startswith("\t"):

@@ -220,6 +220,24 @@ def test_tokens_are_refused_and_not_shown(here: Path, token: str) -> None:
     assert token not in text
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["neuronpedia: {model: m, set: s, postgres: {dsn: 'postgres://hunter:two three@h/d'}}", "publish: {token: hunter2}",
+     "register: {saelens: 'https://hunter:2@example.org/x'}", 'HF_TOKEN: "hunter 2"', "password : hunter2", "api_key: 'hunter2",
+     '"client_secret": "hunter2", "publish": 1'],
+)  # fmt: skip
+def test_a_line_with_a_secret_is_shown_without_it(here: Path, written: str) -> None:
+    text = show(complaints(here, GOOD + written + "\n"), color=False)
+    assert "hunter" not in text
+    assert "***" in text
+    assert written[:3] in text
+
+
+def test_variables_that_hold_secrets_are_shown(here: Path) -> None:
+    text = show(complaints(here, GOOD + "neuronpedia: {model: m, set: s, postgres: {dsn_from: HF_TOKEN}}\n"), color=False)
+    assert "dsn_from: HF_TOKEN}" in text
+
+
 def test_everything_at_once_in_order_of_place(here: Path) -> None:
     first = changed(("  hook:", "  hoook:"), ("format: goodfire", "format: goodfyre"), ("  tokens:", "  tokns:"))
     second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"))
@@ -420,3 +438,11 @@ def test_broken_manifests_only_ever_give_diagnostics(tmp_path_factory: pytest.Te
     except ManifestError as error:
         details = [each.detail for each in error.diagnostics]
     assert all(detail.endswith((".", "?")) for detail in details), details
+
+
+@pytest.mark.parametrize("written", ["saes: 'never closed\nx: 1\n", "saes: [1,\n  2\n"])
+def test_what_is_never_closed_is_told_where_it_begins(here: Path, written: str) -> None:
+    (found,) = complaints(here, "release: x\n" + written)
+    assert found.summary == "Not YAML"
+    assert "never closed" in found.detail
+    assert str(found.origin).startswith("a.yaml:2:7")
