@@ -21,6 +21,7 @@ from saesync.apply.batching import MOST_FILES
 from saesync.apply.context import Context
 from saesync.apply.steps import ACTIVATIONS
 from saesync.apply.work import Work
+from saesync.cache import existing
 from saesync.digest import FileDigest
 from saesync.errors import Diagnostic, SaesyncError
 from saesync.formats._lazy import FLOATS, WIDTHS
@@ -210,10 +211,10 @@ def _short(claims: Iterable[Claim], cache: Path) -> Iterator[Diagnostic]:
     disks: dict[int, dict[Path, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     for claim in claims:
         if claim.size:
-            disks[_existing(claim.root).stat().st_dev][claim.root][claim.what] += claim.size
+            disks[existing(claim.root).stat().st_dev][claim.root][claim.what] += claim.size
     for places in disks.values():
         needed = sum(size for parts in places.values() for size in parts.values())
-        free = shutil.disk_usage(_existing(next(iter(places)))).free
+        free = shutil.disk_usage(existing(next(iter(places)))).free
         if needed * _SPARE > free:
             yield Diagnostic("Not enough disk space", _said(places, needed, free, cache))
 
@@ -226,12 +227,6 @@ def _said(places: Mapping[Path, Sizes], needed: int, free: int, cache: Path) -> 
     fewer = "apply fewer SAEs at a time (--only)"
     remedy = f"Free some, {fewer}, or set SAESYNC_CACHE to a larger disk." if cache in places else f"Free some, or {fewer}."
     return f"This plan needs {_amount(needed)}{one}, and {_amount(free)} are free there ({parts}). {remedy}"
-
-
-def _existing(place: Path) -> Path:
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place
 
 
 def _amount(size: float) -> str:
