@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from saesync.digest import FileDigest, digest_file, key_of
+from saesync.errors import Missing
 
 _TEMPORARY = "tmp"
 
@@ -42,6 +43,21 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
+
+    def check_writable(self) -> None:
+        """Everything below works only where the cache may be written to.
+
+        Raises:
+            Missing: it may not.
+        """
+        place = existing(self.root)
+        if not place.is_dir():
+            why = f"{place} is a file; {self.root} has to be a folder"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            why = f"No permission to write to {place}, where saesync keeps what it fetched and computed"
+        else:
+            return
+        raise Missing("Cache cannot be written", f"{why}. Set SAESYNC_CACHE to a folder that may be written to.")
 
     def path(self, kind: str, key: str) -> Path:
         """Where the entry is, or would be."""
@@ -136,6 +152,13 @@ class Cache:
             owner = entry.name.split("-", 1)[0]
             if owner.isdigit() and not _alive(int(owner)) and _free(entry):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def existing(place: Path) -> Path:
+    """``place``, or the nearest of its parents that is there."""
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place
 
 
 def printable(name: str) -> str:

@@ -10,8 +10,10 @@ progress           address, step, done, total, unit ("B", "tokens")
 step_finished      address, step, seconds, cached (bool), and step-specific numbers (max_diff, metrics)
 step_failed        address, step, diagnostics (list)
 committed          release, location, commit, saes (ids), bytes
-sae_finished       address, outcome ("published", "native", "failed", "failing", "skipped", "stopped"), seconds, metrics,
-                   proof; of a native one why it is not converted (native: title, detail, said_by)
+tagged             release, location, commit, tag
+registered         release, registry, changed (bool), and where the entry is: branch, compare, number, url
+sae_finished       address, outcome ("published", "native", "deleted", "failed", "failing", "skipped", "stopped"), seconds,
+                   metrics, proof; of a native one why it is not converted (native: title, detail, said_by)
 note               text
 summary            outcomes (name -> count), failures, exit_code, seconds, commits, bytes, and what is done to whole
                    releases: cards (written by themselves), tags (made or put back); unsure (addresses): was being written

@@ -19,6 +19,7 @@ from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
+from saesync.measure.folder import check_files
 from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec, nothing
 from saesync.room import Room
 from saesync.targets.base import Proposing
@@ -119,12 +120,20 @@ class _Checks:
 
     def model(self, spec: ModelSpec) -> Sizes:
         """Is the model there, safe to load, and ours to read?"""
-        return self._local(spec.path) if spec.path is not None else self._remote(fetch.model_parcel(spec, self.hub))
+        if spec.path is None:
+            return self._remote(fetch.model_parcel(spec, self.hub))
+        check_files(Path(spec.path))
+        return nothing()
 
     def text(self, spec: ValidateSpec) -> Sizes:
         """Is the dataset there, readable as text, and ours to read?"""
-        path = spec.dataset.path
-        return self._local(path) if path is not None else self._remote(fetch.dataset_parcel(spec.dataset, spec.tokens, self.hub))
+        wanted = spec.dataset
+        if wanted.path is None:
+            return self._remote(fetch.dataset_parcel(wanted, spec.tokens, self.hub))
+        from saesync.measure.dataset import TextSpec, sources  # imports numpy
+
+        sources(TextSpec(wanted.path, (), wanted.column, wanted.split))
+        return nothing()
 
     def source(self, work: Work) -> Sizes:
         """Is the source there?"""
@@ -159,11 +168,6 @@ class _Checks:
             if repo not in self.readable:
                 fetch.may_read(parcel, self.hub)
                 self.readable.add(repo)
-
-    def _local(self, path: str) -> Sizes:
-        if not Path(path).exists():
-            raise FileNotFoundError(2, "No such file or folder", path)
-        return nothing()
 
 
 def _answer(action: Callable[[], Sizes], origin: Origin | None) -> _Found:

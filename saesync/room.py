@@ -21,6 +21,7 @@ from saesync.apply.batching import MOST_FILES
 from saesync.apply.context import Context
 from saesync.apply.steps import ACTIVATIONS
 from saesync.apply.work import Work
+from saesync.cache import existing
 from saesync.digest import FileDigest
 from saesync.errors import Diagnostic, SaesyncError
 from saesync.formats._lazy import FLOATS, WIDTHS
@@ -69,7 +70,7 @@ class Room:
         """What does not fit, per disk. ``downloads`` are sizes by content of what is fetched from the Hub."""
         found: tuple[Diagnostic, ...] = ()
         for look in (self._bound, self._read):
-            found = tuple(_short(self._claims(downloads, self._shapes(look))))
+            found = tuple(_short(self._claims(downloads, self._shapes(look)), self.context.cache.root))
             if not found:
                 break
         return found
@@ -205,34 +206,27 @@ def _shape(place: HubPlace | LocalPlace, resolved: ResolvedSource) -> Shape:
 # ------------------------------------------------------------------------------------------------------------- disks
 
 
-def _short(claims: Iterable[Claim]) -> Iterator[Diagnostic]:
-    """A diagnostic per disk that is too small for what is claimed on it."""
+def _short(claims: Iterable[Claim], cache: Path) -> Iterator[Diagnostic]:
+    """A diagnostic per disk that is too small for what is claimed on it. ``cache`` is where the cache is, which can be moved."""
     disks: dict[int, dict[Path, dict[str, int]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(int)))
     for claim in claims:
         if claim.size:
-            disks[_existing(claim.root).stat().st_dev][claim.root][claim.what] += claim.size
+            disks[existing(claim.root).stat().st_dev][claim.root][claim.what] += claim.size
     for places in disks.values():
         needed = sum(size for parts in places.values() for size in parts.values())
-        free = shutil.disk_usage(_existing(next(iter(places)))).free
+        free = shutil.disk_usage(existing(next(iter(places)))).free
         if needed * _SPARE > free:
-            yield Diagnostic("Not enough disk space", _said(places, needed, free))
+            yield Diagnostic("Not enough disk space", _said(places, needed, free, cache))
 
 
-def _said(places: Mapping[Path, Sizes], needed: int, free: int) -> str:
+def _said(places: Mapping[Path, Sizes], needed: int, free: int, cache: Path) -> str:
     parts = "; ".join(
         f"{root}: {', '.join(f'{_amount(size)} of {what}' for what, size in wanted.items())}" for root, wanted in places.items()
     )
     one = " on one disk" if len(places) > 1 else ""
-    return (
-        f"This plan needs {_amount(needed)}{one}, and {_amount(free)} are free there ({parts}). Free some, apply fewer SAEs at a"
-        " time (--only), or set SAESYNC_CACHE to a larger disk."
-    )
-
-
-def _existing(place: Path) -> Path:
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return place
+    fewer = "apply fewer SAEs at a time (--only)"
+    remedy = f"Free some, {fewer}, or set SAESYNC_CACHE to a larger disk." if cache in places else f"Free some, or {fewer}."
+    return f"This plan needs {_amount(needed)}{one}, and {_amount(free)} are free there ({parts}). {remedy}"
 
 
 def _amount(size: float) -> str:

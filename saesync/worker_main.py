@@ -23,6 +23,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, BinaryIO, NoReturn
@@ -112,7 +113,8 @@ def preload(data: Mapping[str, Any]) -> None:
 
 
 def serve(requests: BinaryIO, replies: BinaryIO, guard: NetworkGuard, jobs: Mapping[str, Job] = JOBS) -> None:
-    """Answer requests until ``requests`` ends; then end the process. ``guard`` comes of ``isolate``."""
+    """Answer requests until ``requests`` ends; then end the process. Returns after an error that nobody foresaw, which ends it,
+    too. ``guard`` comes of ``isolate``."""
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests, inbox), daemon=True, name="requests").start()
 
@@ -128,12 +130,13 @@ def serve(requests: BinaryIO, replies: BinaryIO, guard: NetworkGuard, jobs: Mapp
             reply({"type": "result", "data": _answer(jobs[request["job"]], request["data"], reply)})
         except SaesyncError as error:
             reply(_told(error))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - told, and the process ends
             if (known := _known(error, guard)) is not None:
                 reply(_told(known))
                 continue
+            traceback.print_exc()  # first: whoever is told does not wait for it
             reply({"type": "crash", "error": f"{type(error).__name__}: {error}", "network": guard.blamed(error)})
-            raise
+            return
 
 
 def _told(error: SaesyncError) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from saesync import worker_main
 from saesync.errors import ERROR_TYPES, Diagnostic, Interrupted, SaesyncError
+from saesync.inert import plain
 from saesync.isolation import hide_memory, isolate
 
 Progress = Callable[[int, int], None]
@@ -51,7 +52,7 @@ _KEPT_PREFIXES = (
     "CUBLAS_",
 )
 _NEVER = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "_KEY", "DSN")
-_LAST_WORDS = 20  # lines of stderr kept
+_LAST_WORDS = 60  # lines of stderr kept: a traceback through torch is long
 _SHOWN_WORDS = 3
 _GRACE = 5.0  # seconds a worker gets to end by itself
 
@@ -312,12 +313,12 @@ class Worker:
 
     def _crashed(self, job: str, reply: Mapping[str, Any]) -> SaesyncError:
         if reply.get("network"):
-            return WorkerLost(
+            return self._lost(
                 "Worker reached for the network",
                 f"While it did {job!r}, a library tried to open a connection ({reply['network']}), which worker processes may"
                 " not do. A file it needs is probably missing from what was fetched.",
             )
-        return WorkerLost(
+        return self._lost(
             "Worker failed unexpectedly",
             f"While it did {job!r}: {reply['error']}. Run again with --debug to see where."
             " If it says that memory ran out, use a machine with more of it.",
@@ -328,7 +329,14 @@ class Worker:
             return Interrupted("Interrupted", f"{job} was stopped before it finished.")
         words = " / ".join(list(self._words)[-_SHOWN_WORDS:])
         said = f" Its last words: {words}." if words else ""
-        return WorkerLost("Worker process died", f"While it did {job!r}, the process {_how(status)}.{said}")
+        return self._lost("Worker process died", f"While it did {job!r}, the process {_how(status)}.{said}")
+
+    def _lost(self, summary: str, detail: str) -> WorkerLost:
+        """With the last words as a note, which stands below tracebacks."""
+        error = WorkerLost(summary, detail)
+        if self._words:
+            error.add_note("\n".join(plain(line, 500) for line in self._words))
+        return error
 
 
 def _raised(reply: Mapping[str, Any]) -> SaesyncError:
@@ -339,7 +347,7 @@ def _raised(reply: Mapping[str, Any]) -> SaesyncError:
 
 def _how(status: int) -> str:
     if status == -signal.SIGKILL:
-        return "was killed (SIGKILL), most often because memory ran out; lower the number of workers or use a larger machine"
+        return "was killed (SIGKILL), most often because memory ran out; free some, or use a machine with more"
     if status < 0:
         return f"crashed in native code ({signal.Signals(-status).name})"
     return f"ended with status {status}"

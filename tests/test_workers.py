@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,8 @@ def test_every_end_is_a_diagnostic_and_the_next_job_gets_a_new_process(
         worker.run(job, {})
     assert caught.value.diagnostics[0].summary == summary
     assert words in caught.value.diagnostics[0].detail
+    said = "\n".join(traceback.format_exception(caught.value))  # what --debug shows
+    assert {"fail": ", in fail\n", "die": "\nabout to run out of memory", "segfault": "SIGSEGV"}[job] in said
     assert worker.run("look", {"again": 1})["given"] == {"again": 1}
 
 

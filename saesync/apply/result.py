@@ -12,7 +12,7 @@ from saesync.errors import Diagnostic
 from saesync.inert import apart
 from saesync.model import Failure, Item, Plan, Requirement, Status, StepKind, nothing
 from saesync.reason import Reason, ReasonCode
-from saesync.render import reason_text
+from saesync.render import GATE_MISSED, reason_text
 
 INTERRUPTED = 130
 
@@ -125,7 +125,7 @@ def gate_diagnostics(reasons: Iterable[Reason], require: Iterable[Requirement]) 
             value, bound = apart(float(data["value"]), float(data["bound"]))
             origin = origins.get((metric, kind))
             detail = f"{metric} {value}, manifest asks for {words} {bound}."
-        found.append(Diagnostic("Requirement not met", detail, origin))
+        found.append(Diagnostic(GATE_MISSED, detail, origin))
     return tuple(found)
 
 

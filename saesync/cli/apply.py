@@ -17,7 +17,7 @@ from saesync import planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.cli.common import Asked, World, asked_options, look
-from saesync.cli.output import colored, is_terminal, put, say
+from saesync.cli.output import colored, debugging, is_terminal, put, say
 from saesync.cli.scope import policy_of, policy_option
 from saesync.errors import Missing, Refused
 from saesync.planner import keep, part
@@ -92,6 +92,7 @@ def apply(
         policy=world.policy,
         choices=world.asked.choices,
         devices=devices,
+        debug=debugging(ctx),
     )
     missing = preflight.check(world.plan, context)
     if missing:

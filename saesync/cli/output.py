@@ -30,6 +30,11 @@ def colored(ctx: click.Context, stream: TextIO | None) -> bool:
     return may_color(stream, bool(ctx.ensure_object(dict).get("no_color")))
 
 
+def debugging(ctx: click.Context) -> bool:
+    """Whether ``--debug`` was given."""
+    return bool(ctx.ensure_object(dict).get("debug"))
+
+
 def say(text: str) -> None:
     """One message to stderr."""
     write_line(sys.stderr, text)

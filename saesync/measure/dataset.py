@@ -29,6 +29,7 @@ _PACKING = 1  # bumped when rows made from the same text change
 _BLOCK = 1 << 16  # characters of a .txt file tokenised at a time, then to the end of the line
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 _KINDS = (".txt", ".jsonl", ".parquet")
+_HALF = re.compile("[\ud800-\udfff]")  # JSON can say what no UTF-8 can hold, and tokenizers do not take it
 _SAVED = ("state.json", "dataset_dict.json")
 Tokens = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
@@ -211,7 +212,10 @@ def _json_rows(path: Path, column: str) -> Iterator[tuple[str, bool]]:
             raise Refused("Dataset is damaged", f"Line {number} of {path} is not a JSON object.")
         if column not in row:
             raise _no_column(path, column, row, f"line {number}")
-        yield _text(row[column], path, column), True
+        text = _text(row[column], path, column)
+        if _HALF.search(text):
+            raise Refused("Dataset is damaged", f"Line {number} of {path} holds half a character (an unpaired surrogate).")
+        yield text, True
 
 
 def _parquet_rows(path: Path, column: str) -> Iterator[str]:

@@ -29,8 +29,20 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """config.json of a Hugging Face model folder that can be loaded safely.
 
     Raises:
+        Missing, Refused: see ``check_files``.
+        Refused: it needs code of its own, or is no causal language model.
+    """
+    config = check_files(folder)
+    _check_code(folder, config)
+    return config
+
+
+def check_files(folder: Path) -> dict[str, Any]:
+    """config.json of a folder that holds all files of a model. Imports nothing heavy.
+
+    Raises:
         Missing: files are not there; every missing one is named.
-        Refused: it needs code of its own, or its weights are pickled.
+        Refused: its weights are pickled, or a file is unreadable.
     """
     if not folder.is_dir():
         raise Missing("Model is not here", f"There is no model folder {folder}. Fetch the model, or correct model.path.")
@@ -38,7 +50,6 @@ def check_folder(folder: Path) -> dict[str, Any]:
     missing = [*_weights(folder), *_tokenizer(folder)]
     if missing:
         raise Missing.of(missing)
-    _check_code(folder, config)
     return config
 
 

@@ -78,9 +78,10 @@ def _not_visible(data: Data) -> Parts:
 
 def _files_changed(data: Data) -> Parts:
     if data.get("recorded") is None:
-        return (Quoted(data.get("file")), " was put there outside saesync, where this SAE may have to stand")
+        there = " was put there outside saesync, where this SAE may have to stand: --replace overwrites it"
+        return (Quoted(data.get("file")), there)
     recorded, found = Quoted(short(str(data.get("recorded")))), Quoted(short(str(data.get("found"))))
-    remedy = ": delete it by hand, or restore it" if data.get("asked") is False else ""
+    remedy = ": delete it by hand, or restore it" if data.get("asked") is False else ": --replace restores"
     return (Quoted(data.get("file")), " was changed outside saesync (recorded ", recorded, ", found ", found, ")" + remedy)
 
 

@@ -26,6 +26,7 @@ _OUTCOMES = (
 _LONG = 2000
 _MOST_NAMED = 20
 INTERRUPTED = 130
+GATE_MISSED = "Requirement not met"  # the diagnostic of an SAE that was measured, and fell short
 
 
 def summary_text(
@@ -96,7 +97,7 @@ def _failure(label: str, failure: Mapping[str, Any], left: int, style: Style, as
         diagnostic = Diagnostic.from_json(value)
         place = f" ({plain(str(diagnostic.origin))})" if diagnostic.origin is not None else ""
         rows.append(f"  {blank if rows else head}  {plain(diagnostic.detail.rstrip('.'), _LONG)}{place}")
-    if failure["step"] == "validate":
+    if any(value["summary"] == GATE_MISSED for value in failure["diagnostics"]):
         rows.append(f"  {blank}  {show_command(failure['address'], asked)} for all numbers")
     return rows
 

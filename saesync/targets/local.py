@@ -24,9 +24,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
-from saesync.cache import Cache, settle
+from saesync.cache import Cache, existing, settle
 from saesync.digest import BLOCK, FileDigest, Hasher
-from saesync.errors import Conflict, Missing, Refused, Unavailable
+from saesync.errors import Conflict, Missing, Refused, Unavailable, disk_is_full
 from saesync.folders import roots_of
 from saesync.model import CARD_FILE, CFG_FILE, RECORD_FOLDER, Observed
 from saesync.reason import Reason, ReasonCode
@@ -96,13 +96,13 @@ class Local:
                 _drop_empty(root, (*batch.removed, *batch.uploads))
                 return now if change.nothing else self._observe(root)
         except OSError as error:
+            if disk_is_full(error):
+                raise Missing("Disk is full", f"There is no space left for {location}. Free some.") from error
             raise Missing("Folder cannot be written", f"{error.filename or location}: {error.strerror}.") from error
 
     def check_write(self, location: str, private: bool) -> None:
         """See ``Target.check_write``. ``private`` has no meaning for a folder."""
-        place = Path(location)
-        while not place.exists() and place != place.parent:
-            place = place.parent
+        place = existing(Path(location))
         if not place.is_dir():
             raise Missing("Folder cannot be written", f"{place} is a file; {location} has to be a folder.")
         if not os.access(place, os.W_OK | os.X_OK):

@@ -108,3 +108,29 @@ def test_a_model_or_dataset_that_changes_after_the_plan_gives_no_evidence(world:
     assert not (run.cache.root / "evidence").exists()
     assert not (world.published / "layer_0").exists()
     assert look(world.good).apply().exit_code == 0
+
+
+@pytest.mark.parametrize("when", ["before", "while it is read"])
+def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld, look: Look, when: str) -> None:
+    """Its record would name a digest that nobody has; the other SAEs go on."""
+    run = look(world.good)
+    weights = world.sources / "goodfire" / "layer_0.pth"
+    address = "tiny-res/layer_0/standard"
+
+    def change() -> None:
+        weights.write_bytes(weights.read_bytes() + b"\n")
+
+    def emit(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        if when != "before" and event["type"] == "step_started" and (event["address"], event["step"]) == (address, "convert"):
+            change()
+
+    plan, context = run.look()
+    if when == "before":
+        change()
+    result = apply(plan, context, emit, StopFlag())
+    assert result.exit_code == 1
+    assert result.outcomes[address] is Outcome.FAILED
+    assert [d.summary for failure in result.failures for d in failure.diagnostics] == ["Source changed meanwhile"]
+    assert not (world.published / "layer_0" / "standard").exists()
+    assert (world.published / "layer_0" / "topk").exists()

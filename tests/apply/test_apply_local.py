@@ -256,6 +256,27 @@ def test_packages_that_are_not_installed_are_named_at_once(world: TinyWorld, loo
     assert "pip install pyarrow" in found[1].detail
 
 
+@pytest.mark.parametrize("name", ["held_out.csv", "folder"])
+def test_a_dataset_that_cannot_be_read_as_text_is_named_before_any_work(world: TinyWorld, look: Look, name: str) -> None:
+    place = world.held_out.with_name(name)
+    place.mkdir() if name == "folder" else place.write_text("text\nx = 1\n")
+    world.good.write_text(world.good.read_text().replace("held_out.jsonl", name))
+    (found,) = preflight.check(*look(world.good).look())
+    assert found.summary == "Dataset kind is not known"
+    assert str(place) in found.detail
+    assert found.origin is not None
+
+
+def test_what_a_model_folder_lacks_is_named_before_any_work(world: TinyWorld, look: Look) -> None:
+    for name in ("model.safetensors", "tokenizer.json"):
+        (world.model / name).unlink()
+    found = preflight.check(*look(world.good).look())
+    assert len(found) == 2, found
+    assert "model.safetensors" in found[0].detail
+    assert "tokenizer" in found[1].detail
+    assert all(diagnostic.origin is not None for diagnostic in found)
+
+
 def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, look: Look) -> None:
     run = look(world.good)
     run.apply()

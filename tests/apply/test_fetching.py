@@ -119,7 +119,7 @@ def test_preflight_asks_once_per_repo_and_counts_a_file_once(
     hub_world.server.restart_counters()
     counted: list[int] = []
     short = room._short
-    monkeypatch.setattr(room, "_short", lambda claims: short([counted.append(c.size) or c for c in claims]))
+    monkeypatch.setattr(room, "_short", lambda claims, cache: short([counted.append(c.size) or c for c in claims], cache))
     assert preflight.check(plan, context) == ()
     reads = [entry for entry in hub_world.server.log() if "/resolve/" in entry["path"] and SOURCES in entry["path"]]
     assert len(reads) <= 2, [entry["path"] for entry in reads]  # one file, and where it is redirected to

@@ -6,10 +6,12 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import saesync.events
 from saesync.progress import Look, amount, reporter
 
 PLAN = {"type": "plan", "digest": "9df79254" + "0" * 56, "steps": 5, "releases": ["gemma"]}
@@ -135,3 +137,12 @@ def test_amounts() -> None:
     assert amount(143_360, 204_800, "tokens", 12_300.4) == "143,360 / 204,800 tokens  12,300 tokens/s"
     assert amount(212e6, 302e6, "B", 48e6) == "212 / 302 MB  48 MB/s"
     assert amount(0, 10, "B", None) == "0 / 10 B"
+
+
+def test_every_event_that_is_told_is_described() -> None:
+    package = Path(saesync.events.__file__).parent
+    sources = "".join(path.read_text(encoding="utf-8") for path in (package / "apply").glob("*.py"))
+    names = set(re.findall(r'\{\s*"type": "(\w+)"', sources))
+    assert {"step_failed", "tagged", "registered", "summary"} <= names
+    described = set(re.findall(r"(?m)^(\w+) {2,}\S", saesync.events.__doc__ or ""))
+    assert names <= described, names - described

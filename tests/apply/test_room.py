@@ -61,7 +61,7 @@ def claims(run: Run, monkeypatch: pytest.MonkeyPatch, refined: bool = False) -> 
     found: list[room.Claim] = []
     calls = 0
 
-    def record(given: Any) -> Any:
+    def record(given: Any, _cache: Path) -> Any:
         nonlocal calls
         calls += 1
         found[:] = list(given)
@@ -128,6 +128,7 @@ def test_every_small_disk_is_named_at_once(world: TinyWorld, disk: Any) -> None:
     assert "published" not in found[0].detail
     assert str(other) in found[1].detail
     assert "are free there" in found[0].detail
+    assert ["SAESYNC_CACHE" in diagnostic.detail for diagnostic in found] == [True, False], "a folder is where the manifest says"
 
 
 @mounts

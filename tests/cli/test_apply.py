@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,18 @@ def test_events_are_versioned_json_lines(own: Place) -> None:
         *(f"tiny-res/{name}" for name in GOOD),
     }
     assert done.err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is what says something")
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_tells_what_a_failing_worker_said(own: Place, debug: bool) -> None:
+    damaged = own.world.sources / "goodfire" / "layer_0.pth"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    words = ["-y", "--format", "json", "--only", "tiny-res/layer_0/standard", *(["--debug"] if debug else [])]
+    done = own.run("apply", *words, OMP_DISPLAY_ENV="TRUE")
+    assert done.code == 1
+    told = [event["text"] for event in done.events() if event["type"] == "note"]
+    assert any("OPENMP DISPLAY ENVIRONMENT END" in text for text in told) == debug
 
 
 def test_a_reader_that_goes_away_does_not_stop_an_apply(own: Place) -> None:

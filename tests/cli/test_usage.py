@@ -279,6 +279,16 @@ def test_output_that_cannot_be_written_is_an_error(applied: Place) -> None:
     assert done.stderr.startswith("error: Disk is full\n")
 
 
+@pytest.mark.parametrize("command", [["plan"], ["apply", "-y"]])
+def test_a_cache_that_cannot_be_written_is_called_by_its_name(applied: Place, command: list[str]) -> None:
+    """And not taken for something that the target lacks."""
+    done = applied.run(*command, SAESYNC_CACHE="/dev/null/cache")
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.startswith("error: Cache cannot be written\n")
+    assert "Set SAESYNC_CACHE" in done.err
+
+
 def test_debug_shows_where_it_came_from(applied: Place) -> None:
     done = applied.run("plan", "nope", "--debug")
     assert "Traceback" in done.err

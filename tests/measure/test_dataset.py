@@ -146,6 +146,7 @@ def test_too_little_text_says_how_much_there_is(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[bytes, str, type[SaesyncError]]] = {
     "a.jsonl": (b'{"text": "a"}\n{"body": "b", "n": 1}\n', "no column 'text'; line 2 has body, n", Missing),
+    "half.jsonl": (b'{"text": "a"}\n{"text": "\\ud83d"}\n', "Line 2 of .* holds half a character", Refused),
     "b.jsonl": (b'{"text": "a"}\n{"text": \n', "Line 2 of .* is not JSON", Refused),
     "c.jsonl": (b"[1, 2]\n", "Line 1 of .* is not a JSON object", Refused),
     "d.jsonl": (b'{"text": [1, 2]}\n', "holds token ids or a list", Refused),

@@ -12,7 +12,7 @@ from saesync.errors import Diagnostic, Origin
 from saesync.model import CFG_FILE
 from saesync.planfile import show_json
 from saesync.reason import Reason, ReasonCode
-from saesync.render import show_text, summary_text
+from saesync.render import GATE_MISSED, show_text, summary_text
 from saesync.render.summary import duration
 
 A = "res/layer_0"
@@ -64,7 +64,7 @@ def test_show_is_inert_and_color_is_only_color() -> None:
 
 
 def failure(address: str, *details: str) -> dict[str, Any]:
-    found = [Diagnostic("Gate failed", detail, Origin("manifests/gemma.yaml", 25, 25)).to_json() for detail in details]
+    found = [Diagnostic(GATE_MISSED, detail, Origin("manifests/gemma.yaml", 25, 25)).to_json() for detail in details]
     return {"address": address, "step": "validate", "diagnostics": found}
 
 
@@ -90,6 +90,14 @@ def test_summary_of_a_finished_run_names_every_diagnostic() -> None:
     assert "Another thing" in text
     assert text.count("for all numbers") == 2
     assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_numbers_are_promised_only_where_something_was_measured() -> None:
+    unread = Diagnostic("Dataset has no such column", "text.jsonl has no column 'text'.").to_json()
+    failed = {"address": "res/layer_2", "step": "validate", "diagnostics": [unread]}
+    text = summary_text({"outcomes": {"failed": 1}, "failures": [failed], "exit_code": 1, "seconds": 1.0})
+    assert "has no column 'text'" in text
+    assert "saesync show" not in text
 
 
 def test_summary_of_nothing() -> None:

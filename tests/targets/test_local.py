@@ -172,6 +172,23 @@ def test_a_file_is_no_folder(target: Local, tmp_path: Path) -> None:
         target.publish(str(tmp_path / "out"), batch("res", {}), seen)
 
 
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs the right to mount")
+def test_a_full_disk_is_called_by_its_name_and_leaves_nothing(target: Local, tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(place)], capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip("may not mount")
+    try:
+        root = place / "out"
+        big = batch("res", {"layer_0/a": upload(tmp_path / "one", 1, size=100_000)})
+        with pytest.raises(Missing, match=f"Disk is full: There is no space left for {root}"):
+            target.publish(str(root), big, target.observe(str(root)))
+        assert [path for path in place.rglob("*") if path.is_file()] == []
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_folder_without_permission(target: Local, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir(mode=0o500)
