@@ -27,7 +27,7 @@ from planning import (
 
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
-from saesync.model import WEIGHTS_FILE, PublishSpec
+from saesync.model import SAE_FILES, WEIGHTS_FILE, PublishSpec
 from saesync.planfile import Difference, check, compare, digests, plan_json, read, show_json, unedited, write
 from saesync.planner import select
 from saesync.reason import Reason, ReasonCode
@@ -170,7 +170,8 @@ def test_another_place() -> None:
 
 def test_permissions_of_the_command_line() -> None:
     world = World([release()])
-    world.put(exists=True, visibility="public", files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    theirs = {f"layer_0/{name}": digest_bytes(b"theirs") for name in SAE_FILES}
+    world.put(exists=True, visibility="public", files=theirs)
     saved = saved_of(world, adopt=("*",))
     assert said(saved, world, adopt=("*",)) == []
     assert said(saved, world) == [(A, "the plan was made with --adopt")]

@@ -261,8 +261,8 @@ def publish(places: Places) -> Schema:
             **_locations(places),
             "license": {
                 **text(
-                    "License id as the Hub writes it, such as `mit`, `apache-2.0` or `gemma`. Replaces one written in the README by "
-                    "hand; without it that one stays."
+                    "License id as the Hub writes it, such as `mit`, `apache-2.0` or `gemma`. Replaces one written in the README "
+                    "by hand; without it that one stays."
                 ),
                 **rule("^[a-z0-9][a-z0-9.+_-]*$", "a license id is in lower case, without spaces"),
             },
