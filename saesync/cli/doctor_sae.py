@@ -83,7 +83,8 @@ def sae(
 
     ADDRESS is release/id of a manifest; PATH a file, a folder or hf://owner/repo[/path][@revision]. A few thousand real
     activations are encoded and decoded at the declared hook and its neighbours, with and without BOS, with every normalisation,
-    input bias and activation the weights allow, and ranked by the variance left unexplained. Evidence only: nothing is changed.
+    input bias and activation the weights allow and other k, and ranked by the variance left unexplained. Evidence only: nothing
+    is changed.
     Exits 0 when nothing is clearly better than what is declared (a tenth less variance unexplained, half where many more features
     fire, and more than chance), else 1.
     """
@@ -247,7 +248,7 @@ def _row(trial: Trial, named: bool) -> str:
         "BOS" if trial.bos else "no BOS",
         f"norm {trial.norm}{scale}",
         f"b_dec {'subtracted' if trial.subtract else 'not subtracted'}",
-        trial.activation,
+        trial.activation if trial.k is None else f"{trial.activation}, k {trial.k}",
     )
     mark = "   <- declared" if trial.declared else "   <- meant below" if named else ""
     return f"  {trial.fvu:8.4f}  l0 {trial.l0:<8.4g} {', '.join(words)}{mark}"
