@@ -89,6 +89,8 @@ def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
         (broken(lambda saved: saved.pop("digest")), '"digest"'),
         (broken(lambda saved: saved.update(asked={"paths": [1]})), '"asked"'),
         (broken(lambda saved: saved.update(items={})), '"items"'),
+        (broken(lambda saved: saved.update(changed=[])), '"changed"'),
+        (broken(lambda saved: saved.update(changed={"others": {"a.yaml": 1}})), '"changed"'),
         (broken(lambda saved: saved["items"].append("x")), "item 4"),
         (broken(lambda saved: saved["items"][0].update(steps=[1])), "item 1"),
         (broken(lambda saved: saved["items"][0]["basis"].update(at=[[]])), "item 1"),
@@ -224,6 +226,21 @@ def test_only_what_the_plan_was_asked_about_counts() -> None:
     assert compare(saved, select(world.plan(), ["res/*"])) == []
     assert {found.address for found in compare(saved, world.plan())} >= {"mlp/layer_0"}
     assert compare({**saved, "changed": {"since": "HEAD"}}, world.plan()) == []
+
+
+def test_a_plan_of_changed_manifests_knows_which_it_left_out() -> None:
+    """The second release of the repository came, or was changed, after the plan was made: made now it would be in it."""
+    world = World([release(), release("mlp")])
+    narrow = select(world.plan(), ["res/*"])
+    saved = json.loads(json.dumps(plan_json(narrow, scope={"changed": {"since": "HEAD", "others": {}}})))
+
+    def told(blob: str) -> list[tuple[str, str]]:
+        return [(each.address, each.what) for each in compare(saved, world.plan(), {"manifests/mlp.yaml": blob})]
+
+    assert told("ab") == [("mlp", "was added since, and is not in the plan")]
+    saved["changed"]["others"] = {"manifests/mlp.yaml": "ab"}
+    assert told("ab") == []
+    assert told("cd") == [("mlp", "was changed since, and is not in the plan")]
 
 
 def test_orphans_to_delete_that_came_later_are_named() -> None:

@@ -15,6 +15,7 @@ import click
 from saesync import planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
+from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, is_terminal, put, say
 from saesync.cli.scope import policy_of, policy_option
@@ -127,7 +128,9 @@ def _approved_by_file(file: Path, policy: Policy) -> World:
         )
         raise Refused("Plan is of untrusted manifests", detail)
     world = look(Asked.from_json(saved["asked"]), again=True, policy=policy)
-    planfile.check(saved, world.plan, str(file), world.asked.words())
+    changed, releases = bool(saved.get("changed")), world.plan.releases
+    manifests = {one.manifest: blob_id(Path(one.manifest)) for one in releases if changed and one.manifest}
+    planfile.check(saved, world.plan, str(file), world.asked.words(), manifests)
     return replace(world, plan=keep(world.plan, planfile.approved(saved)))
 
 
