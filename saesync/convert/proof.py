@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saesync.convert.finite import require_finite_file
 from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
 from saesync.convert.rows import Rows, make_rows, require_positive
 from saesync.convert.sequences import LENGTH, coupling, require_context
@@ -100,9 +101,10 @@ class Published:
     def of(cls, folder: Path) -> Published:
         """
         Raises:
-            Refused: its weights are damaged.
+            Refused: its weights are damaged, or no numbers.
             ProofFailed: SAELens refuses it.
         """
+        require_finite_file(folder / WEIGHTS_FILE, WEIGHTS_FILE)
         stored = {extent.info.dtype for extent in parse(LocalBytes(folder / WEIGHTS_FILE), WEIGHTS_FILE).values()}
         dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
         return cls(Stock(folder, "float64"), dtype)

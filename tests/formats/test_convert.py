@@ -246,6 +246,18 @@ def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path
         adopt(adopt_job("saelens", source, tmp_path / "wider-out"))
 
 
+def test_adopting_refuses_what_is_no_number_also_where_it_never_shows(tmp_path: Path) -> None:
+    """A feature whose threshold is infinite never fires: the function is the same, and a conversion refuses it all the same."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    convert("saelens", source, tmp_path / "out")
+    for folder in (source, tmp_path / "out"):
+        threshold = load_file(folder / "sae_weights.safetensors")["threshold"].clone()
+        threshold[5] = float("inf")
+        edit_tensors(folder, threshold=threshold)
+    with pytest.raises(Refused, match=r"taken over: sae_weights.safetensors: threshold\[5\] is inf"):
+        adopt(adopt_job("saelens", source, tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
