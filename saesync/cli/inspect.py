@@ -12,7 +12,8 @@ from saesync.cli.output import put, say, writing
 from saesync.errors import Refused
 from saesync.hub import Hub
 from saesync.inspection import Inspection, inspect_source
-from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza, to_json
+from saesync.inspection.data import to_json
+from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza
 
 
 def _look(source: str) -> Inspection:
@@ -27,7 +28,8 @@ def inspect(ctx: click.Context, source: str, format_: str) -> None:
     """Say what SOURCE is, and print its manifest stanza.
 
     SOURCE is a file, a folder, or hf://owner/repo[/path][@revision]. Only headers are read (on the Hub by ranged
-    requests): formats, shapes, dtypes, and what the files do not say. Exit code 1 when nothing there can be converted.
+    requests): formats, shapes, dtypes, and what the files do not say. Exit code 1 when nothing there can be converted. In JSON
+    every SAE has its `candidates`, best first; those of which nothing tells the right one are named in `ambiguous`.
     """
     found = _look(source)
     if format_ == "json":

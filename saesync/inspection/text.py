@@ -36,37 +36,6 @@ def describe(inspection: Inspection) -> str:
     return "\n".join(lines)
 
 
-def to_json(inspection: Inspection) -> dict[str, Any]:
-    """The same as data."""
-    return {
-        "source": str(inspection.reference),
-        "revision": inspection.revision,
-        "saes": [
-            {
-                "path": found.path,
-                "problem": found.problem,
-                "candidates": [
-                    {
-                        "format": one.format,
-                        "score": one.score,
-                        "facts": dict(one.facts),
-                        "options": dict(one.options),
-                        "needs": list(one.needs),
-                        "refusal": one.refusal,
-                    }
-                    for one in found.candidates
-                ],
-                "tensors": {
-                    file: {name: {"shape": list(info.shape), "dtype": info.dtype} for name, info in tensors.items()}
-                    for file, tensors in found.headers.tensors.items()
-                },
-            }
-            for found in inspection.saes
-        ],
-        "unread": list(inspection.unread),
-    }
-
-
 def stanza(inspection: Inspection, found: Found | None = None, folder: Path | None = None) -> str:
     """A ready ``source:`` stanza for ``found``; unless given, for the only convertible SAE, or ``saes:`` with a row for each.
 
