@@ -11,8 +11,10 @@ from saesync.cache import Cache, write_atomic
 from saesync.cli.output import put, say, writing
 from saesync.errors import Refused
 from saesync.hub import Hub
+from saesync.inert import plain
 from saesync.inspection import Inspection, inspect_source
 from saesync.inspection.data import to_json
+from saesync.inspection.sets import incomplete_sets
 from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza
 
 
@@ -70,5 +72,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
 def _say_notes(found: Inspection) -> None:
     for line in left_out(found):
         say(f"Left out: {line}")
+    for line in incomplete_sets(found):
+        say(f"Note: {plain(line, 1000)}")
     for line in ambiguous(found):
         say(f"Ambiguous: {line}. Write which as its `format`.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from saesync.inspection import Inspection
+from saesync.inspection.sets import incomplete_sets
 
 
 def to_json(inspection: Inspection) -> dict[str, Any]:
@@ -35,5 +36,6 @@ def to_json(inspection: Inspection) -> dict[str, Any]:
             }
             for found in inspection.saes
         ],
+        "incomplete": incomplete_sets(inspection),
         "unread": list(inspection.unread),
     }
