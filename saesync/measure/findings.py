@@ -106,7 +106,7 @@ def tolerated(trials: Sequence[Trial]) -> str:
     place = order.index(declared)
     if place == 0:
         first = ranked(trials)[0].declared
-        return f"What is declared is the best of them{'' if first else ' that lets no more features fire'}."
+        return f"What is declared is the best of {'them' if first else 'those that let no more features fire'}."
     best = order[0]
     what = ", ".join(_SETTING[name](best) for name in _differing(best, declared))
     others = "1 other reading leaves" if place == 1 else f"{place} other readings leave"

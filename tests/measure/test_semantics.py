@@ -263,7 +263,7 @@ def test_of_several_k_that_explain_as_much_the_smallest_is_named() -> None:
 
 def test_readings_that_let_more_features_fire_are_no_rivals() -> None:
     more = replace(DECLARED, declared=False, activation="relu", fvu=0.25, l0=500.0)
-    assert tolerated([more, DECLARED]) == "What is declared is the best of them that lets no more features fire."
+    assert tolerated([more, DECLARED]) == "What is declared is the best of those that let no more features fire."
     assert tolerated([DECLARED, replace(more, fvu=0.4)]) == "What is declared is the best of them."
 
 
