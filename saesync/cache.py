@@ -23,6 +23,7 @@ from saesync.digest import FileDigest, digest_file, key_of
 from saesync.errors import Missing
 
 _TEMPORARY = "tmp"
+_DIGITS = 10  # more has no process's number
 
 
 def default_root() -> Path:
@@ -150,7 +151,7 @@ class Cache:
             return
         for entry in place.iterdir():
             owner = entry.name.split("-", 1)[0]
-            if owner.isdigit() and not _alive(int(owner)) and _free(entry):
+            if owner.isdecimal() and len(owner) < _DIGITS and abandoned(entry, int(owner)):
                 shutil.rmtree(entry, ignore_errors=True)
 
 
@@ -209,6 +210,11 @@ def try_lock(handle: int) -> bool:
     except (ImportError, OSError):
         return True
     return True
+
+
+def abandoned(folder: Path, process: int) -> bool:
+    """Whether the folder that this process filled is nobody's any more: it is gone, and nobody holds the folder's lock."""
+    return not _alive(process) and _free(folder)
 
 
 def _free(folder: Path) -> bool:

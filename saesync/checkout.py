@@ -42,7 +42,7 @@ _ENVIRONMENT = {
 class Changes:
     """How the manifests of some folders differ from a commit. ``renamed`` holds (before, now); paths are as the user names them.
 
-    ``before`` are the releases of the commit.
+    ``others`` are those that do not, with their git blob ids; ``before`` are the releases of the commit.
     """
 
     since: str
@@ -50,7 +50,7 @@ class Changes:
     modified: tuple[Path, ...]
     renamed: tuple[tuple[Path, Path], ...]
     deleted: tuple[Path, ...]
-    unchanged: int
+    others: Mapping[Path, str]
     before: tuple[Release, ...]
 
     @property
@@ -70,7 +70,8 @@ class Changes:
             "modified": [str(path) for path in self.modified],
             "renamed": [[str(before), str(now)] for before, now in self.renamed],
             "deleted": [str(path) for path in self.deleted],
-            "unchanged": self.unchanged,
+            "unchanged": len(self.others),
+            "others": {str(path): blob for path, blob in self.others.items()},
         }
 
 
@@ -175,7 +176,7 @@ def changes(checkout: Checkout, since: str, paths: Sequence[Path], load: Load, b
     """
     folders = tuple(dict.fromkeys(path if path.is_dir() or not path.suffix else path.parent for path in paths))
     only = {lexical(path) for path in paths} - set(map(lexical, folders))
-    now = {path: _blob_id(path) for path in _files(checkout, folders)}
+    now = {path: blob_id(path) for path in _files(checkout, folders)}
     then = _Then.of(checkout, checkout.commit(since), folders, now)
     stood = {path: then.blobs[path] for path in then.manifests() if not only or path in only}
     now = {path: blob for path, blob in now.items() if not only or path in only}
@@ -188,7 +189,7 @@ def changes(checkout: Checkout, since: str, paths: Sequence[Path], load: Load, b
         tuple(shown(path) for path in now if path in stood and stood[path] != now[path]),
         tuple((shown(old_path), shown(path)) for old_path, path in renamed.items()),
         tuple(shown(path) for path in deleted if path not in renamed),
-        sum(stood.get(path) == blob for path, blob in now.items()),
+        {shown(path): blob for path, blob in now.items() if stood.get(path) == blob},
         _before(then, shown, load, base),
     )
 
@@ -246,7 +247,12 @@ def _bytes(path: Path) -> bytes:
         return stream.read(MAX_BYTES + 1)
 
 
-def _blob_id(path: Path) -> str:
+def blob_id(path: Path) -> str:
+    """What git calls the content of a manifest.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     return str(digest_bytes(_bytes(path)).blob_id)
 
 

@@ -21,8 +21,9 @@ searched for, and a *detail* in full sentences: what is wrong, why, and what to 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -150,6 +151,16 @@ class Interrupted(SaesyncError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+@contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """What goes wrong inside is told of a key of the manifest, where it is not yet told of another."""
+    try:
+        yield
+    except SaesyncError as error:
+        error.diagnostics = tuple(replace(each, key=each.key or key) for each in error.diagnostics)
+        raise
 
 
 ERROR_TYPES: Mapping[str, type[SaesyncError]] = {

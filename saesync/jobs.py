@@ -49,13 +49,18 @@ class ConvertResult:
 
 @dataclass(frozen=True, slots=True)
 class AdoptJob:
-    """Prove that a published folder (``published``: cfg.json + weights) is the same function as the source."""
+    """Prove that a published folder (``published``: cfg.json + weights) is the same function as the source.
+
+    ``place`` says in words where it is published, ``home`` is the manifest's key that names the place.
+    """
 
     address: str
     format: str
     options: Mapping[str, Json]
     files: Mapping[str, str]
     published: str
+    place: str
+    home: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class ReasonCode(StrEnum):
     RECORD_NEWER = "record_newer"  # found, known
     RECORD_UNREADABLE = "record_unreadable"  # detail
     TAKEN_BY = "taken_by"  # release
-    FOREIGN_FILES = "foreign_files"  # files
+    FOREIGN_FILES = "foreign_files"  # files; missing (a file without which they cannot be taken over)
     FILES_CHANGED = "files_changed"  # file, recorded, found; asked (False: no manifest names the SAE any more)
     FILES_MISSING = "files_missing"  # file
     MOVED_FROM = "moved_from"  # id

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from planning import BOUND, HUB, SPEC, entry_of, golden, inputs_of, release, sae
 
 from saesync.card import blocks, card_digest, frontmatter, make_card
+from saesync.card.lines import rewritten
 from saesync.model import ModelSpec, PublishSpec, Release
 from saesync.record import Record
 
@@ -194,6 +195,69 @@ def test_front_matter_written_by_hand_is_kept() -> None:
     assert data["model-index"] == [{"name": "x"}]
     quiet = card_of(release(publish=PublishSpec("huggingface", "acme/saes")), f"---\n{front}---\nbody\n")
     assert yaml.safe_load(quiet.split("---")[1])["license"] == "apache-2.0"
+
+
+_COMMENTED = """\
+license: apache-2.0   # agreed with legal
+library_name: "transformers" # the model beside it
+tags: [ "mine",   'my own' ]  # for the search
+datasets:
+  # what it was trained on
+  - "mine/data"   # ours
+pipeline_tag: feature-extraction
+"""
+
+
+def test_only_the_value_that_the_manifest_says_is_changed_in_a_line() -> None:
+    text = card_of(release(), f"---\n{_COMMENTED}---\nbody\n")
+    lines = text.split("---\n")[1].splitlines()
+    assert lines == [
+        "license: mit   # agreed with legal",
+        'library_name: "transformers" # the model beside it',
+        "tags: [ \"mine\",   'my own', sparse-autoencoder, saelens, saesync ]  # for the search",
+        "datasets:",
+        "  # what it was trained on",
+        '  - "mine/data"   # ours',
+        "  - monology/pile-uncopyrighted",
+        "pipeline_tag: feature-extraction",
+        "base_model:",
+        "- google/gemma-2-2b",
+    ]
+    silent = release(publish=PublishSpec("huggingface", "acme/saes"))
+    assert "license: apache-2.0   # agreed with legal\n" in card_of(silent, f"---\n{_COMMENTED}---\nbody\n")
+
+
+def test_what_a_release_put_in_goes_again_and_what_stood_beside_it_stays() -> None:
+    bare = release(saes=(sae(validate=None),))
+    text = card_of(bare, card_of(release(), f"---\n{_COMMENTED}---\nbody\n"))
+    assert '  # what it was trained on\n  - "mine/data"   # ours\npipeline_tag' in text
+    gone = make_card(bare, Record("res"), text)[0].split("---\n")[1]
+    assert gone == _COMMENTED.replace("apache-2.0", "mit").replace("""[ "mine",   'my own' ]""", """["mine", 'my own']""")
+
+
+@pytest.mark.parametrize(
+    ("front", "value", "edited"),
+    [
+        ("tags:  # none yet", ["a"], "tags:  # none yet\n- a"),
+        ("tags: ~  # none yet", ["a"], "tags: [a]  # none yet"),
+        ("tags: mine  # one", ["mine", "a"], "tags: [mine, a]  # one"),
+        ("tags: a, b  # one", ["a, b", "c"], "tags:\n- a, b\n- c"),
+        ("tags: []  # none yet", ["a"], "tags: [a]  # none yet"),
+        ("tags: [a, # first\n  b]  # all", ["a", "b", "c"], "tags: [a, # first\n  b, c]  # all"),
+        ("tags:\n- a # one\n# two\n- b", ["b", "c"], "tags:\n# two\n- b\n- c"),
+        ("tags:\r\n- a # one\r", ["a", "c"], "tags:\r\n- a # one\r\n- c\r"),
+        ("tags:\n- 1 # a number", ["1", "c"], "tags:\n- 1 # a number\n- c"),
+        ("tags: [1, b]  # numbers", ["1", "b", "yes"], "tags: [1, b, 'yes']  # numbers"),
+        ("license:  # which?", "mit", "license: mit  # which?"),
+        ("license: [a, b]  # which?", "mit", "license: mit  # which?"),
+        ("license: # which?\n- a # one\n# two\n- b", "mit", "license: mit # which?\n# two"),
+        ("license: |\n  other\n", "mit", "license: mit"),
+        ("license: 'a\n  b'  # odd\r", "mit", "license: mit  # odd\r"),
+    ],
+)
+def test_a_key_is_edited_where_it_stands(front: str, value: str | list[str], edited: str) -> None:
+    name = front.partition(":")[0]
+    assert "\n".join(rewritten(front.split("\n"), name, value)).rstrip("\n") == edited
 
 
 def test_what_a_release_does_not_use_any_more_leaves_the_front_matter() -> None:

@@ -25,7 +25,8 @@ from saesync.formats._saelens_reference import write_example
 from saesync.formats.base import TensorInfo
 from saesync.hub import Hub
 from saesync.inspection import LIMIT, Inspection, inspect_hub, inspect_local, inspect_source, parse_reference
-from saesync.inspection.text import ambiguous, describe, left_out, manifest, stanza, to_json, yaml
+from saesync.inspection.data import to_json
+from saesync.inspection.text import ambiguous, describe, left_out, manifest, stanza, yaml
 from saesync.manifest import load
 
 MODEL = "openai-community/gpt2"
@@ -243,6 +244,9 @@ def test_two_formats_that_fit_equally_well_are_left_open(tmp_path: Path, names: 
     inspection = inspect_local(tmp_path / "x")
     assert ambiguous(inspection) == [f"{name} can be dictionary_learning or saelens" for name in names]
     assert "ambiguous: dictionary_learning or saelens fit equally well" in describe(inspection)
+    assert [each["ambiguous"] for each in to_json(inspection)["saes"]] == [["dictionary_learning", "saelens"]] * len(names)
+    formats.get("goodfire").example(tmp_path / "clear", 0)
+    assert [each["ambiguous"] for each in to_json(inspect_local(tmp_path / "clear"))["saes"]] == [[]]
     assert 'format: "?"    # say which: dictionary_learning or saelens fit' in stanza(inspection)
     text = completed(manifest(inspection, folder=tmp_path), hook=True)
     with pytest.raises(ManifestError, match="format"):

@@ -27,7 +27,7 @@ from planning import (
 
 from saesync.digest import digest_bytes
 from saesync.errors import Missing, Origin, PlanStale, Refused
-from saesync.model import WEIGHTS_FILE, PublishSpec
+from saesync.model import SAE_FILES, WEIGHTS_FILE, PublishSpec
 from saesync.planfile import Difference, check, compare, digests, plan_json, read, show_json, unedited, write
 from saesync.planner import select
 from saesync.reason import Reason, ReasonCode
@@ -89,6 +89,8 @@ def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
         (broken(lambda saved: saved.pop("digest")), '"digest"'),
         (broken(lambda saved: saved.update(asked={"paths": [1]})), '"asked"'),
         (broken(lambda saved: saved.update(items={})), '"items"'),
+        (broken(lambda saved: saved.update(changed=[])), '"changed"'),
+        (broken(lambda saved: saved.update(changed={"others": {"a.yaml": 1}})), '"changed"'),
         (broken(lambda saved: saved["items"].append("x")), "item 4"),
         (broken(lambda saved: saved["items"][0].update(steps=[1])), "item 1"),
         (broken(lambda saved: saved["items"][0]["basis"].update(at=[[]])), "item 1"),
@@ -170,7 +172,8 @@ def test_another_place() -> None:
 
 def test_permissions_of_the_command_line() -> None:
     world = World([release()])
-    world.put(exists=True, visibility="public", files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    theirs = {f"layer_0/{name}": digest_bytes(b"theirs") for name in SAE_FILES}
+    world.put(exists=True, visibility="public", files=theirs)
     saved = saved_of(world, adopt=("*",))
     assert said(saved, world, adopt=("*",)) == []
     assert said(saved, world) == [(A, "the plan was made with --adopt")]
@@ -223,6 +226,21 @@ def test_only_what_the_plan_was_asked_about_counts() -> None:
     assert compare(saved, select(world.plan(), ["res/*"])) == []
     assert {found.address for found in compare(saved, world.plan())} >= {"mlp/layer_0"}
     assert compare({**saved, "changed": {"since": "HEAD"}}, world.plan()) == []
+
+
+def test_a_plan_of_changed_manifests_knows_which_it_left_out() -> None:
+    """The second release of the repository came, or was changed, after the plan was made: made now it would be in it."""
+    world = World([release(), release("mlp")])
+    narrow = select(world.plan(), ["res/*"])
+    saved = json.loads(json.dumps(plan_json(narrow, scope={"changed": {"since": "HEAD", "others": {}}})))
+
+    def told(blob: str) -> list[tuple[str, str]]:
+        return [(each.address, each.what) for each in compare(saved, world.plan(), {"manifests/mlp.yaml": blob})]
+
+    assert told("ab") == [("mlp", "was added since, and is not in the plan")]
+    saved["changed"]["others"] = {"manifests/mlp.yaml": "ab"}
+    assert told("ab") == []
+    assert told("cd") == [("mlp", "was changed since, and is not in the plan")]
 
 
 def test_orphans_to_delete_that_came_later_are_named() -> None:

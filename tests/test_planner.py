@@ -177,6 +177,18 @@ def test_foreign_files_are_held_adopted_or_replaced() -> None:
     assert world.item(A, adopt=("other/*",)).held
 
 
+@pytest.mark.parametrize("missing", [CFG_FILE, WEIGHTS_FILE])
+def test_files_that_are_no_sae_cannot_be_adopted(missing: str) -> None:
+    world = World([release()])
+    world.put(exists=True, visibility="public", files={p: d for p, d in FOREIGN.items() if not p.endswith(missing)})
+    why = (Reason(ReasonCode.FOREIGN_FILES, {"files": 1, "missing": missing}),)
+    for choices in ({}, {"adopt": ("res/*",)}):
+        item = world.item(A, **choices)
+        assert (item.status, item.held, item.steps, item.reasons) == (Status.FOREIGN, True, (), why)
+    both = world.item(A, adopt=("res/*",), replace=("res/*",))
+    assert (both.steps, codes(both)) == (ALL, [ReasonCode.REPLACE])
+
+
 def test_weights_that_were_measured_here_are_foreign_without_a_record() -> None:
     """Their cfg.json may be somebody's, and another machine's cache must not give another plan."""
     inputs = inputs_of(sae())

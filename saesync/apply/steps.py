@@ -22,7 +22,7 @@ from saesync.apply.settings import Text
 from saesync.apply.work import USES, Work, source_said
 from saesync.convert.writer import rewrite_cfg
 from saesync.digest import digest_bytes, digest_file
-from saesync.errors import Diagnostic, Missing, Refused, SaesyncError
+from saesync.errors import Diagnostic, Missing, Refused, SaesyncError, keyed
 from saesync.events import Emit
 from saesync.executors import fetch
 from saesync.executors.publish import publish_evidence
@@ -170,7 +170,8 @@ class Steps:
                 hub = lambda: self.hub(StepKind.FETCH)  # noqa: E731  (opened only for a source on the Hub)
                 work.source = fetch.source_files(work.sae, self.context.resolver, expected, hub, self.context.cache, progress)
             if work.keeps_weights:
-                self._fetch_published(work, progress)
+                with keyed(work.home_key):
+                    self._fetch_published(work, progress)
 
     def _fetch_published(self, work: Work, progress: Progress) -> None:
         own = read_build(self.context.cache, work.inputs.build_key)
@@ -280,7 +281,7 @@ class Steps:
         if source is None or work.published is None:
             raise Refused("SAE has no source", f"{work.address} has nothing to be compared with.")
         files = {name: str(path) for name, path in work.source.items()}
-        job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published))
+        job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published), work.place, work.home_key)
         with self.timed((work,), StepKind.ADOPT), self.step((work.address,), StepKind.ADOPT) as (progress, more):
             work.adoption = self._work(self.crew.converters[lane], "adopt", job, progress)["proof"]
             more[work.address] = {"proof": work.adoption}

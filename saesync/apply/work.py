@@ -76,6 +76,16 @@ class Work:
         return self.item.move_from or self.sae.id
 
     @property
+    def place(self) -> str:
+        """Where the weights are now, in words."""
+        return f"{self.home} in {self.observed.location}"
+
+    @property
+    def home_key(self) -> str:
+        """The manifest's key that names that place."""
+        return f"{'publish' if self.release.publish is not None else 'records'}.{self.observed.target}"
+
+    @property
     def keeps_weights(self) -> bool:
         """Whether the published weights stay: nothing is built, or what is built only proves a takeover."""
         return self.has(StepKind.ADOPT) or not self.has(StepKind.CONVERT)

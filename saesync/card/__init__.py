@@ -60,7 +60,8 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
     ``tag`` names the commit that holds this very record (``tags.shown_tag``), for those who want these bytes and no others.
 
     ``existing_readme`` is what stands there now: other releases' blocks and everything written by hand are kept byte for
-    byte. An empty record takes the release's block out.
+    byte. An empty record takes the release's block out. In the front matter the manifest wins where it says something (its
+    license, above all); where it does not, what people wrote stays.
     """
     front, body = frontmatter.split(existing_readme or "")
     place = blocks.find(body, release.name)
@@ -70,8 +71,8 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
     drop = {name: [value for value in earlier.get(name, ()) if value not in elsewhere.get(name, ())] for name in _LISTS}
     license_ = release.publish.license if release.publish is not None else None
     library = {"library_name": "saelens"} if _loadable(record) else {}
-    scalars = {**library, **({"license": license_} if license_ else {})} if record.saes else {}
-    merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop)
+    scalars = {"license": license_} if license_ and record.saes else {}
+    merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop, default=library)
     body = blocks.put(body, release.name, _block(release, record, ours, tag) if record.saes else None)
     head = front if merged is None else merged
     text = body if head is None or (front is None and not head.strip()) else f"---\n{head}\n---\n{body}"

@@ -1,18 +1,19 @@
-"""The YAML front matter of a README, edited key by key: keys, order and comments written by hand stay as they are."""
+"""The YAML front matter of a README, edited key by key: keys, order, style and comments written by hand stay as they are."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import yaml
+
+from saesync.card.lines import Value, rewritten, said, written
 
 MAX_BYTES = 256 << 10
 _FENCE = "---"
 _OTHER_BREAKS = re.compile("\r(?!\n)|[\x85\u2028\u2029]")  # lines to YAML, but not to us
-
-Value = str | list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +37,29 @@ def split(readme: str) -> tuple[str | None, str]:
 
 
 def merge(
-    front: str | None, set_: Mapping[str, str], add: Mapping[str, Sequence[str]], drop: Mapping[str, Sequence[str]]
+    front: str | None,
+    set_: Mapping[str, str],
+    add: Mapping[str, Sequence[str]],
+    drop: Mapping[str, Sequence[str]],
+    default: Mapping[str, str] = MappingProxyType({}),
 ) -> str | None:
     """Front matter with scalar keys set, and values taken out of and put into list keys; None when it cannot be edited safely.
 
-    ``drop`` holds what an earlier version of our block had put in. Text that is not a YAML mapping of ordinary keys, or
-    that holds one of our keys twice or in an unknown form, is not touched.
+    ``default`` is set only where nothing is said. What stands beside a changed value (comments, quotes, brackets) stays.
+    ``drop`` holds what an earlier version of our block had put in. Text that is not a YAML mapping of ordinary keys, or that
+    holds one of our keys twice or in an unknown form, is not touched.
     """
     lines = [] if front is None else front.split("\n")
     keys = _keys(front or "")
     if keys is None:
         return None
     wanted: dict[str, Value] = {}
-    for name, text in set_.items():
-        if name in keys and keys[name].value is None:
+    for name, text in {**default, **set_}.items():
+        held = keys[name].value if name in keys else []
+        if name in set_ and held is None:
             return None
-        wanted[name] = text
+        if name in set_ or held == []:
+            wanted[name] = text
     for name in dict.fromkeys([*add, *drop]):
         held = keys[name].value if name in keys else []
         if held is None:
@@ -64,15 +72,16 @@ def merge(
 
 
 def _edited(lines: list[str], keys: Mapping[str, _Key], wanted: Mapping[str, Value]) -> list[str]:
-    """Lines with changed keys written anew in place, and new ones at the end."""
+    """Lines with changed keys edited in place, and new ones at the end."""
     changed = {name: value for name, value in wanted.items() if not _same(keys.get(name), value)}
     for name in sorted((name for name in changed if name in keys), key=lambda name: -keys[name].start):
-        lines[keys[name].start : keys[name].stop] = _written(name, changed[name])
+        place = slice(keys[name].start, keys[name].stop)
+        lines[place] = rewritten(lines[place], name, changed[name])
     while lines and not lines[-1].strip():
         lines.pop()
     for name, value in changed.items():
         if name not in keys:
-            lines += _written(name, value)
+            lines += written(name, value)
     return lines
 
 
@@ -81,14 +90,6 @@ def _same(key: _Key | None, value: Value) -> bool:
         return not value
     held = key.value
     return held == value or (isinstance(held, str) and [held] == value)
-
-
-def _written(name: str, value: Value) -> list[str]:
-    """One key as YAML; a list with nothing in it goes, a list of one stays a list (the Hub takes both)."""
-    if not value:
-        return []
-    text: str = yaml.safe_dump({name: value}, allow_unicode=True, default_flow_style=False, width=10_000)
-    return text.rstrip("\n").split("\n")
 
 
 def _keys(front: str) -> dict[str, _Key] | None:
@@ -110,7 +111,7 @@ def _keys(front: str) -> dict[str, _Key] | None:
         stop = following.start_mark.line if following is not None else len(lines)
         if not isinstance(key, yaml.ScalarNode) or key.start_mark.column != 0 or key.value in found:
             return None
-        found[key.value] = _Key(key.start_mark.line, _last(lines, key.start_mark.line, stop), _texts(value))
+        found[key.value] = _Key(key.start_mark.line, _last(lines, key.start_mark.line, stop), said(value))
     return found
 
 
@@ -119,11 +120,3 @@ def _last(lines: Sequence[str], start: int, stop: int) -> int:
     while stop > start + 1 and (not lines[stop - 1].strip() or lines[stop - 1].startswith("#")):
         stop -= 1
     return stop
-
-
-def _texts(node: yaml.Node) -> Value | None:
-    if isinstance(node, yaml.ScalarNode):
-        return [] if node.tag == "tag:yaml.org,2002:null" else str(node.value)
-    if isinstance(node, yaml.SequenceNode) and all(isinstance(entry, yaml.ScalarNode) for entry in node.value):
-        return [str(entry.value) for entry in node.value]
-    return None

@@ -16,6 +16,7 @@ import click
 from saesync import planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
+from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, debugging, is_terminal, put, say
 from saesync.cli.scope import policy_of, policy_option
@@ -80,9 +81,39 @@ def apply(
         ctx.exit(1)
     if steps != "all":
         world = replace(world, plan=part(world.plan, registering=steps == "register"))
+    # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
+    words = (*asked.words(), *(("--policy", str(policy_file)) if policy_file is not None else ()))
+    again = ("saesync", "apply", *words, *(["-y"] if yes else [])) if asked.plan_file is None else ()
+    ctx.exit(_carry_out(ctx, world, devices, format_, again))
+
+
+def _carry_out(ctx: click.Context, world: World, devices: tuple[str, ...], format_: str, again: tuple[str, ...]) -> int:
+    """Run the plan and tell of it; the exit code. ``again`` is the command that continues after trouble.
+
+    Raises:
+        Missing: with everything that the plan needs and is not here.
+    """
     for note in world.notes:
         say(note)
-    context = Context(
+    context = _context(world, devices)
+    missing = preflight.check(world.plan, context)
+    if missing:
+        raise Missing.of(missing)
+    kind = "json" if format_ == "json" else "terminal" if is_terminal(sys.stderr) else "lines"
+    stop = StopFlag()
+    stream = sys.stdout if format_ == "json" else sys.stderr
+    appearance = progress.Look(
+        color=colored(ctx, sys.stderr),
+        command=again,
+        asked=world.asked.to_json(),
+        addresses=tuple(item.address for item in world.plan.pending if item.id is not None),
+    )
+    with progress.reporter(kind, stream, appearance) as emit, _interruptible(stop):
+        return run(world.plan, context, emit, stop).exit_code
+
+
+def _context(world: World, devices: tuple[str, ...]) -> Context:
+    return Context(
         cache=world.cache,
         resolver=world.resolver,
         wanted=world.wanted,
@@ -94,24 +125,6 @@ def apply(
         devices=devices,
         debug=debugging(ctx),
     )
-    missing = preflight.check(world.plan, context)
-    if missing:
-        raise Missing.of(missing)
-    kind = "json" if format_ == "json" else "terminal" if is_terminal(sys.stderr) else "lines"
-    stop = StopFlag()
-    stream = sys.stdout if format_ == "json" else sys.stderr
-    # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
-    words = (*asked.words(), *(("--policy", str(policy_file)) if policy_file is not None else ()))
-    again = ("saesync", "apply", *words, *(["-y"] if yes else [])) if asked.plan_file is None else ()
-    appearance = progress.Look(
-        color=colored(ctx, sys.stderr),
-        command=again,
-        asked=world.asked.to_json(),
-        addresses=tuple(item.address for item in world.plan.pending if item.id is not None),
-    )
-    with progress.reporter(kind, stream, appearance) as emit, _interruptible(stop):
-        result = run(world.plan, context, emit, stop)
-    ctx.exit(result.exit_code)
 
 
 def _approved_by_file(file: Path, policy: Policy) -> World:
@@ -128,7 +141,9 @@ def _approved_by_file(file: Path, policy: Policy) -> World:
         detail = f"{file} was made with --untrusted, for reading only. Make one of your own manifests: `{again}`."
         raise Refused("Plan is of untrusted manifests", detail)
     world = look(Asked.from_json(saved["asked"]), again=True, policy=policy)
-    planfile.check(saved, world.plan, str(file), world.asked.words())
+    changed, releases = bool(saved.get("changed")), world.plan.releases
+    manifests = {one.manifest: blob_id(Path(one.manifest)) for one in releases if changed and one.manifest}
+    planfile.check(saved, world.plan, str(file), world.asked.words(), manifests)
     return replace(world, plan=keep(world.plan, planfile.approved(saved)))
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +13,12 @@ from typing import Any
 
 import click
 
-from saesync.cache import Cache, settle
+from saesync.cache import Cache
+from saesync.cli.becoming import becoming, sweep
 from saesync.cli.output import is_terminal, put, say
-from saesync.errors import Missing, Refused
+from saesync.errors import Refused
 from saesync.hub import Hub
+from saesync.inert import plain
 from saesync.inspection import Inspection, inspect_source
 from saesync.inspection.choosing import Chosen, choose
 from saesync.inspection.places import require_text
@@ -101,10 +101,12 @@ def convert(
     on adversarial inputs before it gets its name; what a layout cannot express is refused with the reason. DST appears whole or
     not at all.
     """
+    require_text(dst)
+    for left in sweep(dst):
+        say(f"Note: removed {plain(str(left))}, which a run that was killed had left.")
     if os.path.lexists(dst):
         what = "is there already" if dst.exists() else f"is a link to {dst.readlink()}, which is not there,"
         raise Refused("Destination exists", f"{dst} {what} and is not overwritten. Name a new folder.")
-    require_text(dst)
     chosen, files = locate(src, from_, options)
     said = {"hook_name": hook or chosen.facts.get("hook"), "hook_name_out": hook_out or chosen.facts.get("hook_out")}
     said["model_name"] = model or chosen.facts.get("model")
@@ -116,7 +118,7 @@ def convert(
         "metadata": {name: value for name, value in said.items() if value is not None},
     }
     job |= {"address": str(dst), "cfg": {}} if to == SAELENS else {"to": to}
-    with _becoming(dst) as folder:
+    with becoming(dst) as folder:
         result = in_worker("convert" if to == SAELENS else "export", {**job, "out": str(folder)}, "Converting")
     _tell(dst, to, chosen.format, result, format_)
     if format_ == "text" and to == SAELENS and "hook_name" not in job["metadata"]:
@@ -191,39 +193,6 @@ def progress_bar(label: str) -> Iterator[Progress | None]:
         return
     with click.progressbar(length=1000, label=label, file=sys.stderr) as bar:
         yield lambda done, total: bar.update(max(0, 1000 * done // max(1, total) - bar.pos))
-
-
-@contextmanager
-def _becoming(dst: Path) -> Iterator[Path]:
-    """A fresh folder beside DST that gets its name at the end, flushed to disk, or is gone."""
-    try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{dst.name}.", dir=dst.parent.absolute()))
-    except OSError as error:
-        raise Missing("Folder cannot be written", f"{dst}: {error.strerror}. Name another one.") from error
-    try:
-        inner = folder / "made"
-        inner.mkdir()
-        yield inner
-        settle(inner)
-        _sync(inner)
-        try:
-            inner.rename(dst)
-        except OSError as error:
-            raise Refused(
-                "Destination exists", f"{dst} appeared meanwhile ({error.strerror}). Nothing was overwritten."
-            ) from error
-        _sync(dst.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _tell(dst: Path, to: str, source: str, result: Mapping[str, Any], format_: str) -> None:

@@ -83,7 +83,8 @@ def sae(
 
     ADDRESS is release/id of a manifest; PATH a file, a folder or hf://owner/repo[/path][@revision]. A few thousand real
     activations are encoded and decoded at the declared hook and its neighbours, with and without BOS, with every normalisation,
-    input bias and activation the weights allow, and ranked by the variance left unexplained. Evidence only: nothing is changed.
+    input bias and activation the weights allow and other k, and ranked by the variance left unexplained. Evidence only: nothing
+    is changed.
     Exits 0 when nothing is clearly better than what is declared (a tenth less variance unexplained, half where many more features
     fire, and more than chance), else 1.
     """
@@ -157,7 +158,12 @@ def _text(
     )
 
 
-def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
+def _complete(said: _Subject) -> tuple[ModelSpec, ValidateSpec]:
+    """Model and text.
+
+    Raises:
+        Missing: nothing says them, or the hook, with the options that do.
+    """
     open_ = [
         f"{option} ({what})"
         for option, what, value in (
@@ -169,8 +175,13 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
     ]
     if open_ or said.model is None or said.text is None:
         raise Missing("Not enough is declared", f"Nothing says {', '.join(open_)}. Say it on the command line.")
+    return said.model, said.text
+
+
+def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
+    model, text = _complete(said)
     cache = Cache()
-    folder, files, text = _fetched(said.model, said.text, cache)
+    where = _fetched(model, text, cache)
     name, options, source = said.source
     # One process for both jobs: most of its time is libraries being imported.
     with cache.scratch() as scratch, a_worker(("torch", "sae_lens")) as work:
@@ -178,18 +189,8 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
         job = {"address": said.address, "format": name, "options": dict(options), "files": dict(source), "dtype": "float32"}
         work("convert", {**job, "cfg": dict(said.cfg), "metadata": metadata, "out": str(scratch / "sae")}, "Reading the SAE")
         asked = {
-            "model": str(folder),
-            "model_name": said.model.name,
-            "loader": said.model.loader,
-            "dtype": said.model.dtype,
-            "kwargs": dict(said.model.kwargs),
-            "dataset": str(text),
-            "dataset_files": list(files),
-            "column": said.text.dataset.column,
-            "split": said.text.dataset.split,
+            **_setting(model, text, where),
             "tokens": tokens,
-            "context": said.text.context,
-            "prepend_bos": said.text.prepend_bos,
             "device": device,
             "address": said.address,
             "folder": str(scratch / "sae"),
@@ -201,7 +202,28 @@ def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
         return found
 
 
-def _fetched(model: ModelSpec, text: ValidateSpec, cache: Cache) -> tuple[Path, tuple[str, ...], Path]:
+_Fetched = tuple[Path, tuple[str, ...], Path]
+
+
+def _setting(model: ModelSpec, text: ValidateSpec, where: _Fetched) -> dict[str, Any]:
+    """The part of the job that says what runs on what."""
+    folder, files, place = where
+    return {
+        "model": str(folder),
+        "model_name": model.name,
+        "loader": model.loader,
+        "dtype": model.dtype,
+        "kwargs": dict(model.kwargs),
+        "dataset": str(place),
+        "dataset_files": list(files),
+        "column": text.dataset.column,
+        "split": text.dataset.split,
+        "context": text.context,
+        "prepend_bos": text.prepend_bos,
+    }
+
+
+def _fetched(model: ModelSpec, text: ValidateSpec, cache: Cache) -> _Fetched:
     """The model's folder, and the dataset's files in order with their folder."""
     from saesync.executors.fetch import bring, dataset_parcel, model_parcel
 
@@ -247,7 +269,7 @@ def _row(trial: Trial, named: bool) -> str:
         "BOS" if trial.bos else "no BOS",
         f"norm {trial.norm}{scale}",
         f"b_dec {'subtracted' if trial.subtract else 'not subtracted'}",
-        trial.activation,
+        trial.activation if trial.k is None else f"{trial.activation}, k {trial.k}",
     )
     mark = "   <- declared" if trial.declared else "   <- meant below" if named else ""
     return f"  {trial.fvu:8.4f}  l0 {trial.l0:<8.4g} {', '.join(words)}{mark}"

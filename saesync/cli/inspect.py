@@ -12,8 +12,11 @@ from saesync.cache import Cache, write_atomic
 from saesync.cli.output import put, say, writing
 from saesync.errors import Refused
 from saesync.hub import Hub
+from saesync.inert import plain
 from saesync.inspection import Inspection, inspect_source
-from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza, to_json
+from saesync.inspection.data import to_json
+from saesync.inspection.sets import incomplete_sets
+from saesync.inspection.text import ambiguous, describe, left_out, manifest, release_name, stanza
 
 _MANIFESTS = Path("manifests")
 
@@ -30,7 +33,8 @@ def inspect(ctx: click.Context, source: str, format_: str) -> None:
     """Say what SOURCE is, and print its manifest stanza.
 
     SOURCE is a file, a folder, or hf://owner/repo[/path][@revision]. Only headers are read (on the Hub by ranged
-    requests): formats, shapes, dtypes, and what the files do not say. Exit code 1 when nothing there can be converted.
+    requests): formats, shapes, dtypes, and what the files do not say. Exit code 1 when nothing there can be converted. In JSON
+    every SAE has its `candidates`, best first; those of which nothing tells the right one are named in `ambiguous`.
     """
     found = _look(source)
     if format_ == "json":
@@ -72,5 +76,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
 def _say_notes(found: Inspection) -> None:
     for line in left_out(found):
         say(f"Left out: {line}")
+    for line in incomplete_sets(found):
+        say(f"Note: {plain(line, 1000)}")
     for line in ambiguous(found):
         say(f"Ambiguous: {line}. Write which as its `format`.")

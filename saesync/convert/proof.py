@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saesync.convert.finite import require_finite_file
 from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
 from saesync.convert.rows import Rows, make_rows, require_positive
 from saesync.convert.sequences import LENGTH, coupling, require_context
@@ -89,18 +90,35 @@ def prove(
     return proof
 
 
-def prove_published(source: Source, weights: Weights, published: Path, real: torch.Tensor | None = None) -> dict[str, Any]:
-    """Whether a folder somebody else wrote is the source's function, to the precision its weights are stored in.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A folder somebody else wrote, as stock SAELens loads it. ``dtype`` is the least precise type that it is stored in."""
+
+    function: Stock
+    dtype: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Published:
+        """
+        Raises:
+            Refused: its weights are damaged, or no numbers.
+            ProofFailed: SAELens refuses it.
+        """
+        require_finite_file(folder / WEIGHTS_FILE, WEIGHTS_FILE)
+        stored = {extent.info.dtype for extent in parse(LocalBytes(folder / WEIGHTS_FILE), WEIGHTS_FILE).values()}
+        dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
+        return cls(Stock(folder, "float64"), dtype)
+
+
+def prove_published(source: Source, weights: Weights, published: Published, real: torch.Tensor | None = None) -> dict[str, Any]:
+    """Whether what somebody else published is the source's function, to the precision its weights are stored in.
 
     ``weights`` is the source in canonical form; only its feature scale matters here.
 
     Raises:
         ProofFailed: with the numbers.
-        Refused: the folder's weights are damaged.
     """
-    stored = {extent.info.dtype for extent in parse(LocalBytes(published / WEIGHTS_FILE), WEIGHTS_FILE).values()}
-    dtype = max(stored & set(EPSILON), key=lambda name: EPSILON[name], default="float32")
-    function = Stock(published, "float64")
+    function, dtype = published.function, published.dtype
     rows, factors = require_positive(make_rows(function, real), function, weights), factors_of(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
     plain, edges = Gate(function, EPSILON[dtype]), Gate(function, EPSILON[dtype])

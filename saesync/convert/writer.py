@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from saesync.convert.finite import finite, not_finite
 from saesync.digest import FileDigest, Hasher, digest_bytes
 from saesync.errors import Refused
 from saesync.formats._lazy import WIDTHS, holds, spans
@@ -223,23 +224,13 @@ def _blocks(name: str, tensor: LazyTensor, dtype: str) -> Iterator[torch.Tensor]
     for start, stop in spans(tensor.shape[0], columns * WIDTHS[tensor.dtype]):
         source = tensor.rows(start, stop)
         block = source.to(kind).contiguous()
-        # One pass without a temporary: NaN propagates through both, an infinity is one of them.
-        low, high = block.aminmax()
-        if not (math.isfinite(low.item()) and math.isfinite(high.item())):
-            raise _not_finite(name, source, start, dtype)
+        if not finite(block):
+            raise _out_of_range(name, dtype) if bool(source.isfinite().all()) else not_finite(name, source, start)
         yield block
 
 
-def _not_finite(name: str, source: torch.Tensor, start: int, dtype: str) -> Refused:
-    bad = ~source.isfinite()
-    if not bool(bad.any()):
-        return Refused("Value out of range", f"{name} holds values that {dtype} cannot: choose float32 or bfloat16 as dtype.")
-    first = bad.nonzero()[0].tolist()
-    first[0] += start
-    return Refused(
-        "Not finite",
-        f"{name}{first} is {source[tuple(bad.nonzero()[0])].item()}: the source is damaged, or its training diverged.",
-    )
+def _out_of_range(name: str, dtype: str) -> Refused:
+    return Refused("Value out of range", f"{name} holds values that {dtype} cannot: choose float32 or bfloat16 as dtype.")
 
 
 def _emit(block: torch.Tensor, stream: IO[bytes], hasher: Hasher) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saesync.convert.proof import Source, prove, prove_published
+from saesync.convert.proof import Published, Source, prove, prove_published
 from saesync.convert.writer import write_sae
-from saesync.errors import Inexpressible, Missing, Refused
+from saesync.errors import Inexpressible, Missing, Refused, SaesyncError
 from saesync.executors.native import keep
 from saesync.formats import get, make_options
 from saesync.formats.base import SourceFiles, Weights
@@ -55,7 +57,22 @@ def adopt(job: AdoptJob) -> ConvertResult:
     """
     source = open_source(job.format, job.options, job.files)
     weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
-    return ConvertResult(prove_published(source, weights, Path(job.published)))
+    with _told_of(job):
+        published = Published.of(Path(job.published))
+    return ConvertResult(prove_published(source, weights, published))
+
+
+@contextmanager
+def _told_of(job: AdoptJob) -> Iterator[None]:
+    """What is wrong with what is published is told of its place, and not of the source that it is compared with."""
+    try:
+        yield
+    except SaesyncError as error:
+        told = [
+            replace(each, detail=f"{job.place} cannot be taken over: {each.detail} --replace publishes it anew.", key=job.home)
+            for each in error.diagnostics
+        ]
+        raise type(error).of(told) from error
 
 
 def open_source(name: str, options: Mapping[str, Json], files: Mapping[str, str]) -> Source:

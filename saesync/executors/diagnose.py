@@ -34,27 +34,16 @@ def run(job: DiagnoseJob, progress: Progress | None = None) -> DiagnoseResult:
     """
     import torch
 
-    from saesync.measure.checks import misfit, unknown_hook
     from saesync.measure.findings import findings, ranked
-    from saesync.measure.saes import load_sae
     from saesync.measure.semantics import Condition, Reading, trials
 
     model = model_for(job)
-    for hook in (job.hook, *([job.hook_out] if job.hook_out else [])):
-        if hook not in model.points:
-            raise Refused.of([unknown_hook(model, hook)])
-    sae = load_sae(MeasureSae(job.address, "", job.folder, job.hook, job.hook_out), model.device)
-    if not sae.reconstructs:
-        detail = f"{job.address} is the encoder of one layer of a cross-layer transcoder: there is no reconstruction to rank by."
-        raise Refused("Nothing to compare", detail)
+    sae = _loaded(job, model)
     engines = _engines(job, model)
     declared = Condition(job.hook, job.prepend_bos)
     with torch.no_grad():
         first = torch.from_numpy(engines[job.prepend_bos].rows[:1]).to(model.device, torch.long)
-        _, seen = model.clean(first, frozenset({sae.site.hook, sae.target.hook}))
-        wrong = misfit(model, sae, first, seen, 1 << 20)
-        if wrong is not None:
-            raise Refused.of([wrong])
+        _require_fit(model, sae, first)
         reading = Reading(sae)
         hooks = _hooks(model, sae, first)
         sums: dict[Condition, Sums] = {}
@@ -70,6 +59,38 @@ def run(job: DiagnoseJob, progress: Progress | None = None) -> DiagnoseResult:
     about = {**versions(), **setting_of(job, model), "hooks": hooks}
     said = [each.to_json() for each in findings(found)]
     return DiagnoseResult([trial.to_json() for trial in ranked(found)], said, counted, about)
+
+
+def _loaded(job: DiagnoseJob, model: LanguageModel) -> LoadedSae:
+    """The SAE, at hooks that the model has.
+
+    Raises:
+        Refused: it has not, or there is no reconstruction to compare.
+    """
+    from saesync.measure.checks import unknown_hook
+    from saesync.measure.saes import load_sae
+
+    for hook in (job.hook, *([job.hook_out] if job.hook_out else [])):
+        if hook not in model.points:
+            raise Refused.of([unknown_hook(model, hook)])
+    sae = load_sae(MeasureSae(job.address, "", job.folder, job.hook, job.hook_out), model.device)
+    if not sae.reconstructs:
+        detail = f"{job.address} is the encoder of one layer of a cross-layer transcoder: there is no reconstruction to rank by."
+        raise Refused("Nothing to compare", detail)
+    return sae
+
+
+def _require_fit(model: LanguageModel, sae: LoadedSae, first: torch.Tensor) -> None:
+    """
+    Raises:
+        Refused: what is at the hooks is of another shape than the SAE.
+    """
+    from saesync.measure.checks import misfit
+
+    _, seen = model.clean(first, frozenset({sae.site.hook, sae.target.hook}))
+    wrong = misfit(model, sae, first, seen, 1 << 20)
+    if wrong is not None:
+        raise Refused.of([wrong])
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Callable[[int], None]:

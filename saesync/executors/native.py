@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from saesync.convert.finite import require_finite_file
 from saesync.digest import FileDigest, digest_bytes, digest_file
 from saesync.errors import Diagnostic, Inexpressible, Refused
 from saesync.folders import NATIVE_PREFIX, REFUSAL_FILE
-from saesync.formats._native import require_name, require_publishable
+from saesync.formats._native import TENSORS, require_name, require_publishable
 from saesync.jobs import ConvertJob, ConvertResult
 from saesync.record import Native
 
@@ -25,7 +26,7 @@ def keep(job: ConvertJob, refusal: Inexpressible) -> ConvertResult:
     The copies are what is checked and hashed: a local source may be written to meanwhile.
 
     Raises:
-        Refused: a file is of no tensor format, or could run code; said beside why it is not converted.
+        Refused: a file is of no tensor format, could run code, or holds NaN or infinity; said beside why it is not converted.
     """
     out = Path(job.out)
     native = native_of(refusal)
@@ -36,6 +37,9 @@ def keep(job: ConvertJob, refusal: Inexpressible) -> ConvertResult:
         shutil.copyfile(job.files[name], copy)
     try:
         require_publishable(copies)
+        for name, copy in copies.items():
+            if name.endswith(TENSORS):
+                require_finite_file(copy, name)
     except Refused as error:
         said = (Diagnostic(f"Not published as it is: {each.summary}", each.detail, each.origin) for each in error.diagnostics)
         raise Refused.of((*refusal.diagnostics, *said)) from error

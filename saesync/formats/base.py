@@ -86,6 +86,16 @@ class Candidate:
     refusal: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SetPart:
+    """That a source is one layer of a set, which one, and of how many layers the set is, if the file says so.
+
+    What the optional ``Format.part_of_set(headers)`` returns, or None."""
+
+    layer: int
+    layers: int | None = None
+
+
 class LazyTensor(Protocol):
     """A tensor in target orientation that is read block by block from a memory-mapped file."""
 

@@ -24,7 +24,7 @@ from saesync.formats._circuit_tracer import CONFIG, hooks_and_model
 from saesync.formats._dense import Layout, Size
 from saesync.formats._lazy import Filled, whole
 from saesync.formats._open import beside, only, open_tensors
-from saesync.formats.base import Candidate, Headers, SourceFiles, TensorInfo, Weights
+from saesync.formats.base import Candidate, Headers, SetPart, SourceFiles, TensorInfo, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,10 @@ class CircuitTracer:
             needs = ("activation",) if config is None else ()
             return Candidate(self.name, 1.0 if config is not None else 0.8, facts, needs=needs)
         return None
+
+    def part_of_set(self, headers: Headers) -> SetPart | None:
+        """One layer of a set, whose size nothing says."""
+        return next((SetPart(int(match[1])) for file in headers.tensors if (match := _FILE.fullmatch(file))), None)
 
     def read(self, files: SourceFiles, options: CircuitTracerOptions) -> Weights:
         """See ``Format.read``."""

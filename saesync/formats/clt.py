@@ -28,7 +28,7 @@ from saesync.formats._cross_layer import INVALID, Written, write_sum
 from saesync.formats._dense import Size
 from saesync.formats._lazy import Transposed, whole
 from saesync.formats._open import beside, only, open_tensors
-from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, TensorInfo, Weights
+from saesync.formats.base import Candidate, Headers, LazyTensor, SetPart, SourceFiles, TensorInfo, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,14 @@ class Clt:
             except Refused as refusal:
                 return Candidate(self.name, 0.9, refusal=_dense.reason(refusal))
             return Candidate(self.name, 1.0, {"architecture": _architecture(file, tensors), **size.facts, **INVALID, **said})
+        return None
+
+    def part_of_set(self, headers: Headers) -> SetPart | None:
+        """One layer. Its decoder writes to all from it on, which says how many there are."""
+        for file in headers.tensors:
+            if (match := _FILE.fullmatch(file)) is not None:
+                stored = headers.tensors.get(_decoder_of(file), {}).get(f"W_dec_{match[1]}")
+                return SetPart(int(match[1]), None if stored is None else int(match[1]) + stored.shape[1])
         return None
 
     def read(self, files: SourceFiles, options: CltOptions) -> Weights:

@@ -26,7 +26,7 @@ from saesync.formats._cross_layer import INVALID, Written, write_sum
 from saesync.formats._jumprelu import Shape
 from saesync.formats._lazy import Transposed
 from saesync.formats._open import only, open_tensors
-from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, TensorInfo, Weights
+from saesync.formats.base import Candidate, Headers, LazyTensor, SetPart, SourceFiles, TensorInfo, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,13 @@ class GemmaScope2Clt:
             cfg = _jumprelu.cfg(shape, transcoder=True, skip=SKIP in tensors)
             facts = {"architecture": cfg["architecture"], "d_in": shape.d_in, "d_sae": shape.d_sae, "dtype": shape.dtype}
             return Candidate(self.name, 1.0, facts | INVALID)
+        return None
+
+    def part_of_set(self, headers: Headers) -> SetPart | None:
+        """One layer. Its decoder has a slice for every layer there is."""
+        for file, tensors in headers.tensors.items():
+            if _FILE.fullmatch(file) is not None and "w_dec" in tensors:
+                return SetPart(_layer(file), tensors["w_dec"].shape[1])
         return None
 
     def read(self, files: SourceFiles, options: GemmaScope2CltOptions) -> Weights:

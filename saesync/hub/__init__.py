@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes, key_of
 from saesync.errors import Missing, NotVisible, Refused, Unavailable
+from saesync.hub import accounts as _accounts
 from saesync.hub import authors as _authors
 from saesync.hub import discussions as _discussions
 from saesync.hub import download as _download
 from saesync.hub import writes as _writes
 from saesync.hub.client import Client, check_name, parsed, quoted
 from saesync.hub.discussions import Proposal
-from saesync.hub.trouble import Answered, Asked, Garbled, Patience, invalid_token, renamed_to
+from saesync.hub.trouble import Answered, Asked, Garbled, Patience, renamed_to
 from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Hub:
         for page in self._client.pages(asked, path, {"recursive": "true", "expand": "false"}):
             for entry in page:
                 if not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
-                    raise self._garbled(asked)  # leaving it out would make a file look missing
+                    raise self._client.garbled(asked)  # leaving it out would make a file look missing
                 if entry.get("type") == "file":
                     found[entry["path"]] = _digest_of(entry, self._client.host)
         rows = [[name, digest.size, digest.sha256, digest.blob_id] for name, digest in found.items()]
@@ -144,7 +145,7 @@ class Hub:
         """Names and commits of branches, tags and converts."""
         refs = self._client.json(asked, f"/api/{asked.kind}s/{asked.repo}/refs")
         if not isinstance(refs, dict):
-            raise self._garbled(asked)
+            raise self._client.garbled(asked)
         found: dict[str, dict[str, str]] = {}
         for kind, group in refs.items():
             for ref in group if isinstance(group, list) else ():
@@ -209,78 +210,16 @@ class Hub:
     # ----------------------------------------------------------------------------------------------- writes
 
     def user(self) -> str | None:
-        """The account's name; None without a token. Asked once: the Hub rations this question strictly.
+        """The account's name; None without a token. See ``accounts.user``."""
+        return _accounts.user(self._client, self._users)
 
-        Raises:
-            NotVisible: the token is not valid.
-        """
-        token = self._client.token()
-        if token is None:
-            return None
-        key = key_of(token)
-        if key not in self._users:
-            name = (self.whoami() or {}).get("name")
-            if not isinstance(name, str) or not name:
-                raise self._garbled(Asked("say whose token this is", ""))
-            self._users[key] = name
-        return self._users[key]
-
-    def whoami(self, write_to: str | None = None) -> Mapping[str, Any] | None:
-        """Who the token belongs to (with ``write_to``, the one to write to that repo with); None without a token."""
-        token_of = self._client.token if write_to is None else lambda: self._client.write_token(write_to)
-        if token_of() is None:
-            return None
-        asked = Asked("say whose token this is", "")
-
-        def action(token: str | None) -> Any:
-            try:
-                return parsed(self._client.get("/api/whoami-v2", token))
-            except Answered as answer:
-                if answer.response.status_code in (401, 403):
-                    raise invalid_token() from None
-                raise
-
-        found = self._client.attempt(asked, action, token_of)
-        if not isinstance(found, dict):
-            raise self._garbled(asked)
-        return found
+    def whoami(self) -> Mapping[str, Any] | None:
+        """Who the token belongs to; None without a token."""
+        return _accounts.whoami(self._client, self._client.token)
 
     def can_write(self, repo: str) -> bool:
         """Whether the token may write to a model repo, or create it where it does not exist."""
-        asked = Asked(f"check write access to {check_name(repo)}", repo)
-
-        def action(token: str | None) -> bool | None:
-            try:
-                self._client.get(f"/api/models/{repo}/auth-check/write", token)
-            except Answered as answer:
-                if answer.response.status_code in (401, 403):
-                    return False
-                if answer.response.status_code == 404:
-                    return None
-                raise
-            return True
-
-        def token_of() -> str | None:
-            return self._client.write_token(repo)
-
-        if token_of() is None:
-            return False
-        allowed = self._client.attempt(asked, action, token_of)
-        return self._can_create(repo) if allowed is None else allowed
-
-    def _can_create(self, repo: str) -> bool:
-        who = self.whoami(write_to=repo) or {}
-        namespace = repo.partition("/")[0] if "/" in repo else who.get("name")
-        auth, orgs = who.get("auth"), who.get("orgs")
-        token = auth.get("accessToken") if isinstance(auth, dict) else None
-        if isinstance(token, dict) and token.get("role") == "read":
-            return False
-        if namespace == who.get("name"):
-            return True
-        roles = {
-            org.get("name"): org.get("roleInOrg") for org in (orgs if isinstance(orgs, list) else ()) if isinstance(org, dict)
-        }
-        return namespace in roles and roles[namespace] not in ("read", "no_access")
+        return _accounts.can_write(self._client, check_name(repo))
 
     def create_repo(self, repo: str, private: bool) -> None:
         """Create a model repo; one that exists already is left as it is (look at its visibility afterwards).
@@ -367,12 +306,6 @@ class Hub:
 
         self._client.session()
         return HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
-
-    def _garbled(self, asked: Asked) -> Unavailable:
-        trouble = self._client.trouble(Garbled(), asked, None)
-        assert trouble is not None
-        assert isinstance(trouble.error, Unavailable)
-        return trouble.error
 
 
 def _head_of(data: Any) -> Head:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saesync import __version__
-from saesync.errors import NotVisible
+from saesync.errors import NotVisible, Unavailable
 from saesync.hub import oidc
 from saesync.hub.reach import Reach, reach_of
 from saesync.hub.trouble import (
@@ -169,6 +169,13 @@ class Client:
             self.reach.failed(found.cost if began is None else time.monotonic() - began)
         return found
 
+    def garbled(self, asked: Asked) -> Unavailable:
+        """The error for an answer that makes no sense."""
+        trouble = self.trouble(Garbled(), asked, None)
+        assert trouble is not None
+        assert isinstance(trouble.error, Unavailable)
+        return trouble.error
+
     def json(self, asked: Asked, path: str, params: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a GET, with retries."""
         return self.attempt(asked, lambda token: parsed(self.get(path, token, params)))
@@ -181,9 +188,7 @@ class Client:
             if path_next is None:
                 return
             path, params = path_next, None
-        error = self.trouble(Garbled(), asked, None)
-        assert error is not None
-        raise error.error
+        raise self.garbled(asked)
 
     def _page(self, path: str, token: str | None, params: Mapping[str, Any] | None) -> tuple[list[Any], str | None]:
         response = self.get(path, token, params)

@@ -77,7 +77,7 @@ def commit(
         Refused: a local file changed since it was hashed; the Hub finds the card or an operation invalid.
         Missing: no token, no right to write, no space.
     """
-    from huggingface_hub import CommitOperationCopy, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
 
     asked = Asked(f"commit {len(operations)} files to {repo}", repo, write=True)
     token = client.write_token(repo) if revision is None else client.token()
@@ -85,12 +85,7 @@ def commit(
     client.session()
     api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
     adds = {operation.path: _addition(operation) for operation in operations if isinstance(operation, Add)}
-    rest: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = []
-    for operation in operations:
-        if isinstance(operation, Copy):
-            rest.append(CommitOperationCopy(operation.source, operation.path))
-        elif isinstance(operation, Delete):
-            rest.append(CommitOperationDelete(operation.path, is_folder=False))
+    rest = _copies_and_deletions(operations)
     try:
         _upload(api, repo, [operation for operation in operations if isinstance(operation, Add)], adds, progress, revision)
         done = api.create_commit(repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent, revision=revision)
@@ -104,6 +99,20 @@ def commit(
             raise trouble.error from None
         raise Unsettled(trouble) from None
     return str(done.oid)
+
+
+def _copies_and_deletions(
+    operations: Sequence[Operation],
+) -> list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]:
+    from huggingface_hub import CommitOperationCopy, CommitOperationDelete
+
+    found: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = []
+    for operation in operations:
+        if isinstance(operation, Copy):
+            found.append(CommitOperationCopy(operation.source, operation.path))
+        elif isinstance(operation, Delete):
+            found.append(CommitOperationDelete(operation.path, is_folder=False))
+    return found
 
 
 def _addition(operation: Add) -> CommitOperationAdd:

@@ -13,6 +13,7 @@ from saesync.errors import Missing, Refused
 from saesync.formats.base import Candidate
 from saesync.inert import plain
 from saesync.inspection import LIMIT, Found, Inspection
+from saesync.inspection.sets import incomplete_sets
 
 _PLAIN = re.compile(r"(?:\.{0,2}/)*[A-Za-z_][A-Za-z0-9_./+-]*")
 _WORDS = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n", "~"))
@@ -32,40 +33,11 @@ def describe(inspection: Inspection) -> str:
     lines = [plain(str(inspection.reference)) + (f" at {inspection.revision}" if inspection.revision else "")]
     for found in inspection.saes:
         lines += ["", *_block(found)]
+    incomplete = [f"! {plain(line, 1000)}" for line in incomplete_sets(inspection)]
+    lines += ["", *incomplete] if incomplete else []
     if inspection.unread:
         lines += ["", f"{len(inspection.unread):,} more, not looked at; the next is {plain(inspection.unread[0])}"]
     return "\n".join(lines)
-
-
-def to_json(inspection: Inspection) -> dict[str, Any]:
-    """The same as data."""
-    return {
-        "source": str(inspection.reference),
-        "revision": inspection.revision,
-        "saes": [
-            {
-                "path": found.path,
-                "problem": found.problem,
-                "candidates": [
-                    {
-                        "format": one.format,
-                        "score": one.score,
-                        "facts": dict(one.facts),
-                        "options": dict(one.options),
-                        "needs": list(one.needs),
-                        "refusal": one.refusal,
-                    }
-                    for one in found.candidates
-                ],
-                "tensors": {
-                    file: {name: {"shape": list(info.shape), "dtype": info.dtype} for name, info in tensors.items()}
-                    for file, tensors in found.headers.tensors.items()
-                },
-            }
-            for found in inspection.saes
-        ],
-        "unread": list(inspection.unread),
-    }
 
 
 def stanza(inspection: Inspection, found: Found | None = None, folder: Path | None = None) -> str:

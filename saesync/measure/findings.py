@@ -19,7 +19,7 @@ TOLERANCE = "a tenth less variance unexplained, half where many more features fi
 _NOTHING = 0.9
 SCALED = "mean_norm_scale"  # inputs times one number, so that their mean norm is sqrt(d_in)
 _SIMPLE = ("none", SCALED, "constant_norm_rescale", "layer_norm")
-DIMENSIONS = ("hook", "bos", "norm", "subtract", "activation")
+DIMENSIONS = ("hook", "bos", "norm", "subtract", "activation", "k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Trial:
 
     ``fvu`` is the fraction of variance unexplained, ``stderr`` its standard error over sequences (None: too few), ``l0`` the
     mean number of features that fire; ``difference_stderr`` is the standard error of the difference to the declared one's fvu.
+    ``k`` is how many features an activation keeps that keeps the largest.
     """
 
     hook: str
@@ -42,6 +43,7 @@ class Trial:
     scale: float | None = None
     declared: bool = False
     difference_stderr: float | None = None
+    k: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -72,31 +74,40 @@ def _shown(trial: Trial) -> float:
 def findings(trials: Sequence[Trial]) -> list[Finding]:
     """What is not as declared, as far as these numbers show it. Empty: nothing is clearly better than what is declared."""
     declared, better = _standing(trials)
-    chosen = _simplest(better, declared) if better else declared
-    found = [_SAYS[name](chosen, declared) for name in _differing(chosen, declared)]
     best = better[0] if better else declared
     if not best.fvu < _NOTHING:
         detail = (
             f"At best ({best.hook}) {best.fvu:.2f} of the variance stays unexplained: no hook and no flag that was tried makes"
             " sense of these weights. Is it the base model they were trained on, at this revision, and are they trained at all?"
         )
-        found.append(Finding("Nothing fits", detail))
-    return found
+        return [Finding("Nothing fits", detail)]
+    if not better:
+        return []
+    chosen = _simplest(better, declared)
+    differing = _differing(chosen, declared)
+    if _entangled(chosen, differing, declared, trials):
+        return [_unseparated(chosen, differing, declared)]
+    return [_SAYS[name](chosen, declared) for name in differing]
 
 
 def meant(trials: Sequence[Trial]) -> Trial | None:
     """The reading that ``findings`` speak of, or None where none is clearly better than the declared one."""
     declared, better = _standing(trials)
-    return _simplest(better, declared) if better else None
+    return _simplest(better, declared) if better and better[0].fvu < _NOTHING else None
 
 
 def tolerated(trials: Sequence[Trial]) -> str:
-    """In words, how the declared reading stands where nothing is clearly better."""
-    order = ranked(trials)
-    place = next(index for index, trial in enumerate(order) if trial.declared)
+    """In words, how the declared reading stands where nothing is clearly better.
+
+    Readings that let many more features fire explain more for that alone: they are no rivals.
+    """
+    declared = next(trial for trial in trials if trial.declared)
+    order = ranked([trial for trial in trials if trial.declared or trial.l0 <= _MORE_FEATURES * declared.l0])
+    place = order.index(declared)
     if place == 0:
-        return "What is declared is the best of them."
-    best, declared = order[0], order[place]
+        first = ranked(trials)[0].declared
+        return f"What is declared is the best of {'them' if first else 'those that let no more features fire'}."
+    best = order[0]
     what = ", ".join(_SETTING[name](best) for name in _differing(best, declared))
     others = "1 other reading leaves" if place == 1 else f"{place} other readings leave"
     return (
@@ -114,7 +125,26 @@ def _standing(trials: Sequence[Trial]) -> tuple[Trial, list[Trial]]:
 
 
 def _differing(trial: Trial, declared: Trial) -> list[str]:
-    return [name for name in DIMENSIONS if getattr(trial, name) != getattr(declared, name)]
+    """What is not as declared. An activation that has no k differs as an activation."""
+    found = [name for name in DIMENSIONS if getattr(trial, name) != getattr(declared, name)]
+    return [name for name in found if name != "k" or (trial.k is not None and declared.k is not None)]
+
+
+def _entangled(chosen: Trial, differing: Sequence[str], declared: Trial, trials: Sequence[Trial]) -> bool:
+    """Whether another hook is found only together with something else: at that hook alone the SAE makes no more sense."""
+    if "hook" not in differing or len(differing) == 1:
+        return False
+    alone = [trial for trial in trials if trial.hook == chosen.hook and _differing(trial, declared) == ["hook"]]
+    return any(not trial.fvu < declared.fvu for trial in alone)
+
+
+def _unseparated(chosen: Trial, differing: Sequence[str], declared: Trial) -> Finding:
+    what = " and ".join(_SETTING[name](chosen) for name in differing)
+    detail = (
+        f"With {what} together {_number(chosen)} of the variance stays unexplained, as declared {_number(declared)}; with the"
+        " hook alone no less does. Something is wrong, and these numbers do not tell what: ask the authors for all of it."
+    )
+    return Finding("Not as declared", detail)
 
 
 def _beats(trial: Trial, declared: Trial) -> bool:
@@ -132,13 +162,14 @@ def _beats(trial: Trial, declared: Trial) -> bool:
 def _simplest(better: Sequence[Trial], declared: Trial) -> Trial:
     """Of the meanings that are as good as the best, the one nearest to what is declared: not everything that differs matters.
 
-    Of normalisations that explain about as much, one number for all tokens is the simplest.
+    Of normalisations that explain about as much, one number for all tokens is the simplest, and of several k the smallest.
     """
     best = better[0]
     near = [trial for trial in better if trial.fvu <= best.fvu * _AS_GOOD + 2 * (best.stderr or 0.0) + _ALIKE]
 
-    def effort(trial: Trial) -> tuple[int, int, float]:
-        return len(_differing(trial, declared)), _SIMPLE.index(trial.norm) if trial.norm in _SIMPLE else len(_SIMPLE), trial.fvu
+    def effort(trial: Trial) -> tuple[int, int, float, float]:
+        norm = _SIMPLE.index(trial.norm) if trial.norm in _SIMPLE else len(_SIMPLE)
+        return len(_differing(trial, declared)), norm, trial.k or math.inf, trial.fvu
 
     return min(near, key=effort)
 
@@ -192,12 +223,18 @@ def _activation(chosen: Trial, declared: Trial) -> Finding:
     )
 
 
+def _k(chosen: Trial, declared: Trial) -> Finding:
+    detail = f"With k = {chosen.k} {_numbers(chosen, declared)} (k = {declared.k}). Look at what the source says of k."
+    return Finding("Wrong k", detail)
+
+
 _SETTING: Mapping[str, Callable[[Trial], str]] = {
     "hook": lambda trial: f"the hook {trial.hook}",
     "bos": lambda trial: f"{'' if trial.bos else 'no '}BOS at the start of every row",
     "norm": lambda trial: f"normalize_activations: {trial.norm}",
     "subtract": lambda trial: f"apply_b_dec_to_input: {str(trial.subtract).lower()}",
     "activation": lambda trial: f"the activation {trial.activation}",
+    "k": lambda trial: f"k = {trial.k}",
 }
 _SAYS: Mapping[str, Callable[[Trial, Trial], Finding]] = {
     "hook": _hook,
@@ -205,4 +242,5 @@ _SAYS: Mapping[str, Callable[[Trial, Trial], Finding]] = {
     "norm": _norm,
     "subtract": _subtract,
     "activation": _activation,
+    "k": _k,
 }

@@ -8,7 +8,7 @@ streamed: memory is that of one batch of sequences, whatever the number of token
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ from saesync.measure.statistics import Estimate, Tally, explained, explained_var
 
 NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
 _UNKNOWN = (*SEQUENTIAL, "matching_pursuit")
+_TOPK, _BY_NORM = "topk", "topk by decoder norm"
+_KEEPING = (_TOPK, _BY_NORM, "abstopk")
+_UNIT = 1e-4  # of a norm's difference from 1
+_STEPS = 6  # doublings of k, up and down
 _BLOCK = 1 << 24  # elements of one [rows, d_sae] block
 
 
@@ -31,6 +35,7 @@ class Flags:
     norm: str
     subtract: bool
     activation: str
+    k: int | None = None  # of activations that keep their k largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,6 @@ class Reading:
             raise Refused("Cannot be diagnosed", f"{sae.address} is {self.architecture}: its flags cannot be tried one by one.")
         self.transcoder = sae.target is not sae.site
         self._t: Mapping[str, torch.Tensor] = dict(sae.sae.named_parameters())
-        self._k = getattr(cfg, "k", None)
         self._norms_of_rows = self._t["W_dec"].norm(dim=1)
         self._shift = self._t["b_dec"] @ self._t["W_enc"] if not self.transcoder else torch.zeros(())
         rescales = bool(getattr(cfg, "rescale_acts_by_decoder_norm", False))
@@ -73,21 +77,30 @@ class Reading:
             self.architecture, self.architecture
         )
         activation = "jumprelu" if "jumprelu" in activation else activation
-        if activation == "topk" and rescales:
-            activation = "topk by decoder norm"
-        self.declared = Flags(cfg.normalize_activations, bool(cfg.apply_b_dec_to_input), activation)
+        if activation == _TOPK and rescales:
+            activation = _BY_NORM
+        k = int(getattr(cfg, "k", 1)) if activation in _KEEPING else None
+        self.declared = Flags(cfg.normalize_activations, bool(cfg.apply_b_dec_to_input), activation, k)
 
     @property
     def variants(self) -> tuple[Flags, ...]:
-        """All readings. A transcoder has neither an input bias nor a normalisation in SAELens."""
-        activations = {
-            "jumprelu": ("jumprelu", "relu"),
-            "topk": ("topk", "topk by decoder norm", "relu"),
-            "topk by decoder norm": ("topk", "topk by decoder norm", "relu"),
-        }.get(self.declared.activation, (self.declared.activation,))
-        if self.transcoder:
-            return tuple(Flags("none", False, activation) for activation in activations)
-        return tuple(Flags(norm, subtract, name) for norm in NORMS for subtract in (True, False) for name in activations)
+        """All readings. A transcoder has neither an input bias nor a normalisation in SAELens.
+
+        Another k is tried with the declared flags only: without it whatever else fits its wrong k better would be found.
+        """
+        declared = self.declared
+        ks = () if declared.k is None else _others(declared.k, len(self._norms_of_rows))
+        names = {"jumprelu": ("jumprelu", "relu"), _TOPK: self._topk, _BY_NORM: self._topk}
+        activations = names.get(declared.activation, (declared.activation,))
+        flags = [("none", False)] if self.transcoder else [(norm, subtract) for norm in NORMS for subtract in (True, False)]
+        tried = [Flags(*each, name, declared.k if name in _KEEPING else None) for each in flags for name in activations]
+        return (*tried, *(replace(declared, k=k) for k in ks))
+
+    @property
+    def _topk(self) -> tuple[str, ...]:
+        """Readings of weights that keep their k largest. Where the decoder's rows have norm 1 both kinds are one function."""
+        alike = bool(((self._norms_of_rows - 1).abs() < _UNIT).all())
+        return (self.declared.activation, "relu") if alike else (_TOPK, _BY_NORM, "relu")
 
     def outputs(
         self, x: torch.Tensor, scale: float, variants: Sequence[Flags]
@@ -115,18 +128,25 @@ class Reading:
         if name == "jumprelu":
             return h.relu() * (h > t["threshold"]), None
         if name == "abstopk":
-            return _kept(h, h.abs(), int(self._k or 1)), None
-        by_norm = name == "topk by decoder norm"
+            return _kept(h, h.abs(), flags.k), None
+        by_norm = name == _BY_NORM
         h = h * self._norms_of_rows if by_norm else h
-        return _kept(h.relu(), h, int(self._k or 1)), self._norms_of_rows.clamp(min=1e-8) if by_norm else None
+        return _kept(h.relu(), h, flags.k), self._norms_of_rows.clamp(min=1e-8) if by_norm else None
 
     def block_rows(self) -> int:
         """Rows that are encoded at a time."""
         return max(16, _BLOCK // self._t["W_dec"].shape[0])
 
 
-def _kept(values: torch.Tensor, order: torch.Tensor, k: int) -> torch.Tensor:
-    top = order.topk(k, dim=1).indices
+def _others(k: int, features: int) -> tuple[int, ...]:
+    """Other numbers of features to keep: halves and doubles, as far as a slip goes, and as there are features."""
+    less = [k >> step for step in range(1, _STEPS + 1)]
+    more = [k << step for step in range(1, _STEPS + 1)]
+    return tuple(dict.fromkeys(other for other in (*less, *more) if 1 <= other <= features))
+
+
+def _kept(values: torch.Tensor, order: torch.Tensor, k: int | None) -> torch.Tensor:
+    top = order.topk(k or 1, dim=1).indices
     return torch.zeros_like(values).scatter_(1, top, values.gather(1, top))
 
 
@@ -200,6 +220,7 @@ def _trial(condition: Condition, flags: Flags, sums: Sums, origin: torch.Tensor,
         sums.scale if flags.norm == SCALED else None,
         (condition, flags) == declared,
         standard_error(influence - origin),
+        flags.k,
     )
 
 

@@ -240,6 +240,8 @@ def _wrong(value: Mapping[str, Any]) -> str | None:
     asked = value.get("asked")
     if not isinstance(asked, dict) or any(not _texts(asked.get(name)) for name in _LISTS):
         return '"asked"'
+    if not _is_changed(value.get("changed")):
+        return '"changed"'
     items = value.get("items")
     if not isinstance(items, list):
         return '"items"'
@@ -257,6 +259,14 @@ def _is_item(item: Any) -> bool:
         and isinstance(item.get("basis"), dict)
         and all(entry is None or isinstance(entry, str | int | float) for entry in item["basis"].values())
     )
+
+
+def _is_changed(value: Any) -> bool:
+    """``changed`` is of plans of changed manifests only; earlier ones do not say which ``others`` there were."""
+    if not isinstance(value, dict):
+        return value is None
+    others = value.get("others")
+    return others is None or (isinstance(others, dict) and all(map(_text, others.values())))
 
 
 def _text(value: Any) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from saesync.digest import short
@@ -40,8 +41,11 @@ def _key(old: Saved) -> tuple[str, str, str]:
     return old["release"], old["id"] or "", old.get("section") or ""
 
 
-def compare(saved: Saved, now: Plan) -> list[Difference]:
-    """Everything asked or observed differently from what the saved plan was made of, and what was added since."""
+def compare(saved: Saved, now: Plan, manifests: Mapping[str, str] = MappingProxyType({})) -> list[Difference]:
+    """Everything asked or observed differently from what the saved plan was made of, and what was added since.
+
+    ``manifests`` are the git blob ids of the manifests as they are now.
+    """
     present = {key_of_item(item): item for item in now.items}
     saes = {sae.address: sae for release in now.releases for sae in release.saes}
     effects = _effects(saved)
@@ -55,14 +59,14 @@ def compare(saved: Saved, now: Plan) -> list[Difference]:
             continue
         asked = _asked(old, item, saes.get(item.address))
         found += [*asked, *_observed(old, item, effects, bool(asked))] or _steps(old, item)
-    return _folded([*found, *_added(saved, now, saes)])
+    return _folded([*found, *_added(saved, now, saes), *_changed_since(saved, now, manifests)])
 
 
 def _added(saved: Saved, now: Plan, saes: Mapping[str, Sae]) -> list[Difference]:
     """What has steps, or is an SAE that is asked for and not there as asked, and stands in no item of the saved plan.
 
     Own progress adds none: an SAE asked for has an item whatever is there, and so have a release, its tag and its entry.
-    A plan of changed manifests (``--changed-since``) says nothing of the releases of others.
+    A plan of changed manifests (``--changed-since``) says nothing of the releases of others: see ``_changed_since``.
     """
     known, found = approved(saved), []
     covered = {old["release"] for old in saved["items"]} if saved.get("changed") else {item.release for item in now.items}
@@ -73,13 +77,37 @@ def _added(saved: Saved, now: Plan, saes: Mapping[str, Sae]) -> list[Difference]
     return found
 
 
-def check(saved: Saved, now: Plan, file: str = "plan.json", words: Sequence[str] = ()) -> None:
-    """Refuse a saved plan that no longer describes what is here. ``words`` were given to ``saesync plan`` when it was made.
+def _changed_since(saved: Saved, now: Plan, manifests: Mapping[str, str]) -> list[Difference]:
+    """Of a plan of changed manifests: those that were left out for being unchanged and are not so any more, and new ones.
+
+    Made now, the plan would be of them, too. One that does not say what it left out tells of none.
+    """
+    others = (saved.get("changed") or {}).get("others")
+    if others is None:
+        return []
+    covered = {old["release"] for old in saved["items"]}
+    found = []
+    for release in now.releases:
+        if release.name not in covered and release.manifest and manifests.get(release.manifest) != others.get(release.manifest):
+            what = "was changed since" if release.manifest in others else "was added since"
+            found.append(Difference(release.name, f"{what}, and is not in the plan", str(release.origin or release.manifest)))
+    return found
+
+
+def check(
+    saved: Saved,
+    now: Plan,
+    file: str = "plan.json",
+    words: Sequence[str] = (),
+    manifests: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Refuse a saved plan that no longer describes what is here. ``words`` were given to ``saesync plan`` when it was made,
+    ``manifests`` are the git blob ids of the manifests as they are now.
 
     Raises:
         PlanStale: with every difference by name.
     """
-    differences = compare(saved, now)
+    differences = compare(saved, now, manifests)
     if not differences:
         return
     left = max(width(plain(found.address)) for found in differences[:_LISTED])

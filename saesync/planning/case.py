@@ -146,6 +146,11 @@ class Case:
         return None
 
     @property
+    def lacking(self) -> str | None:
+        """The first file of SAELens's layout that is not in the folder: what stands there without it cannot be taken over."""
+        return next((name for name in SAE_FILES if name not in self.files), None)
+
+    @property
     def misses(self) -> tuple[Reason, ...]:
         """Requirements missed by unpublished evidence for these very keys."""
         spec, known = self.sae.validate, self.wanted.evidence
@@ -155,7 +160,7 @@ class Case:
     def builds(self) -> bool:
         """Whether weights would have to be made for this SAE: nothing usable stands in its folder, and we may write there."""
         if self.entry is None:
-            return not self.files or self.pending or self.adopt or self.replace
+            return not self.files or self.pending or (self.adopt and self.lacking is None) or self.replace
         if self.damage is not None:
             return self.replace or self.half_built
         if self.entry.native is not None:

@@ -101,11 +101,10 @@ def absent(case: Case) -> Decision | None:
 
 
 def foreign(case: Case) -> Decision | None:
-    """Files that no record of ours names."""
+    """Files that no record of ours names. Those that are no SAE in SAELens's layout are nothing to be taken over."""
     if case.entry is not None:
         return None
-    reason = Reason(ReasonCode.FOREIGN_FILES, {"files": len(case.files)})
-    if case.adopt:
+    if case.adopt and case.lacking is None:
         return replace(
             build(case, Status.FOREIGN, Reason(ReasonCode.ADOPT), adopt=True),
             choice="adopt",
@@ -114,7 +113,8 @@ def foreign(case: Case) -> Decision | None:
         first = min(case.files, key=lambda name: (name not in SAE_FILES, name))  # those that are surely written over go first
         why = Reason(ReasonCode.REPLACE, {"files": len(case.files), "file": first})
         return replace(build(case, Status.FOREIGN, why), choice="replace")
-    return hold(Status.FOREIGN, reason)
+    lacking = {} if case.lacking is None else {"missing": case.lacking}
+    return hold(Status.FOREIGN, Reason(ReasonCode.FOREIGN_FILES, {"files": len(case.files), **lacking}))
 
 
 def drifted(case: Case) -> Decision | None:

@@ -87,7 +87,11 @@ def _files_changed(data: Data) -> Parts:
 
 def _foreign(data: Data) -> Parts:
     count = _float(data.get("files"))
-    return (f"{number(count)} file{'s' if count != 1 else ''} here that saesync did not publish: --adopt proves and takes over",)
+    said = f"{number(count)} file{'s' if count != 1 else ''} here that saesync did not publish"
+    missing = data.get("missing")
+    if missing is None:
+        return (f"{said}: --adopt proves and takes over",)
+    return (f"{said}, without ", Quoted(missing), ": nothing to adopt until it is put there; --replace overwrites")
 
 
 def _replace(data: Data) -> Parts:

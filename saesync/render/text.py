@@ -155,6 +155,8 @@ def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | s
     for item in data["items"]:
         if item["id"] is None or not (item["held"] or item["status"] == "native") or item["status"] in seen:
             continue
+        if item["status"] == "foreign" and any("missing" in reason["data"] for reason in item["reasons"]):
+            continue  # not to be taken over
         address = f"{item['release']}/{item['id']}"
         if item["status"] == "drifted":
             rows.append(f"To see what changed in {plain(item['id'])}:  {show_command(address, data['asked'])}")

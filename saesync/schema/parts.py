@@ -74,12 +74,6 @@ def templated_all(properties: Mapping[str, Any]) -> Schema:
 
 def definitions() -> Schema:
     """``$defs``: what several sections share."""
-    hub_path = [
-        {"maxLength": 500},
-        rule("^[^/]", "a path inside a repo is relative: it does not begin with `/`"),
-        rule(r"^(?!(.*/)?\.\.(/|$))", "a path inside a repo holds no `..`"),
-        rule(f"^[^\\\\{_INVISIBLE}]*$", "a path inside a repo has no backslash and no control characters"),
-    ]
     return {
         "placeholder": {
             "description": "A text with placeholders of `for_each`: `{layer}`, `{layer:02d}`.",
@@ -92,20 +86,14 @@ def definitions() -> Schema:
             "maxLength": 200,
             **rule("^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", "a Hub id looks like `owner/name`"),
         },
-        "hubPath": {"type": "string", "minLength": 1, "allOf": hub_path},
+        "hubPath": _hub_path(),
         "localPath": {
             "type": "string",
             "minLength": 1,
             "maxLength": 1000,
             **rule("^[^\\u0000-\\u001f\\u007f]*$", "a path has no control characters"),
         },
-        "variable": {
-            "type": "string",
-            "allOf": [
-                rule("^[A-Z][A-Z0-9_]{0,99}$", "the name of an environment variable is in capitals, digits and `_`"),
-                rule(f"^(?!{_RESERVED})", "variables of the Hub, of code hosts, clouds and CI are never read for a manifest"),
-            ],
-        },
+        "variable": _variable(),
         "saeId": _sae_id(),
         "dataset": _dataset(),
         "axis": _axis(),
@@ -115,6 +103,24 @@ def definitions() -> Schema:
             "description": "What a placeholder stands for; null under `saes.entry` only, where it leaves the key out.",
         },
     }
+
+
+def _hub_path() -> Schema:
+    rules = [
+        {"maxLength": 500},
+        rule("^[^/]", "a path inside a repo is relative: it does not begin with `/`"),
+        rule(r"^(?!(.*/)?\.\.(/|$))", "a path inside a repo holds no `..`"),
+        rule(f"^[^\\\\{_INVISIBLE}]*$", "a path inside a repo has no backslash and no control characters"),
+    ]
+    return {"type": "string", "minLength": 1, "allOf": rules}
+
+
+def _variable() -> Schema:
+    rules = [
+        rule("^[A-Z][A-Z0-9_]{0,99}$", "the name of an environment variable is in capitals, digits and `_`"),
+        rule(f"^(?!{_RESERVED})", "variables of the Hub, of code hosts, clouds and CI are never read for a manifest"),
+    ]
+    return {"type": "string", "allOf": rules}
 
 
 def _sae_id() -> Schema:

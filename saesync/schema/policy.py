@@ -14,14 +14,6 @@ _GLOBS = "`*` stands for anything but `/`, `**` for anything."
 def build() -> Schema:
     """The schema of a policy."""
     shared = definitions()
-    host = {
-        "type": "string",
-        "maxLength": 300,
-        **rule(
-            r"^(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[0-9]{1,5})?$",
-            "a host is a name or an address in lower case, with `:port` where it is not the usual one; no `*`, no path",
-        ),
-    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "saesync policy",
@@ -34,7 +26,7 @@ def build() -> Schema:
                 "description": "Environment variables that manifests may name, each with the hosts that may learn its value.",
                 "type": "object",
                 "propertyNames": shared["variable"],
-                "additionalProperties": _list("Hosts, `name` or `name:port`.", host),
+                "additionalProperties": _list("Hosts, `name` or `name:port`.", _host()),
             },
             "roots": _list("Folders that local paths may lead to, from this file on.", {"$ref": "#/$defs/localPath"}),
             "trust": _list(
@@ -49,6 +41,17 @@ def build() -> Schema:
         "required": ["apiVersion", "targets"],
         "additionalProperties": False,
         "$defs": {name: shared[name] for name in ("commit", "localPath")},
+    }
+
+
+def _host() -> Schema:
+    return {
+        "type": "string",
+        "maxLength": 300,
+        **rule(
+            r"^(\[[0-9a-f:.]+\]|[a-z0-9]([a-z0-9.-]*[a-z0-9])?)(:[0-9]{1,5})?$",
+            "a host is a name or an address in lower case, with `:port` where it is not the usual one; no `*`, no path",
+        ),
     }
 
 

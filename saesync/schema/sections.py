@@ -260,7 +260,10 @@ def publish(places: Places) -> Schema:
         {
             **_locations(places),
             "license": {
-                **text("License id as the Hub writes it, such as `mit`, `apache-2.0` or `gemma`."),
+                **text(
+                    "License id as the Hub writes it, such as `mit`, `apache-2.0` or `gemma`. Replaces one written in the README "
+                    "by hand; without it that one stays."
+                ),
                 **rule("^[a-z0-9][a-z0-9.+_-]*$", "a license id is in lower case, without spaces"),
             },
             "private": flag("Whether a Hub repo must be private. A public repo is never used for a private release.", False),

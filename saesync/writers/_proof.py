@@ -58,15 +58,7 @@ def prove_layout(
                 progress(min(part.stop, len(rows.x)), len(rows.x))
     proof = _report(gate, writer, weights)
     if not exact:
-        proof |= {
-            "cast_feature_excess": max(cast.tally.excess, edges.tally.excess),
-            "cast_support_unexplained": cast.tally.unexplained + edges.tally.unexplained,
-            "cast_fvu": cast.tally.fvu,
-            "cast_max_feature_diff": cast.tally.feature,
-            "cast_max_reconstruction_diff": cast.tally.reconstruction,
-            "cast_support_changes": cast.tally.switched,
-            "cast_rows": cast.tally.rows,
-        }
+        proof |= _cast_report(cast, edges)
     _judge(proof | {"dtype": dtype}, exact)
     return proof | {"dtype": dtype, "exact_storage": exact}
 
@@ -85,6 +77,18 @@ def _report(gate: Gate, writer: Writer, weights: Weights) -> dict[str, Any]:
         "tolerance": EXACT,
         "feature_scale": weights.feature_scale,
         "torch": torch.__version__,
+    }
+
+
+def _cast_report(cast: Gate, edges: Gate) -> dict[str, Any]:
+    return {
+        "cast_feature_excess": max(cast.tally.excess, edges.tally.excess),
+        "cast_support_unexplained": cast.tally.unexplained + edges.tally.unexplained,
+        "cast_fvu": cast.tally.fvu,
+        "cast_max_feature_diff": cast.tally.feature,
+        "cast_max_reconstruction_diff": cast.tally.reconstruction,
+        "cast_support_changes": cast.tally.switched,
+        "cast_rows": cast.tally.rows,
     }
 
 

@@ -304,6 +304,21 @@ def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, lo
     assert [item.id for item in after.items if item.held] == ["layer_0/standard", "layer_1/batchtopk"]
 
 
+def test_a_damaged_target_is_told_of_its_place_and_of_publish(world: TinyWorld, look: Look) -> None:
+    look(world.good).apply()
+    weights = world.published / "layer_0" / "topk" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (world.published / "saesync" / "tiny-res.json").unlink()
+    address = "tiny-res/layer_0/topk"
+    failure = next(one for one in look(world.good, choices=Choices(adopt=(address,))).apply().failures if one.address == address)
+    (told,) = failure.diagnostics
+    assert failure.step is StepKind.ADOPT
+    assert f"layer_0/topk in {world.published}" in told.detail
+    assert told.origin is not None
+    lines = world.good.read_text().splitlines()
+    assert "publish:" in "\n".join(lines[told.origin.line - 2 : told.origin.line])
+
+
 def test_what_is_shared_fails_once_and_skips_by_name(world: TinyWorld, look: Look) -> None:
     (world.model / "model.safetensors").unlink()
     run = look(world.good)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from servers.loopback import ALICE, HubServer
 
 from saesync import formats
+from saesync.cli.becoming import sweep
 from saesync.formats._saelens_reference import write_example
 
 
@@ -217,6 +219,32 @@ def test_killed_in_the_middle_there_is_no_half_result(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (tmp_path / "out").exists()
+    (left,) = (name for name in left_in(tmp_path) if name.startswith(".out."))
     done = run(tmp_path, "convert", "source", "out")
     assert done.code == 0, done.said
+    assert f"removed {left}, which a run that was killed had left" in done.err
     assert set(left_in(tmp_path / "out")) == {"cfg.json", "sae_weights.safetensors"}
+    assert left_in(tmp_path) == ["out", "source"]
+
+
+def test_only_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    """Not what is being filled, holds anything else, is a link or a file, or belongs to another DST."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead, alive = gone.pid, os.getpid()
+    for name in (f"{dead}-aaaaaaaa", f"{dead}-locked", f"{dead}-more", f"{alive}-bbbbbbbb"):
+        (tmp_path / f".out.saesync-{name}" / "made").mkdir(parents=True)
+    (tmp_path / f".out.saesync-{dead}-more" / "mine.txt").write_text("mine")
+    (tmp_path / f".out.saesync-{dead}-file").write_text("mine")
+    (tmp_path / f".out.saesync-{dead}-link").symlink_to(tmp_path)
+    for name in (f".out.saesync-{'9' * 40}-x", ".out.saesync-x-y", f".other.saesync-{dead}-x", ".out.abcdefgh"):
+        (tmp_path / name / "made").mkdir(parents=True)
+    handle = os.open(tmp_path / f".out.saesync-{dead}-locked", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    before = left_in(tmp_path)
+    try:
+        assert [path.name for path in sweep(tmp_path / "out")] == [f".out.saesync-{dead}-aaaaaaaa"]
+    finally:
+        os.close(handle)
+    assert left_in(tmp_path) == [name for name in before if not name.endswith("aaaaaaaa")]
+    assert sweep(tmp_path / "nowhere" / "out") == []

@@ -93,7 +93,10 @@ def activations(folder: Path, x: torch.Tensor) -> str:
 
 
 def adopt_job(format_name: str, folder: Path, published: Path, options: Mapping[str, Any] | None = None) -> AdoptJob:
-    return AdoptJob("release/sae", format_name, dict(options or {}), files_of(format_name, folder), str(published))
+    files = files_of(format_name, folder)
+    return AdoptJob(
+        "release/sae", format_name, dict(options or {}), files, str(published), "sae in acme/saes", "publish.huggingface"
+    )
 
 
 def saelens(folder: Path, seed: int = 0, **changes: Any) -> Path:

@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from saesync.formats.base import Candidate
 from saesync.formats.circuit_tracer import THRESHOLD, CircuitTracer
 from saesync.inspection import inspect_local
+from saesync.inspection.data import to_json
+from saesync.inspection.sets import incomplete_sets
+from saesync.inspection.text import describe
 
 CHOSEN = CircuitTracer()
 CODER = {**METADATA, "hook_name_out": HOOK_OUT}
@@ -117,3 +120,27 @@ def test_of_a_set_one_layer_is_named(tmp_path: Path) -> None:
     found = inspect_local(tmp_path).saes
     assert [one.path for one in found] == ["layer_3.safetensors", "layer_10.safetensors"]
     assert all(one.best is not None and one.best.format == "circuit_tracer" for one in found)
+
+
+def test_what_a_set_lacks_is_said(tmp_path: Path) -> None:
+    """circuit-tracer loads layers 0 to the last, of equal widths, or nothing; each by itself can be converted all the same."""
+    first = saved(tmp_path, state()) / "layer_3.safetensors"
+    assert incomplete_sets(inspect_local(tmp_path)) == [], "one layer is no set"
+    for layer in (0, 1, 5):
+        (tmp_path / f"layer_{layer}.safetensors").write_bytes(first.read_bytes())
+    found = inspect_local(tmp_path)
+    lines = [
+        "The folder is an incomplete set of circuit_tracer: layers 2, 4 of 0 to 5 are not there. Each of the others can be "
+        "converted; circuit-tracer loads all of a set or none."
+    ]
+    assert incomplete_sets(found) == lines == to_json(found)["incomplete"]
+    assert f"! {lines[0]}" in describe(found)
+    assert len(found.convertible) == 4
+    assert incomplete_sets(inspect_local(first)) == [], "only one file was asked about"
+    (tmp_path / "layer_2.safetensors").write_bytes(first.read_bytes())
+    assert "layer 4 is not there" in incomplete_sets(inspect_local(tmp_path))[0]
+    wide = state() | {"W_enc": torch.zeros(41, 12), "b_enc": torch.zeros(41), "W_dec": torch.zeros(41, 9)}
+    save_file(wide, tmp_path / "layer_4.safetensors")
+    assert "its layers have 40, 41 features" in "".join(incomplete_sets(inspect_local(tmp_path)))
+    save_file(state(), tmp_path / "layer_4.safetensors")
+    assert incomplete_sets(inspect_local(tmp_path)) == []

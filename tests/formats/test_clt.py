@@ -10,9 +10,11 @@ import torch
 from convert_support import HOOK_OUT, METADATA, convert, files_of, refused
 from safetensors.torch import load_file, save_file
 
+from saesync import formats
 from saesync.errors import Refused
 from saesync.executors.export import run as export
 from saesync.inspection import inspect_local
+from saesync.inspection.sets import incomplete_sets
 from saesync.jobs import ExportJob
 
 CODER = {**METADATA, "hook_name_out": HOOK_OUT}
@@ -112,3 +114,33 @@ def test_no_other_layout_can_say_that_the_reconstruction_means_nothing(tmp_path:
     job = ExportJob("mistudio", "clt", {}, files_of("clt", tmp_path / "source"), "float32", {}, str(tmp_path / "out"))
     with pytest.raises(Refused, match="cannot say that"):
         export(job)
+
+
+@pytest.mark.parametrize(
+    ("slices", "says"),
+    [
+        ({0: 3, 1: 2, 2: 1}, ""),
+        ({0: 3, 1: 2}, "layer 2 is not there"),  # the decoders say that there is one more
+        ({1: 3, 3: 1}, "layers 0, 2 of 0 to 3 are not there"),
+        ({0: 2, 1: 2}, "its files are of sets of 2, 3 layers"),
+    ],
+)
+def test_what_a_set_lacks_is_said(slices: dict[int, int], says: str, tmp_path: Path) -> None:
+    for layer, count in slices.items():
+        encoder = {f"W_enc_{layer}": torch.zeros(40, 12), f"b_enc_{layer}": torch.zeros(40), f"b_dec_{layer}": torch.zeros(12)}
+        save_file(encoder, tmp_path / f"W_enc_{layer}.safetensors")
+        save_file({f"W_dec_{layer}": torch.zeros(40, count, 12)}, tmp_path / f"W_dec_{layer}.safetensors")
+    found = inspect_local(tmp_path)
+    assert len(found.convertible) == len(slices)
+    lines = incomplete_sets(found)
+    assert bool(lines) == bool(says)
+    assert says in "".join(lines)
+
+
+def test_a_set_of_gemma_scope_2_says_how_many_layers_it_has(tmp_path: Path) -> None:
+    """Its decoders have a slice for each of four layers; two are there."""
+    formats.get("gemma_scope_2_clt").example(tmp_path, 0)
+    (one,) = tmp_path.glob("params_layer_*.safetensors")
+    one.rename(tmp_path / "params_layer_0.safetensors")
+    (tmp_path / "params_layer_2.safetensors").write_bytes((tmp_path / "params_layer_0.safetensors").read_bytes())
+    assert "layers 1, 3 of 0 to 3 are not there" in incomplete_sets(inspect_local(tmp_path))[0]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from saesync.convert import writer
 from saesync.convert.writer import is_exact, rewrite_cfg, write_sae
 from saesync.digest import FileDigest, digest_file
-from saesync.errors import Missing, ProofFailed, Refused
+from saesync.errors import Missing, ProofFailed, Refused, SaesyncError
 from saesync.executors.convert import adopt, run
 from saesync.formats import _lazy, get
 from saesync.formats.base import SourceFiles, Weights
@@ -244,6 +244,48 @@ def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path
     convert("saelens", saelens(tmp_path / "wider", d_sae=41), tmp_path / "wider-out", metadata={})
     with pytest.raises(ProofFailed):
         adopt(adopt_job("saelens", source, tmp_path / "wider-out"))
+
+
+def test_adopting_refuses_what_is_no_number_also_where_it_never_shows(tmp_path: Path) -> None:
+    """A feature whose threshold is infinite never fires: the function is the same, and a conversion refuses it all the same."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    convert("saelens", source, tmp_path / "out")
+    for folder in (source, tmp_path / "out"):
+        threshold = load_file(folder / "sae_weights.safetensors")["threshold"].clone()
+        threshold[5] = float("inf")
+        edit_tensors(folder, threshold=threshold)
+    with pytest.raises(Refused, match=r"taken over: sae_weights.safetensors: threshold\[5\] is inf"):
+        adopt(adopt_job("saelens", source, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("sae_weights.safetensors", b""),
+        ("sae_weights.safetensors", b"\x08\0\0\0\0\0\0\0{{{{{{{{"),
+        ("cfg.json", b"not json"),
+        ("cfg.json", b"\xff\xfe"),
+        ("cfg.json", b"[]"),
+        ("cfg.json", b"{}"),
+        ("cfg.json", b'"topk"'),
+        ("cfg.json", b"[" * 100_000),
+    ],
+)
+def test_damage_to_what_is_taken_over_is_told_of_it_and_not_of_the_source(name: str, content: bytes, tmp_path: Path) -> None:
+    source = saelens(tmp_path / "source")
+    convert("saelens", source, tmp_path / "out")
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(SaesyncError) as caught:
+        adopt(adopt_job("saelens", source, tmp_path / "out"))
+    (told,) = caught.value.diagnostics
+    assert told.detail.startswith("sae in acme/saes cannot be taken over: ")
+    assert told.detail.endswith(" --replace publishes it anew.")
+    assert told.key == "publish.huggingface"
+    (source / "sae_weights.safetensors").write_bytes(b"")
+    with pytest.raises(SaesyncError) as caught:
+        adopt(adopt_job("saelens", source, tmp_path / "out"))
+    assert caught.value.diagnostics[0].key is None
+    assert "taken over" not in caught.value.diagnostics[0].detail
 
 
 def test_adopting_accepts_sae_lens_own_export(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from convert_support import edit_cfg, files_of, saelens
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from saesync.convert.finite import require_finite_file
 from saesync.errors import Inexpressible, Refused
 from saesync.executors.convert import run
 from saesync.executors.native import native_of
@@ -144,6 +145,42 @@ def test_only_with_the_permission(tmp_path: Path) -> None:
     assert result.native["said_by"] == "k"
     assert set(result.digests) == {"native/layer_3.safetensors", "native/config.yaml", "native/refusal.json"}
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_no_number_is_not_passed_on(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
+    """What SAELens cannot express is intact; this is damaged, and is refused as a conversion refuses it."""
+    folder = topk(tmp_path / "source")
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "layer_3.safetensors").items()}
+    tensors["W_dec"][3, 2] = value
+    save_file(tensors, folder / "layer_3.safetensors")
+    with pytest.raises(Refused) as caught:
+        run(job(folder, tmp_path / "out", {"path": "x"}))
+    assert not isinstance(caught.value, Inexpressible)
+    first, second = caught.value.diagnostics
+    assert (first.summary, second.summary) == ("Cannot be expressed in SAELens", "Not published as it is: Not finite")
+    assert f"layer_3.safetensors: W_dec[3, 2] is {value}" in second.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.npz", lambda path, x: np.savez(path, steps=np.arange(3), empty=np.zeros((2, 0)), x=x)),
+        ("a.npz", lambda path, x: np.savez_compressed(path, x=x)),
+        ("a.npz", lambda path, x: np.savez(path, x=np.asfortranarray(x))),
+        ("a.pt", lambda path, x: torch.save({"x": torch.from_numpy(x), "n": torch.arange(3), "e": torch.zeros(2, 0)}, path)),
+        ("a.pt", lambda path, x: torch.save({"x": torch.from_numpy(x).T.contiguous().T}, path)),
+    ],
+)
+def test_every_tensor_format_is_looked_at(name: str, write: Callable[[Path, Any], None], tmp_path: Path) -> None:
+    x = np.ones((4, 5), np.float32)
+    write(tmp_path / name, x)
+    require_finite_file(tmp_path / name, name)
+    x[2, 1] = np.nan
+    write(tmp_path / name, x)
+    with pytest.raises(Refused, match=f"{name}: x.* is nan"):
+        require_finite_file(tmp_path / name, name)
 
 
 def test_what_may_not_be_published_says_both(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,27 @@ def test_a_layer_off_by_one(sae: Any, diagnosed: Any) -> None:
     assert HOOK in result.findings[0]["detail"]
 
 
+@pytest.mark.parametrize(
+    ("hook", "k", "expected"),
+    [
+        (HOOK, 8, []),
+        (HOOK, 1, ["Wrong k"]),
+        (HOOK, 5, ["Wrong k"]),
+        (HOOK, 16, ["Wrong k"]),
+        (HOOK, 64, ["Wrong k"]),
+        ("blocks.1.hook_resid_post", 8, ["Wrong hook"]),
+        ("blocks.1.hook_resid_post", 2, ["Wrong hook", "Wrong k"]),
+    ],
+)
+def test_a_wrong_k_is_no_wrong_hook(sae: Any, diagnosed: Any, hook: str, k: int, expected: list[str]) -> None:
+    """With too small or too large a k some other hook, norm or BOS always explains more."""
+    folder = sae("sweep/layer_0")
+    cfg = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    assert cfg["k"] == 8
+    (folder / "cfg.json").write_text(json.dumps({**cfg, "k": k}), encoding="utf-8")
+    assert kinds(diagnosed(folder, hook)) == expected
+
+
 def test_another_site_of_the_same_layer(sae: Any, diagnosed: Any) -> None:
     result = diagnosed(sae(STANDARD), "blocks.0.hook_mlp_out")
     assert kinds(result) == ["Wrong hook"]
@@ -181,7 +203,7 @@ def test_a_wrong_input_bias(diagnosed: Any, tmp_path: Path) -> None:
 def test_weights_of_nothing(sae: Any, diagnosed: Any) -> None:
     """As with a wrong base model: no hook and no flag helps."""
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    assert "Nothing fits" in kinds(diagnosed(sae(STANDARD, lambda t: t | {"W_dec": -t["W_dec"][:, order]})))
+    assert kinds(diagnosed(sae(STANDARD, lambda t: t | {"W_dec": -t["W_dec"][:, order]}))) == ["Nothing fits"]
 
 
 # ------------------------------------------------------------------------------------------------- pure: what is said
@@ -211,6 +233,38 @@ DECLARED = Trial("blocks.3.hook_resid_post", True, "none", True, "jumprelu", 0.3
 def test_what_counts_as_evidence(other: dict[str, Any], expected: list[str]) -> None:
     trials = [DECLARED, replace(DECLARED, declared=False, **other)]
     assert [finding.kind for finding in findings(trials)] == expected
+
+
+def test_what_no_reading_makes_sense_of_has_no_other_finding() -> None:
+    """The least bad of senseless readings is no evidence."""
+    bad = replace(DECLARED, fvu=1.5)
+    trials = [bad, replace(bad, declared=False, hook="blocks.2.hook_resid_post", fvu=0.95)]
+    assert [finding.kind for finding in findings(trials)] == ["Nothing fits"]
+    assert meant(trials) is None
+
+
+def test_a_hook_that_helps_only_together_with_something_else_is_not_named_alone() -> None:
+    both = replace(DECLARED, declared=False, hook="blocks.2.hook_resid_post", activation="relu", fvu=0.1)
+    alone = replace(DECLARED, declared=False, hook="blocks.2.hook_resid_post", fvu=0.31)
+    (said,) = findings([DECLARED, both, alone])
+    assert said.kind == "Not as declared"
+    assert all(word in said.detail for word in ("blocks.2.hook_resid_post", "relu", "0.1000", "0.3000"))
+    found = [finding.kind for finding in findings([DECLARED, both, replace(alone, fvu=0.2)])]
+    assert found == ["Wrong hook", "Wrong activation"]
+
+
+def test_of_several_k_that_explain_as_much_the_smallest_is_named() -> None:
+    declared = replace(DECLARED, activation="topk", k=8, l0=8.0)
+    ks = [replace(declared, declared=False, k=k, l0=float(k), fvu=fvu) for k, fvu in ((4, 0.4), (32, 0.1), (64, 0.098))]
+    relu = replace(declared, declared=False, activation="relu", k=None, l0=500.0, fvu=0.097)
+    (said,) = findings([declared, *ks, relu])
+    assert (said.kind, "k = 32" in said.detail, "k = 8" in said.detail) == ("Wrong k", True, True)
+
+
+def test_readings_that_let_more_features_fire_are_no_rivals() -> None:
+    more = replace(DECLARED, declared=False, activation="relu", fvu=0.25, l0=500.0)
+    assert tolerated([more, DECLARED]) == "What is declared is the best of those that let no more features fire."
+    assert tolerated([DECLARED, replace(more, fvu=0.4)]) == "What is declared is the best of them."
 
 
 def test_the_simplest_of_equally_good_readings_is_named() -> None:

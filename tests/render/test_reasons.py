@@ -23,6 +23,7 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.TAKEN_BY, {"release": "other"}),
     (ReasonCode.FOREIGN_FILES, {"files": 1}),
     (ReasonCode.FOREIGN_FILES, {"files": 4}),
+    (ReasonCode.FOREIGN_FILES, {"files": 4, "missing": "cfg.json"}),
     (ReasonCode.FILES_CHANGED, {"file": "cfg.json", "recorded": "4be1" * 16, "found": "9c07" * 16}),
     (ReasonCode.FILES_CHANGED, {"file": "cfg.json", "recorded": "4be1" * 16, "found": "9c07" * 16, "asked": False}),
     (ReasonCode.FILES_MISSING, {"file": "cfg.json"}),

@@ -13,7 +13,7 @@ from planning import BOUND, HUB, SPEC, World, evidence_of, files_of, golden, inp
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
 from saesync.inert import width
-from saesync.model import CFG_FILE, WEIGHTS_FILE, PublishSpec, RegisterSpec
+from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, PublishSpec, RegisterSpec
 from saesync.planfile import plan_json
 from saesync.reason import Reason, ReasonCode
 from saesync.render import markdown, plan_text
@@ -97,7 +97,9 @@ def test_other_rows() -> None:
     world.put(files={**world.at().files, f"layer_2/{WEIGHTS_FILE}": digest_bytes(b"changed")})
     world.put("acme/secret", exists=True, visibility="public")
     world.put("acme/hidden", unknown=Reason(ReasonCode.NOT_VISIBLE, {"location": "acme/hidden", "detail": "needs a token"}))
-    world.put("acme/theirs", exists=True, visibility="public", files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    world.put(
+        "acme/theirs", exists=True, visibility="public", files={f"layer_0/{name}": digest_bytes(b"theirs") for name in SAE_FILES}
+    )
     data = view(world, adopt=("theirs/*",), replace=("res/*",))
     golden("plan_rows.txt", plan_text(data) + "\n")
     golden("plan_rows.md", markdown(data))
@@ -105,10 +107,15 @@ def test_other_rows() -> None:
 
 def test_foreign_files_bring_the_command_that_takes_them_over() -> None:
     world = World([release()])
-    world.put(exists=True, visibility="public", files={f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"theirs")})
+    theirs = {f"layer_0/{name}": digest_bytes(b"theirs") for name in SAE_FILES}
+    world.put(exists=True, visibility="public", files=theirs)
     text = plan_text(view(world), arguments=("my manifests",))
     assert "To take over layer_0:  saesync plan 'my manifests' --adopt res/layer_0" in text
     assert "saesync apply" not in text
+    world.put(exists=True, visibility="public", files={f"layer_0/{WEIGHTS_FILE}": theirs[f"layer_0/{WEIGHTS_FILE}"]})
+    text = plan_text(view(world), arguments=("my manifests",))
+    assert "without cfg.json: nothing to adopt until it is put there; --replace overwrites" in text
+    assert "--adopt res/layer_0" not in text
 
 
 def test_foreign_files_that_are_overwritten_are_named_and_are_no_addition() -> None:

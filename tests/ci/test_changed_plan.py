@@ -1,0 +1,47 @@
+"""A saved plan of changed manifests (`--changed-since`), and what is changed after it was made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkouts import Checkout, manifest
+
+STALE = 4
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """Two manifests, of which one was changed, and the plan of that one."""
+    made = Checkout(tmp_path / "lab")
+    for name in ("one", "two"):
+        made.write(f"{name}.yaml", manifest(name))
+    made.commit("base")
+    made.write("one.yaml", manifest("one", ev=0.5))
+    code, said = saesync(made, "plan", "--changed-since", "HEAD", "--out", "plan.json")
+    assert code == 0, said
+    return made
+
+
+def saesync(checkout: Checkout, *words: str) -> tuple[int, str]:
+    command, env = [sys.executable, "-m", "saesync", *words], {**os.environ, "SAESYNC_RETRY_SECONDS": "0"}
+    done = subprocess.run(command, cwd=checkout.folder, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_as_it_was_it_is_not_stale(checkout: Checkout) -> None:
+    code, said = saesync(checkout, "apply", "plan.json")
+    assert "Plan is stale" not in said
+    assert code == 1, "there is no Hub here"
+
+
+@pytest.mark.parametrize(("name", "what"), [("two", "was changed since"), ("three", "was added since")])
+def test_another_release_of_the_same_repository(checkout: Checkout, name: str, what: str) -> None:
+    checkout.write(f"{name}.yaml", manifest(name, ev=0.1))
+    code, said = saesync(checkout, "apply", "plan.json")
+    assert code == STALE, said
+    assert f"{name}   {what}, and is not in the plan   (manifests/{name}.yaml:2:" in said
