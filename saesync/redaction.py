@@ -1,4 +1,4 @@
-"""Secrets are never printed, whoever quotes them: those this process learnt while it ran, and those that stand in foreign text."""
+"""Secrets are never printed, whoever quotes them: those this process learnt while it ran, and those that foreign text holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def redacted(text: str) -> str:
 
 
 def masked(text: str) -> str:
-    """A line of YAML or prose with asterisks for what its name, or its place in an address, says is a secret; as long as before."""
+    """A line of YAML or prose, with asterisks for what is a secret by its name or its place in an address; as long as before."""
     for pattern in (_NAMED, _IN_ADDRESS):
         text = pattern.sub(lambda found: found[1] + "*" * len(found[2]), text)
     return text

@@ -95,7 +95,7 @@ def _carry_out(ctx: click.Context, world: World, devices: tuple[str, ...], forma
     """
     for note in world.notes:
         say(note)
-    context = _context(world, devices)
+    context = _context(world, devices, debug=debugging(ctx))
     missing = preflight.check(world.plan, context)
     if missing:
         raise Missing.of(missing)
@@ -112,7 +112,7 @@ def _carry_out(ctx: click.Context, world: World, devices: tuple[str, ...], forma
         return run(world.plan, context, emit, stop).exit_code
 
 
-def _context(world: World, devices: tuple[str, ...]) -> Context:
+def _context(world: World, devices: tuple[str, ...], debug: bool) -> Context:
     return Context(
         cache=world.cache,
         resolver=world.resolver,
@@ -123,7 +123,7 @@ def _context(world: World, devices: tuple[str, ...]) -> Context:
         policy=world.policy,
         choices=world.asked.choices,
         devices=devices,
-        debug=debugging(ctx),
+        debug=debug,
     )
 
 

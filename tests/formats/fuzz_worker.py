@@ -1,6 +1,6 @@
 """Mutated files of every format, read one after another in this process. Arguments: how many, seed, a scratch folder.
 
-Prints one JSON object: what was read, what was refused, what went wrong, the slowest file and how much the process's peak memory grew.
+Prints one JSON object: what was read, what was refused, what went wrong, the slowest file and by how much peak memory grew.
 """
 
 from __future__ import annotations
