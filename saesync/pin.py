@@ -13,7 +13,8 @@ from pathlib import Path
 from saesync.cache import write_atomic
 from saesync.errors import ManifestError, Origin, SaesyncError
 from saesync.manifest import read_bytes
-from saesync.manifest.yaml12 import Node, decode, parse
+from saesync.manifest.yaml12 import Node, Unresolved, decode, parse
+from saesync.manifest.yaml12 import resolve as resolve_scalar
 
 Resolve = Callable[[str, str, str | None], str]
 """(repo, "model" or "dataset", branch or tag or None) -> 40-digit commit hash."""
@@ -90,7 +91,7 @@ def pin(path: Path, resolve: Resolve, everything: bool = False) -> list[Change]:
         origin = root.place((*section, repo_key)).origin(file)
         commit = _resolved(resolve, repo, kind, before, origin)
         changes.append(Change(".".join((*section, "revision")), repo, before, commit, origin))
-        splices.append(_Splice(splice.start, splice.end, splice.new.replace("{commit}", commit)))
+        splices.append(_Splice(splice.start, splice.end, splice.new.replace("{commit}", _written(commit))))
     if changes:
         pinned = _spliced(text, splices)
         _verify(parse(pinned, file), changes)
@@ -107,6 +108,14 @@ def _resolved(resolve: Resolve, repo: str, kind: str, before: str | None, origin
     if not _COMMIT.fullmatch(commit):
         raise ManifestError("Not a commit", f"{repo} was resolved to something that is no 40-digit commit hash.", origin)
     return commit
+
+
+def _written(commit: str) -> str:
+    """A hash as YAML writes it: in quotes where all its digits make a number."""
+    try:
+        return commit if resolve_scalar(commit) == commit else f'"{commit}"'
+    except Unresolved:
+        return f'"{commit}"'
 
 
 def _verify(root: Node, changes: list[Change]) -> None:

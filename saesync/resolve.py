@@ -352,13 +352,21 @@ def local_files(path: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: nothing is there.
+        OSError: a folder in it cannot be read.
     """
     if path.is_file():
         return {path.name: path}
     if not path.is_dir():
         raise FileNotFoundError(2, "No such file or folder", str(path))
-    found = {str(p.relative_to(path)): p for p in sorted(path.rglob("*")) if p.is_file()}
-    return {name: p for name, p in found.items() if not any(part.startswith(".") for part in name.split("/"))}
+    found: list[Path] = []
+    for folder, inside, names in os.walk(path, onerror=_raised):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return {str(file.relative_to(path)): file for file in sorted(found) if file.is_file()}
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def text_names(names: Iterable[str]) -> list[str]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from servers.loopback import ALICE, HubServer
+from unprivileged import no_override
 
 from saesync import formats
 from saesync.cache import Cache
@@ -67,12 +66,6 @@ def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path) -> 
     for name in ("open", "shut"):
         formats.get("goodfire").example(tmp_path / name, 0)
     (tmp_path / "shut").chmod(0)
-
-    def no_override() -> None:
-        """Root reads everything, unless it gives that up (PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH)."""
-        if os.geteuid() == 0:
-            for capability in (1, 2):
-                ctypes.CDLL(None).prctl(24, capability)
 
     done = subprocess.run(
         [sys.executable, "-m", "saesync", "inspect", str(tmp_path)], capture_output=True, text=True, check=False,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from planning import SPEC, entry_of, evidence_of, files_of, release, sae
+from unprivileged import no_override
 
 from saesync.apply.builds import keep_evidence
 from saesync.cache import Cache
@@ -21,7 +23,7 @@ from saesync.planfile import show_json
 from saesync.planner import plan
 from saesync.reason import ReasonCode
 from saesync.record import Record
-from saesync.resolve import Resolver
+from saesync.resolve import Resolver, local_files
 from saesync.targets.local import Local
 
 
@@ -233,3 +235,18 @@ def test_a_predicted_hook_is_measured_and_labelled_under_keys_of_its_own(tmp_pat
     assert after.inputs.build_key != before.inputs.build_key
     assert after.inputs.measure_key != before.inputs.measure_key
     assert after.inputs.build["metadata.hook_name_out"] == "blocks.0.hook_mlp_out"
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path) -> None:
+    """Its digest would be of less than is there."""
+    (tmp_path / "model" / "part").mkdir(parents=True)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "part" / "shut.json").write_text("{}")
+    (tmp_path / "model" / ".git").mkdir()
+    assert list(local_files(tmp_path / "model")) == ["config.json", "part/shut.json"]
+    (tmp_path / "model" / "part").chmod(0)
+    code = f"from pathlib import Path; from saesync.resolve import local_files; local_files(Path({str(tmp_path / 'model')!r}))"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, preexec_fn=no_override)
+    (tmp_path / "model" / "part").chmod(0o700)
+    assert "PermissionError" in done.stderr

@@ -59,6 +59,13 @@ def test_minimal_splices(file: Path, before: str, after: str) -> None:
     assert run(file, after) == ([], after)
 
 
+@pytest.mark.parametrize("commit", ["1" * 40, "1" * 20 + "e" + "2" * 19, "0" * 39 + "1", "1e" + "0" * 38])
+def test_hashes_that_read_as_numbers_are_quoted(file: Path, commit: str) -> None:
+    file.write_text("model: a/b\n")
+    pin(file, lambda repo, kind, revision: commit)
+    assert file.read_text() == f'model: {{name: a/b, revision: "{commit}"}}\n'
+
+
 def test_every_place_is_asked_once_with_its_kind(file: Path) -> None:
     text = (
         "model: a/m\nsaes:\n  source: {repo: a/s, revision: dev}\n  train: {dataset: a/t}\n"
