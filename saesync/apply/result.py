@@ -103,9 +103,14 @@ def planned_failures(plan: Plan) -> list[Failure]:
             misses = gate_diagnostics(item.reasons, bounds.get(item.address, ()))
             found.append(Failure(item.address, StepKind.VALIDATE, misses))
         elif item.held:
-            said = "; ".join(reason_text({"code": reason.code, "data": reason.data}) for reason in item.reasons)
-            found.append(Failure(item.address, StepKind.PUBLISH, (Diagnostic("Held by the plan", f"{said}.", item.origin),)))
+            found.append(Failure(item.address, StepKind.PUBLISH, (Diagnostic("Held by the plan", _said(item), item.origin),)))
     return found
+
+
+def _said(item: Item) -> str:
+    """All reasons as one sentence. Some quote a server's message, which ends as sentences do."""
+    said = "; ".join(reason_text({"code": reason.code, "data": reason.data}).rstrip(".") for reason in item.reasons)
+    return said if said.endswith("?") else f"{said}."
 
 
 def gate_diagnostics(reasons: Iterable[Reason], require: Iterable[Requirement]) -> tuple[Diagnostic, ...]:
