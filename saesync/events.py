@@ -10,7 +10,7 @@ progress           address, step, done, total, unit ("B", "tokens")
 step_finished      address, step, seconds, cached (bool), and step-specific numbers (max_diff, metrics)
 step_failed        address, step, diagnostics (list)
 committed          release, location, commit, saes (ids), bytes
-tagged             release, location, commit, tag
+tagged             release, location, commit, tag, made (bool; false: the tag stood already, on that commit)
 registered         release, registry, changed (bool), and where the entry is: branch, compare, number, url
 sae_finished       address, outcome ("published", "native", "deleted", "failed", "failing", "skipped", "stopped"), seconds,
                    metrics, proof; of a native one why it is not converted (native: title, detail, said_by)
