@@ -47,6 +47,8 @@ class Result:
     uploaded: int = 0  # bytes of the SAEs that were committed
     cards: int = 0  # written by themselves
     tags: int = 0  # made, or put back
+    cards_left: int = 0  # by themselves, and not come to before all was stopped
+    tags_left: int = 0
     seconds: float = 0.0
 
     @property
@@ -71,6 +73,8 @@ class Result:
             "bytes": self.uploaded,
             "cards": self.cards,
             "tags": self.tags,
+            "cards_left": self.cards_left,
+            "tags_left": self.tags_left,
             "seconds": round(self.seconds, 3),
         }
 

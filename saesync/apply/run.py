@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,6 +102,7 @@ class _Account:
     failures: list[Failure] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     interrupted: set[str] = field(default_factory=set)
+    reached: set[tuple[str, StepKind]] = field(default_factory=set)  # steps of whole releases that were not stopped before
 
     def __post_init__(self) -> None:
         self.failures += planned_failures(self.plan)
@@ -130,6 +132,7 @@ class _Account:
         """Told after a second request to stop. What was being written then may have landed all the same."""
         for duty in (self.graph.duties[task.key] for task in running):
             if duty.final:
+                self.reached.add((duty.address, duty.step))
                 self.outcomes[_entry_of(duty)] = Outcome.UNSURE
 
     def _fail(self, duty: Duty, diagnostics: Iterable[Diagnostic]) -> None:
@@ -141,6 +144,9 @@ class _Account:
     def _finish(self, duty: Duty, settled: Settled) -> None:
         outcome = self._outcome(duty, settled)
         if duty.step in _WHOLE:
+            if outcome is Outcome.STOPPED:
+                return  # counted apart from SAEs
+            self.reached.add((duty.address, duty.step))
             follows = duty.step is StepKind.TAG and settled.state is State.SKIPPED  # of a failure that is told already
             if outcome is not Outcome.PUBLISHED and not follows:
                 self.outcomes[duty.address] = outcome
@@ -202,6 +208,8 @@ class _Account:
         for duty in self.graph.duties.values():
             if duty.final and duty.step not in _WHOLE:
                 self.outcomes.setdefault(_entry_of(duty), Outcome.STOPPED)
+        whole = [(duty.address, duty.step) for duty in self.graph.duties.values() if duty.final and duty.step in _WHOLE]
+        left = Counter(step for address, step in whole if (address, step) not in self.reached)
         lanes = self.graph.lanes.values()
         return Result(
             dict(self.outcomes),
@@ -211,5 +219,7 @@ class _Account:
             uploaded=sum(lane.uploaded for lane in lanes),
             cards=sum(lane.cards for lane in lanes),
             tags=sum(lane.tagged for lane in lanes),
+            cards_left=left[StepKind.CARD],
+            tags_left=left[StepKind.TAG],
             seconds=seconds,
         )

@@ -333,7 +333,7 @@ def test_a_commit_that_nobody_waited_for_is_in_doubt(shop: Shop) -> None:
     (unsure,) = (address for address, outcome in result.outcomes.items() if outcome is Outcome.UNSURE)
     assert set(result.outcomes.values()) == {Outcome.UNSURE, Outcome.STOPPED}
     text = summary_text(result.summary())
-    assert text.startswith("Stopped. 1 in doubt, 1 not started.\n")
+    assert text.startswith("Stopped. 1 in doubt, 1 not started, 2 tags not made.\n")
     assert f"In doubt: {unsure}. It was being published and may have landed; the next plan tells." in text
     assert "half-done" not in text
     assert {item.address for item in shop.plan().pending if item.id is not None} == set(result.outcomes) - {unsure}
