@@ -19,7 +19,11 @@ summary            outcomes (name -> count), failures, exit_code, seconds, commi
                    releases: cards (written by themselves), tags (made or put back), and of both what was not come to before
                    all was stopped: cards_left, tags_left; unsure (addresses): was being written when all was stopped, and
                    may have landed
+ended              exit_code, diagnostics (list: summary, detail, origin as file, line, column, width): instead of a summary, when
+                   nothing could be started
 =================  ====================================================================================
+
+The last one is "summary" or "ended".
 """
 
 from __future__ import annotations
@@ -27,7 +31,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from saesync import __version__
+from saesync.errors import SaesyncError
+
 Event = Mapping[str, Any]
 Emit = Callable[[Event], None]
 
 EVENT_FORMAT = 1
+
+
+def version() -> Event:
+    """The first event."""
+    return {"type": "version", "saesync": __version__, "format": EVENT_FORMAT}
+
+
+def ended(error: SaesyncError) -> Event:
+    """The last event where there is no summary."""
+    found = [diagnostic.to_json() for diagnostic in error.diagnostics]
+    return {"type": "ended", "exit_code": error.exit_code, "diagnostics": found}

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from saesync import __version__
 from saesync.apply.context import Context, StopFlag
 from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Duty, Graph
@@ -18,7 +17,7 @@ from saesync.apply.scheduler import Scheduler, State, Task
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Interrupted, SaesyncError
-from saesync.events import EVENT_FORMAT, Emit, Event
+from saesync.events import Emit, Event, ended, version
 from saesync.model import Failure, Plan, StepKind, nothing
 
 _NAMED = 3
@@ -39,7 +38,7 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
     """
     began = context.clock()
     voice = _Voice(emit)
-    voice({"type": "version", "saesync": __version__, "format": EVENT_FORMAT})
+    voice(version())
     crew = Crew(context.cache, context.start, context.converters, context.devices)
     stop.at_once(crew.kill)
     graph = Graph(plan, context, Steps(context, crew, voice))
@@ -58,6 +57,9 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
             account.left_behind(scheduler.left())
         if not stop.now:
             account.keep_evidence()
+    except SaesyncError as error:
+        voice.close(ended(error))
+        raise
     finally:
         if stop.now:
             crew.kill()

@@ -149,8 +149,9 @@ def test_amounts() -> None:
 
 def test_every_event_that_is_told_is_described() -> None:
     package = Path(saesync.events.__file__).parent
-    sources = "".join(path.read_text(encoding="utf-8") for path in (package / "apply").glob("*.py"))
+    told = [package / "events.py", *(package / "apply").glob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in told)
     names = set(re.findall(r'\{\s*"type": "(\w+)"', sources))
-    assert {"step_failed", "tagged", "registered", "summary"} <= names
+    assert {"version", "step_failed", "tagged", "registered", "summary", "ended"} <= names
     described = set(re.findall(r"(?m)^(\w+) {2,}\S", saesync.events.__doc__ or ""))
     assert names <= described, names - described
