@@ -10,15 +10,20 @@ progress           address, step, done, total, unit ("B", "tokens")
 step_finished      address, step, seconds, cached (bool), and step-specific numbers (max_diff, metrics)
 step_failed        address, step, diagnostics (list)
 committed          release, location, commit, saes (ids), bytes
-tagged             release, location, commit, tag
+tagged             release, location, commit, tag, made (bool; false: the tag stood already, on that commit)
 registered         release, registry, changed (bool), and where the entry is: branch, compare, number, url
 sae_finished       address, outcome ("published", "native", "deleted", "failed", "failing", "skipped", "stopped"), seconds,
                    metrics, proof; of a native one why it is not converted (native: title, detail, said_by)
 note               text
 summary            outcomes (name -> count), failures, exit_code, seconds, commits, bytes, and what is done to whole
-                   releases: cards (written by themselves), tags (made or put back); unsure (addresses): was being written
-                   when all was stopped, and may have landed
+                   releases: cards (written by themselves), tags (made or put back), and of both what was not come to before
+                   all was stopped: cards_left, tags_left; unsure (addresses): was being written when all was stopped, and
+                   may have landed
+ended              exit_code, diagnostics (list: summary, detail, origin as file, line, column, width): instead of a summary, when
+                   nothing could be started
 =================  ====================================================================================
+
+The last one is "summary" or "ended".
 """
 
 from __future__ import annotations
@@ -26,7 +31,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from saesync import __version__
+from saesync.errors import SaesyncError
+
 Event = Mapping[str, Any]
 Emit = Callable[[Event], None]
 
 EVENT_FORMAT = 1
+
+
+def version() -> Event:
+    """The first event."""
+    return {"type": "version", "saesync": __version__, "format": EVENT_FORMAT}
+
+
+def ended(error: SaesyncError) -> Event:
+    """The last event where there is no summary."""
+    found = [diagnostic.to_json() for diagnostic in error.diagnostics]
+    return {"type": "ended", "exit_code": error.exit_code, "diagnostics": found}

@@ -136,7 +136,8 @@ class Lines:
             self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: card written")
 
     def _on_tagged(self, event: Event) -> None:
-        self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: tagged {plain(event['tag'])}")
+        said = "tagged {}" if event["made"] else "tag {} stands already"
+        self._write(f"  {self._style.paint('✓', 'good')} {plain(event['release'])}: {said.format(plain(event['tag']))}")
 
     def _on_sae_finished(self, event: Event) -> None:
         if event["outcome"] == "stopped":

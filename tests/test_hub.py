@@ -20,6 +20,7 @@ from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Head, Hub
+from saesync.hub.client import Client
 from saesync.hub.reach import Reach
 from saesync.hub.trouble import MAX_ATTEMPTS, Patience, Trouble, asked_wait
 
@@ -97,12 +98,24 @@ def test_bad_tokens_are_named_and_not_shown(hub: Hub, monkeypatch: pytest.Monkey
         assert odd not in str(unusable.value)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "site", "host"),
+    [
+        ("https://hub.example/", "https://hub.example", "hub.example"),
+        ("http://me:secret@127.0.0.1:8000/hub", "http://127.0.0.1:8000/hub", "127.0.0.1:8000"),
+    ],
+)
+def test_an_endpoint_is_shown_as_people_open_it(endpoint: str, site: str, host: str) -> None:
+    client = Client(endpoint)
+    assert (client.site, client.host) == (site, host)
+
+
 def test_gated_files_say_how_to_ask(hub: Hub, hub_server: HubServer, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_server.gate(REPO)
     tree = hub.tree(REPO, source)
     for token in (BOB, None):
         monkeypatch.setenv("HF_TOKEN", token) if token else monkeypatch.delenv("HF_TOKEN")
-        with pytest.raises(NotVisible, match=f"ask for it on https://.*/{REPO}"):
+        with pytest.raises(NotVisible, match=f"ask for it on {hub_server.base}/{REPO}"):
             hub.read(REPO, source, "cfg.json", tree["cfg.json"])
 
 

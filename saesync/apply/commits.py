@@ -90,9 +90,10 @@ class CommitLane:
             if not isinstance(target, Tagging):
                 raise Refused("Target has no tags", f"{at.target} cannot name a commit.")
             with self.steps.step((release,), StepKind.TAG):
-                name = target.tag(at.location, release, at, known.replace)
-            self.tagged += 1
-            self.steps.emit({"type": "tagged", "release": release, "location": at.location, "commit": at.head, "tag": name})
+                tag = target.tag(at.location, release, at, known.replace)
+            self.tagged += tag.made
+            about = {"release": release, "location": at.location, "commit": tag.commit, "tag": tag.name, "made": tag.made}
+            self.steps.emit({"type": "tagged", **about})
 
         return run
 

@@ -47,6 +47,8 @@ class Result:
     uploaded: int = 0  # bytes of the SAEs that were committed
     cards: int = 0  # written by themselves
     tags: int = 0  # made, or put back
+    cards_left: int = 0  # by themselves, and not come to before all was stopped
+    tags_left: int = 0
     seconds: float = 0.0
 
     @property
@@ -71,6 +73,8 @@ class Result:
             "bytes": self.uploaded,
             "cards": self.cards,
             "tags": self.tags,
+            "cards_left": self.cards_left,
+            "tags_left": self.tags_left,
             "seconds": round(self.seconds, 3),
         }
 
@@ -103,9 +107,14 @@ def planned_failures(plan: Plan) -> list[Failure]:
             misses = gate_diagnostics(item.reasons, bounds.get(item.address, ()))
             found.append(Failure(item.address, StepKind.VALIDATE, misses))
         elif item.held:
-            said = "; ".join(reason_text({"code": reason.code, "data": reason.data}) for reason in item.reasons)
-            found.append(Failure(item.address, StepKind.PUBLISH, (Diagnostic("Held by the plan", f"{said}.", item.origin),)))
+            found.append(Failure(item.address, StepKind.PUBLISH, (Diagnostic("Held by the plan", _said(item), item.origin),)))
     return found
+
+
+def _said(item: Item) -> str:
+    """All reasons as one sentence. Some quote a server's message, which ends as sentences do."""
+    said = "; ".join(reason_text({"code": reason.code, "data": reason.data}).rstrip(".") for reason in item.reasons)
+    return said if said.endswith("?") else f"{said}."
 
 
 def gate_diagnostics(reasons: Iterable[Reason], require: Iterable[Requirement]) -> tuple[Diagnostic, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from saesync import __version__
 from saesync.apply.context import Context, StopFlag
 from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Duty, Graph
@@ -17,7 +17,7 @@ from saesync.apply.scheduler import Scheduler, State, Task
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Interrupted, SaesyncError
-from saesync.events import EVENT_FORMAT, Emit, Event
+from saesync.events import Emit, Event, ended, version
 from saesync.model import Failure, Plan, StepKind, nothing
 
 _NAMED = 3
@@ -38,7 +38,7 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
     """
     began = context.clock()
     voice = _Voice(emit)
-    voice({"type": "version", "saesync": __version__, "format": EVENT_FORMAT})
+    voice(version())
     crew = Crew(context.cache, context.start, context.converters, context.devices)
     stop.at_once(crew.kill)
     graph = Graph(plan, context, Steps(context, crew, voice))
@@ -57,6 +57,9 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
             account.left_behind(scheduler.left())
         if not stop.now:
             account.keep_evidence()
+    except SaesyncError as error:
+        voice.close(ended(error))
+        raise
     finally:
         if stop.now:
             crew.kill()
@@ -101,6 +104,7 @@ class _Account:
     failures: list[Failure] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     interrupted: set[str] = field(default_factory=set)
+    reached: set[tuple[str, StepKind]] = field(default_factory=set)  # steps of whole releases that were not stopped before
 
     def __post_init__(self) -> None:
         self.failures += planned_failures(self.plan)
@@ -130,6 +134,7 @@ class _Account:
         """Told after a second request to stop. What was being written then may have landed all the same."""
         for duty in (self.graph.duties[task.key] for task in running):
             if duty.final:
+                self.reached.add((duty.address, duty.step))
                 self.outcomes[_entry_of(duty)] = Outcome.UNSURE
 
     def _fail(self, duty: Duty, diagnostics: Iterable[Diagnostic]) -> None:
@@ -141,6 +146,9 @@ class _Account:
     def _finish(self, duty: Duty, settled: Settled) -> None:
         outcome = self._outcome(duty, settled)
         if duty.step in _WHOLE:
+            if outcome is Outcome.STOPPED:
+                return  # counted apart from SAEs
+            self.reached.add((duty.address, duty.step))
             follows = duty.step is StepKind.TAG and settled.state is State.SKIPPED  # of a failure that is told already
             if outcome is not Outcome.PUBLISHED and not follows:
                 self.outcomes[duty.address] = outcome
@@ -202,6 +210,8 @@ class _Account:
         for duty in self.graph.duties.values():
             if duty.final and duty.step not in _WHOLE:
                 self.outcomes.setdefault(_entry_of(duty), Outcome.STOPPED)
+        whole = [(duty.address, duty.step) for duty in self.graph.duties.values() if duty.final and duty.step in _WHOLE]
+        left = Counter(step for address, step in whole if (address, step) not in self.reached)
         lanes = self.graph.lanes.values()
         return Result(
             dict(self.outcomes),
@@ -211,5 +221,7 @@ class _Account:
             uploaded=sum(lane.uploaded for lane in lanes),
             cards=sum(lane.cards for lane in lanes),
             tags=sum(lane.tagged for lane in lanes),
+            cards_left=left[StepKind.CARD],
+            tags_left=left[StepKind.TAG],
             seconds=seconds,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from saesync.apply.context import Context
 from saesync.keys import Wanted
@@ -38,8 +38,8 @@ class ReleaseTag:
 
     @property
     def due(self) -> Observed | None:
-        """The commit to tag; None while the release is not complete: an SAE may stand and be failing."""
-        now = self.after or self.planned
+        """The commit to tag, and the tags before; None while the release is not complete: an SAE may stand and be failing."""
+        now = replace(self.after or self.planned, tags=self.planned.tags)
         record = now.records.get(self.release.name)
         return now if record is not None and self._done(record, frozenset()) else None
 
@@ -56,9 +56,9 @@ def release_tags(plan: Plan, context: Context) -> dict[str, ReleaseTag]:
         if item.basis.get(SECTION) == TAG and publish is not None:
             place: Place = publish.target, publish.location
             left = {other.id for other in plan.pending if other.release == item.release and other.id is not None}
-            replace = item.basis.get("asked.choice") == "replace" and StepKind.TAG in item.steps
+            back = item.basis.get("asked.choice") == "replace" and StepKind.TAG in item.steps
             completes = item.basis.get(COMPLETE) is True
             found[item.release] = ReleaseTag(
-                releases[item.release], context.wanted, context.observed[place], completes, left, replace
+                releases[item.release], context.wanted, context.observed[place], completes, left, back
             )
     return found

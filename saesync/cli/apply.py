@@ -13,14 +13,14 @@ from pathlib import Path
 
 import click
 
-from saesync import planfile, preflight, progress, render
+from saesync import events, planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, debugging, is_terminal, put, say
 from saesync.cli.scope import policy_of, policy_option
-from saesync.errors import Missing, Refused
+from saesync.errors import Missing, Refused, SaesyncError, os_trouble
 from saesync.planner import keep, part
 from saesync.policy import Policy
 from saesync.targets import open_target
@@ -71,24 +71,40 @@ def apply(
     PATH is a plan file from `saesync plan --out`, or manifests; manifests/ unless given. A plan file is the approval;
     otherwise apply shows the plan and asks. Safe to stop and to kill at any time: run the same command again.
     """
-    policy = policy_of(policy_file, needed=True)
-    if asked.plan_file is not None:
-        world: World | None = _approved_by_file(asked.plan_file, policy)
-    else:
-        world = _approved_here(ctx, asked, policy, yes, format_)
-    if world is None:
-        say("Nothing was done.")
-        ctx.exit(1)
-    if steps != "all":
-        world = replace(world, plan=part(world.plan, registering=steps == "register"))
+    with _refusal_told(format_):
+        policy = policy_of(policy_file, needed=True)
+        if asked.plan_file is not None:
+            world: World | None = _approved_by_file(asked.plan_file, policy)
+        else:
+            world = _approved_here(ctx, asked, policy, yes, format_)
+        if world is None:
+            say("Nothing was done.")
+            ctx.exit(1)
+        if steps != "all":
+            world = replace(world, plan=part(world.plan, registering=steps == "register"))
+        context = _ready(ctx, world, devices)
     # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
     words = (*asked.words(), *(("--policy", str(policy_file)) if policy_file is not None else ()))
     again = ("saesync", "apply", *words, *(["-y"] if yes else [])) if asked.plan_file is None else ()
-    ctx.exit(_carry_out(ctx, world, devices, format_, again))
+    ctx.exit(_carry_out(ctx, world, context, format_, again))
 
 
-def _carry_out(ctx: click.Context, world: World, devices: tuple[str, ...], format_: str, again: tuple[str, ...]) -> int:
-    """Run the plan and tell of it; the exit code. ``again`` is the command that continues after trouble.
+@contextmanager
+def _refusal_told(format_: str) -> Iterator[None]:
+    """What ends an apply before its run is an event, too; of what ends it later the run tells."""
+    try:
+        yield
+    except (SaesyncError, OSError) as error:
+        if format_ == "json":
+            known = os_trouble(error) if isinstance(error, OSError) else error
+            with progress.reporter("json", sys.stdout, progress.Look()) as emit:
+                emit(events.version())
+                emit(events.ended(known))
+        raise
+
+
+def _ready(ctx: click.Context, world: World, devices: tuple[str, ...]) -> Context:
+    """What the plan runs with.
 
     Raises:
         Missing: with everything that the plan needs and is not here.
@@ -99,6 +115,11 @@ def _carry_out(ctx: click.Context, world: World, devices: tuple[str, ...], forma
     missing = preflight.check(world.plan, context)
     if missing:
         raise Missing.of(missing)
+    return context
+
+
+def _carry_out(ctx: click.Context, world: World, context: Context, format_: str, again: tuple[str, ...]) -> int:
+    """Run the plan and tell of it; the exit code. ``again`` is the command that continues after trouble."""
     kind = "json" if format_ == "json" else "terminal" if is_terminal(sys.stderr) else "lines"
     stop = StopFlag()
     stream = sys.stdout if format_ == "json" else sys.stderr

@@ -24,6 +24,7 @@ from saesync.hub.trouble import (
     asked_wait,
     bad_token,
     diagnose,
+    host_of,
     unreachable,
 )
 from saesync.restraint import restrained
@@ -67,7 +68,13 @@ class Client:
     @property
     def host(self) -> str:
         """The endpoint as shown to people: host and port, never credentials that stand in the address."""
-        return urllib.parse.urlsplit(self.endpoint).netloc.rpartition("@")[2]
+        return host_of(self.site)
+
+    @property
+    def site(self) -> str:
+        """The endpoint as people open it: its own scheme and path, never credentials that stand in the address."""
+        parts = urllib.parse.urlsplit(self.endpoint)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
     def patience(self) -> Patience:
         """A fresh allowance of waiting time."""
@@ -164,7 +171,7 @@ class Client:
 
     def trouble(self, error: BaseException, asked: Asked, token: str | None, began: float | None = None) -> Trouble | None:
         """See ``trouble.diagnose``. ``began`` is when the attempt did (monotonic seconds): name servers may be slow to say no."""
-        found = diagnose(error, asked, token, self.host)
+        found = diagnose(error, asked, token, self.site)
         if found is not None and found.unreachable:
             self.reach.failed(found.cost if began is None else time.monotonic() - began)
         return found

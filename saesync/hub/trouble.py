@@ -11,6 +11,7 @@ import errno
 import random
 import re
 import time
+import urllib.parse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -105,13 +106,22 @@ class Patience:
         time.sleep(pause)
 
 
-def diagnose(error: BaseException, asked: Asked, token: str | None, host: str) -> Trouble | None:
-    """The trouble behind an exception of the Hub client; None when it is not one (a bug, an unreadable local file)."""
+def host_of(site: str) -> str:
+    """Host and port of an endpoint."""
+    return urllib.parse.urlsplit(site).netloc
+
+
+def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -> Trouble | None:
+    """The trouble behind an exception of the Hub client; None when it is not one (a bug, an unreadable local file).
+
+    ``site`` is the endpoint without credentials.
+    """
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    host = host_of(site)
     if isinstance(error, Answered | HfHubHTTPError):
-        return answered(error.response, asked, token, host)
+        return answered(error.response, asked, token, site)
     if isinstance(error, OfflineModeIsEnabled):
         return Trouble(Unavailable("Offline mode is on", "HF_HUB_OFFLINE is set; unset it to reach the Hub."), False)
     if isinstance(error, Garbled):
@@ -123,7 +133,7 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, host: str) -
         return _transport(error, asked, host)
     cause = error.__cause__
     if isinstance(error, RuntimeError) and cause is not None:  # the client's wrapper around a failed upload
-        return diagnose(cause, asked, token, host)
+        return diagnose(cause, asked, token, site)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return Trouble(Missing("Disk is full", f"No space is left to {asked.what}. Free some space and run again."), False)
     if isinstance(error, ConnectionError | TimeoutError) or _from_xet(error):
@@ -131,8 +141,9 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, host: str) -
     return None
 
 
-def answered(response: httpx2.Response, asked: Asked, token: str | None, host: str) -> Trouble:
+def answered(response: httpx2.Response, asked: Asked, token: str | None, site: str) -> Trouble:
     """The trouble behind an answer that is not success."""
+    host = host_of(site)
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     if not _is_at(response.request.url, host) and status in (401, 403, 404):
         # The object store: its signed address has expired or is not there yet. A new attempt gets a new one.
@@ -153,7 +164,7 @@ def answered(response: httpx2.Response, asked: Asked, token: str | None, host: s
     said = _said(response, token)
     if status in (401, 403, 404):
         refused = (
-            _refused_write(status, asked, token, said) if asked.write else _invisible(status, code, asked, token, said, host)
+            _refused_write(status, asked, token, said) if asked.write else _invisible(status, code, asked, token, said, site)
         )
         return Trouble(refused, False)
     return Trouble(Refused("Hub refused the request", f"The Hub was asked to {asked.what} and answered {status}{said}."), False)
@@ -192,13 +203,11 @@ def invalid_token() -> NotVisible:
     )
 
 
-def _invisible(status: int, code: str, asked: Asked, token: str | None, said: str, host: str) -> NotVisible:
+def _invisible(status: int, code: str, asked: Asked, token: str | None, said: str, site: str) -> NotVisible:
     name = f"{asked.kind} {asked.repo}"
     if code == "GatedRepo":
         do = "" if token else " and give a token (`hf auth login` or HF_TOKEN)"
-        return NotVisible(
-            "Repository is gated", f"Access to {name} has to be granted: ask for it on https://{host}/{asked.page}{do}."
-        )
+        return NotVisible("Repository is gated", f"Access to {name} has to be granted: ask for it on {site}/{asked.page}{do}.")
     if token is None:
         detail = "is private, gated or not there; without a token the Hub does not say which. Do `hf auth login` or set HF_TOKEN."
         return NotVisible("Repository needs a token", f"The {name} {detail}")
@@ -211,7 +220,7 @@ def _invisible(status: int, code: str, asked: Asked, token: str | None, said: st
     if code:
         detail = f"The Hub shows this token no {name}: it does not exist, or it is private. Check the name and the token."
         return NotVisible("Repository is not visible", detail)
-    detail = f"{host} answered 404 without saying what is missing. Is HF_ENDPOINT the address of a Hub?"
+    detail = f"{host_of(site)} answered 404 without saying what is missing. Is HF_ENDPOINT the address of a Hub?"
     return NotVisible("Hub address may be wrong", detail)
 
 

@@ -25,7 +25,7 @@ from saesync.cache import Cache
 from saesync.digest import key_of
 from saesync.errors import Missing, Refused
 
-_PACKING = 1  # bumped when rows made from the same text change
+_PACKING = 2  # bumped when rows made from the same text change
 _BLOCK = 1 << 16  # characters of a .txt file tokenised at a time, then to the end of the line
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 _KINDS = (".txt", ".jsonl", ".parquet")
@@ -193,7 +193,8 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         # "detect" goes by the name's ending
         with pyarrow.input_stream(str(path), compression="detect") as stream:
-            yield from io.TextIOWrapper(stream, encoding="utf-8", newline="\n")
+            # A byte order mark at the beginning says how the file is written: it is no part of what is written.
+            yield from io.TextIOWrapper(stream, encoding="utf-8-sig", newline="\n")
     except UnicodeDecodeError as error:
         raise Refused("Dataset is not text", f"{path} is not UTF-8. Convert it, or use another file.") from error
     except OSError as error:

@@ -41,7 +41,8 @@ def summary_text(
     outcomes = summary["outcomes"]
     known = [f"{outcomes[name]:,} {words}" for name, words in _OUTCOMES if outcomes.get(name)]
     other = [f"{count:,} {plain(name)}" for name, count in sorted(outcomes.items()) if count and name not in dict(_OUTCOMES)]
-    stopped = summary["exit_code"] == INTERRUPTED or bool(outcomes.get("stopped"))
+    left = outcomes.get("stopped") or summary.get("cards_left") or summary.get("tags_left")
+    stopped = summary["exit_code"] == INTERRUPTED or bool(left)
     counts = ", ".join([*known, *other, *_of_releases(summary)]) or "nothing to do"
     took = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
     unsure = summary.get("unsure") or ()
@@ -50,13 +51,14 @@ def summary_text(
     rows = [style.paint(first, "bold")]
     failures = summary["failures"]
     if unsure:
-        rows.append(f"In doubt: {_named(unsure)}. It was being published and may have landed; the next plan tells.")
+        they = "It was" if len(unsure) == 1 else "They were"
+        rows.append(f"In doubt: {_named(unsure)}. {they} being published and may have landed; the next plan tells.")
     if stopped:
         rows.append("Run the same command to continue: finished SAEs are skipped.")
     groups = _folded(failures)
-    left = max((width(label) for label, _ in groups), default=0)
+    widest = max((width(label) for label, _ in groups), default=0)
     for label, failure in groups:
-        rows += _failure(label, failure, left, style, asked or {})
+        rows += _failure(label, failure, widest, style, asked or {})
     if failures and command and not stopped:
         rows.append(f"After mending what failed:  {command_text(*command)}")
     return "\n".join(rows)
@@ -64,9 +66,18 @@ def summary_text(
 
 def _of_releases(summary: Mapping[str, Any]) -> list[str]:
     """What was done to releases as a whole."""
-    cards, tags = summary.get("cards", 0), summary.get("tags", 0)
-    written = [f"{cards:,} card{'' if cards == 1 else 's'} written"] if cards else []
-    return [*written, *([f"{tags:,} tagged"] if tags else [])]
+    counts = {name: summary.get(name, 0) for name in ("cards", "tags", "cards_left", "tags_left")}
+    said = {
+        "cards": f"card{_s(counts['cards'])} written",
+        "tags": "tagged",
+        "cards_left": f"card{_s(counts['cards_left'])} not written",
+        "tags_left": f"tag{_s(counts['tags_left'])} not made",
+    }
+    return [f"{count:,} {said[name]}" for name, count in counts.items() if count]
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _named(addresses: Sequence[str]) -> str:

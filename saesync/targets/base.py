@@ -104,12 +104,22 @@ class Proposing(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """The name that stands, the commit it stands on, and whether it was ``made``, or put back there, just now."""
+
+    name: str
+    commit: str
+    made: bool
+
+
 @runtime_checkable
 class Tagging(Protocol):
     """A target whose commits can be named."""
 
-    def tag(self, location: str, release: str, at: Observed, replace: bool = False) -> str:
-        """Name the commit ``at.head`` after the record of ``release`` in it, and return the name. Idempotent.
+    def tag(self, location: str, release: str, at: Observed, replace: bool = False) -> Tag:
+        """Name the commit ``at.head`` after the record of ``release`` in it. Idempotent: a tag of that name on an earlier commit
+        that holds the same stays there. ``at.tags`` are those that were there before.
 
         ``replace``: a tag of that name that points at something else is moved back.
 

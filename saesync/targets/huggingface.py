@@ -18,7 +18,7 @@ from saesync.reason import Reason, ReasonCode
 from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, parse_record, record_path
 from saesync.record_json import RecordUnreadable
 from saesync.tags import intact, tag_name
-from saesync.targets.base import Batch, Progress
+from saesync.targets.base import Batch, Progress, Tag
 from saesync.targets.merge import Merge, merge, record_file
 from saesync.targets.pulls import Pulls
 from saesync.targets.reading import read_card, read_records
@@ -223,7 +223,7 @@ class HuggingFace:
                 found.append(Add(name, content, digest_bytes(content)))
         return found
 
-    def tag(self, location: str, release: str, at: Observed, replace: bool = False) -> str:
+    def tag(self, location: str, release: str, at: Observed, replace: bool = False) -> Tag:
         """See ``Tagging.tag``. After a lost reply the tag is looked for before anything is said of it."""
         record, commit = at.records.get(release), at.head
         if record is None or commit is None:
@@ -231,14 +231,15 @@ class HuggingFace:
         name = tag_name(record)
         if replace and (found := self._hub.tags(location).get(name)) is not None:
             if self._holds(at, found, record):
-                return name
+                return Tag(name, found, made=False)
             self._hub.delete_tag(location, name)
-        if not self._hub.create_tag(location, name, commit):
-            found = self._hub.tags(location).get(name)
-            if found is None or not self._holds(at, found, record):
-                detail = f"{name} in {location} points at something else. `saesync apply --replace {release}` moves it back."
-                raise Conflict("Tag was moved", detail)
-        return name
+        if self._hub.create_tag(location, name, commit):
+            return Tag(name, commit, made=True)
+        found = self._hub.tags(location).get(name)
+        if found is None or not self._holds(at, found, record):
+            detail = f"{name} in {location} points at something else. `saesync apply --replace {release}` moves it back."
+            raise Conflict("Tag was moved", detail)
+        return Tag(name, found, made=found == commit and at.tags.get(name) != commit)  # made, and the reply was lost
 
     # ------------------------------------------------------------------------------------------------- rights
 

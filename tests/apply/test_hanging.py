@@ -49,6 +49,7 @@ def test_while_devices_are_looked_for(world: TinyWorld, look: Look, monkeypatch:
     with pytest.raises(Interrupted):
         apply(plan, context_without_devices(context), run.events.append, stop)
     assert time.monotonic() - began < 10
+    assert (run.events[-1]["type"], run.events[-1]["exit_code"]) == ("ended", 130), "there is no summary, and an end all the same"
 
 
 def context_without_devices(context: Any) -> Any:

@@ -91,6 +91,14 @@ def test_a_card_by_itself_has_a_line_and_one_that_goes_with_saes_has_none() -> N
     assert drawn("lines", {**committed, "saes": ["layer_0"]}) == ""
 
 
+@pytest.mark.parametrize(
+    ("made", "said"), [(True, "tagged saesync-gemma-4be14be1"), (False, "tag saesync-gemma-4be14be1 stands already")]
+)
+def test_a_tag_that_stood_already_is_not_told_as_made(made: bool, said: str) -> None:
+    tagged = {"type": "tagged", "release": "gemma", "location": "acme/saes", "commit": "a" * 40, "tag": "saesync-gemma-4be14be1"}
+    assert drawn("lines", {**tagged, "made": made}) == f"  ✓ gemma: {said}\n"
+
+
 def test_color_only_when_asked() -> None:
     assert "\x1b[" not in drawn("lines", DONE, SUMMARY)
     assert "\x1b[32m✓" in drawn("lines", DONE, color=True)
@@ -141,8 +149,9 @@ def test_amounts() -> None:
 
 def test_every_event_that_is_told_is_described() -> None:
     package = Path(saesync.events.__file__).parent
-    sources = "".join(path.read_text(encoding="utf-8") for path in (package / "apply").glob("*.py"))
+    told = [package / "events.py", *(package / "apply").glob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in told)
     names = set(re.findall(r'\{\s*"type": "(\w+)"', sources))
-    assert {"step_failed", "tagged", "registered", "summary"} <= names
+    assert {"version", "step_failed", "tagged", "registered", "summary", "ended"} <= names
     described = set(re.findall(r"(?m)^(\w+) {2,}\S", saesync.events.__doc__ or ""))
     assert names <= described, names - described

@@ -52,6 +52,46 @@ def test_events_are_versioned_json_lines(own: Place) -> None:
     assert done.err == ""
 
 
+def misspell(place: Place) -> None:
+    place.world.good.write_text(place.world.good.read_text().replace("tokens: 1024", "tokns: 1024"))
+
+
+def lose_the_tokenizer(place: Place) -> None:
+    (place.world.model / "tokenizer.json").unlink()
+
+
+def lower_a_bound(place: Place) -> None:
+    place.world.good.write_text(place.world.good.read_text().replace("l0: {max: 40}", "l0: {max: 30}"))
+
+
+@pytest.mark.parametrize(
+    ("edit", "words", "code", "summary", "line"),
+    [
+        (misspell, ("-y", "manifests/good.yaml"), 1, "Unknown key", "tokns:"),
+        (lose_the_tokenizer, ("-y", "manifests/good.yaml"), 1, "Tokenizer is missing", "../model"),
+        (lower_a_bound, ("p.json",), 4, "Plan is stale", None),
+    ],
+)
+def test_what_ends_an_apply_before_its_run_is_its_last_event(
+    own: Place, edit: Callable[[Place], None], words: tuple[str, ...], code: int, summary: str, line: str | None
+) -> None:
+    assert own.run("plan", "manifests/good.yaml", "--out", "p.json").code == 0
+    edit(own)
+    said = own.run("apply", *words)
+    done = own.run("apply", *words, "--format", "json")
+    assert (done.code, done.err) == (code, said.err.lstrip("\n")), "as in text, where an empty line follows the plan"
+    first, last = done.events()
+    assert first == {"type": "version", "saesync": first["saesync"], "format": 1}
+    assert (last["type"], last["exit_code"]) == ("ended", code)
+    found = last["diagnostics"][0]
+    assert found["summary"] == summary
+    assert found["detail"].split(".")[0] in " ".join(done.err.split())
+    if line is not None:
+        file, at, column, _ = found["origin"]
+        assert line in (own.folder / file).read_text().splitlines()[at - 1][column - 1 :]
+    assert not own.world.published.exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is what says something")
 @pytest.mark.parametrize("debug", [True, False])
 def test_debug_tells_what_a_failing_worker_said(own: Place, debug: bool) -> None:
@@ -152,10 +192,6 @@ def test_color_on_a_terminal(applied: Place) -> None:
 # --------------------------------------------------------------------------------------------------- plan files
 
 Edit = Callable[[Place], None]
-
-
-def lower_a_bound(place: Place) -> None:
-    place.world.good.write_text(place.world.good.read_text().replace("l0: {max: 40}", "l0: {max: 30}"))
 
 
 def write_foreign_files(place: Place) -> None:

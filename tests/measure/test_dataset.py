@@ -74,6 +74,23 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert np.array_equal(rows(path, tmp_path / "cache", 2), expected(["a b c d e f g h i j"], 2))
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl", "a.jsonl.gz"])
+def test_a_byte_order_mark_is_no_text(name: str, tmp_path: Path) -> None:
+    """One at the beginning. Anywhere else it is a character, as for every reader."""
+    text = "a\ufeffb c d e f"
+    written = text if ".txt" in name else json.dumps({"text": text}, ensure_ascii=False) + "\n"
+    data = b"\xef\xbb\xbf" + written.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    seen: list[str] = []
+
+    def noting(piece: str) -> list[int]:
+        seen.append(piece)
+        return encode("a b c d e f")
+
+    rows(tmp_path / name, tmp_path / "cache", 1, encode=noting)
+    assert seen == [text]
+
+
 def test_a_long_text_file_comes_in_pieces_without_separators(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("a b c d e f g\n" * 20_000)

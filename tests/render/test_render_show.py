@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from planning import SPEC, World, evidence_of, files_of, golden, inputs_of, published, release, sae, wanted_of
 
 from saesync.digest import digest_bytes
@@ -68,6 +69,12 @@ def failure(address: str, *details: str) -> dict[str, Any]:
     return {"address": address, "step": "validate", "diagnostics": found}
 
 
+@pytest.mark.parametrize(("unsure", "said"), [(["r/a"], "r/a. It was"), (["r/a", "r/b"], "r/a, r/b. They were")])
+def test_what_is_in_doubt_is_one_or_several(unsure: list[str], said: str) -> None:
+    summary = {"outcomes": {"unsure": len(unsure)}, "unsure": unsure, "failures": [], "exit_code": 130}
+    assert f"In doubt: {said} being published and may have landed; the next plan tells." in summary_text(summary)
+
+
 def test_summary_of_a_stopped_run() -> None:
     said = "explained_variance 0.614, manifest asks for at least 0.70."
     summary = {
@@ -106,6 +113,8 @@ def test_summary_of_nothing() -> None:
 
 def test_summary_of_what_was_done_to_whole_releases() -> None:
     done: dict[str, Any] = {"outcomes": {}, "failures": [], "exit_code": 0, "seconds": 0.1}
+    left = {**done, "exit_code": 1, "outcomes": {"failed": 1}, "tags_left": 2, "cards_left": 1}
+    assert summary_text(left).startswith("Stopped. 1 failed, 1 card not written, 2 tags not made; nothing is half-done.\n")
     assert summary_text({**done, "cards": 1, "tags": 1}) == "Done in 0.1s. 1 card written, 1 tagged."
     assert summary_text({**done, "outcomes": {"published": 3}, "cards": 2}) == "Done in 0.1s. 3 published, 2 cards written."
 

@@ -23,7 +23,7 @@ from saesync.reason import ReasonCode
 from saesync.record import parse_record
 from saesync.render import summary_text
 from saesync.tags import tag_name
-from saesync.targets.base import Tagging
+from saesync.targets.base import Tag, Tagging
 
 NAME = r"saesync-res-[0-9a-f]{8}"
 
@@ -52,7 +52,9 @@ def test_the_apply_that_completes_a_release_tags_its_last_commit(shop: Shop) -> 
     assert (result.exit_code, result.outcomes) == (0, dict.fromkeys(("res/layer_0", "res/layer_1"), Outcome.PUBLISHED))
     name = record_name(shop)
     assert shop.tags() == {name: shop.server.head(REPO)}
-    assert [event["tag"] for event in shop.told("tagged")] == [name]
+    assert [(event["tag"], event["commit"], event["made"]) for event in shop.told("tagged")] == [
+        (name, shop.server.head(REPO), True)
+    ]
     assert (result.cards, result.tags) == (0, 1), "the card went with its SAEs"
     assert f"revision={json.dumps(name)}" in shop.card()
     assert 'SAE.from_pretrained("alice/saes", "layer_0")' in shop.card(), "the unpinned snippet stays"
@@ -189,6 +191,22 @@ def test_a_tag_on_another_commit_that_holds_the_same_is_fine(shop: Shop) -> None
     assert shop.plan().pending == ()
 
 
+def test_the_tag_of_a_release_that_is_put_back_stands(shop: Shop) -> None:
+    """What is published again is what was tagged: the tag stays, and nothing else is said."""
+    shop.apply()
+    ((name, right),) = shop.tags().items()
+    shop.server.push(REPO, {"layer_0/sae_weights.safetensors": b"somebody's"})
+    result = shop.apply(replace=("res/layer_0",))
+    assert (result.exit_code, result.commits, result.tags) == (0, 1, 0)
+    assert shop.tags() == {name: right}
+    assert shop.server.head(REPO) != right
+    assert shop.told("tagged") == [
+        {"type": "tagged", "release": "res", "location": REPO, "commit": right, "tag": name, "made": False}
+    ]
+    assert "tagged" not in summary_text(result.summary())
+    assert shop.plan().pending == ()
+
+
 def test_a_deleted_tag_is_made_again(shop: Shop) -> None:
     shop.apply()
     (name,) = shop.tags()
@@ -217,6 +235,7 @@ def test_transient_trouble_ends_in_one_tag(shop: Shop, fault: dict[str, Any]) ->
     assert shop.apply().exit_code == 0
     assert shop.server.stats()["faults"][0]["hits"] >= 1
     assert shop.tags() == {record_name(shop): shop.server.head(REPO)}
+    assert [event["made"] for event in shop.told("tagged")] == [True], "also when the reply was lost"
     assert shop.plan().pending == ()
 
 
@@ -254,14 +273,18 @@ def published(shop: Shop) -> tuple[Tagging, Observed]:
 
 def test_a_tag_that_is_there_already(shop: Shop) -> None:
     target, at = published(shop)
-    name = target.tag(REPO, "res", at)
-    assert target.tag(REPO, "res", at) == name, "409 at the same commit is done"
+    assert at.head is not None
+    name = target.tag(REPO, "res", at).name
+    tagged = replace(at, tags={name: at.head})
+    stands = Tag(name, at.head, made=False)
+    assert target.tag(REPO, "res", tagged) == stands, "409 at the same commit is done"
     assert shop.server.stats()["routes"]["tag.create"]["status"] == {"200": 1, "409": 1}
     move(shop, name, shop.server.commits(REPO)[-1])
     with pytest.raises(Conflict, match="--replace res"):
         target.tag(REPO, "res", at)
     shop.server.fault(route="tag.delete", when="after", action="reset")
-    assert target.tag(REPO, "res", at, replace=True) == name
+    assert target.tag(REPO, "res", at, replace=True) == Tag(name, at.head, made=True)
+    assert target.tag(REPO, "res", at, replace=True) == stands, "somebody else put it back"
     assert shop.tags() == {name: at.head}
     with pytest.raises(Missing, match="no record of other"):
         target.tag(REPO, "other", at)
@@ -310,7 +333,7 @@ def test_a_commit_that_nobody_waited_for_is_in_doubt(shop: Shop) -> None:
     (unsure,) = (address for address, outcome in result.outcomes.items() if outcome is Outcome.UNSURE)
     assert set(result.outcomes.values()) == {Outcome.UNSURE, Outcome.STOPPED}
     text = summary_text(result.summary())
-    assert text.startswith("Stopped. 1 in doubt, 1 not started.\n")
+    assert text.startswith("Stopped. 1 in doubt, 1 not started, 2 tags not made.\n")
     assert f"In doubt: {unsure}. It was being published and may have landed; the next plan tells." in text
     assert "half-done" not in text
     assert {item.address for item in shop.plan().pending if item.id is not None} == set(result.outcomes) - {unsure}

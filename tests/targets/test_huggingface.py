@@ -248,7 +248,9 @@ def test_gated_repo(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     cold = HuggingFace(Cache(tmp_path / "cold"), Hub(Cache(tmp_path / "cold"), patience=1))
     seen = cold.observe(REPO)
     assert seen.unknown is not None
-    assert "has to be granted" in seen.unknown.data["detail"]
+    detail = seen.unknown.data["detail"]
+    assert "has to be granted" in detail
+    assert f" {server.base}/{REPO}." in detail, "the endpoint's own scheme: this one has no https"
 
 
 def test_renamed_repo_is_named_not_followed(place: Place, tmp_path: Path) -> None:

@@ -10,10 +10,16 @@ from tiny import TinyWorld, make
 
 
 @pytest.fixture(scope="session")
-def tiny_world(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
-    """A world that the whole session shares: to be read, not changed. Trained once, then kept in pytest's cache."""
-    cache = pytestconfig.cache.mkdir("tiny-worlds") if pytestconfig.cache else tmp_path_factory.mktemp("tiny-cache")
-    return make(tmp_path_factory.mktemp("tiny") / "world", cache)
+def tiny_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where trained worlds are kept: pytest's cache, or for this session alone where ``-p no:cacheprovider`` leaves it out."""
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+    return tmp_path_factory.mktemp("tiny-cache") if cache is None else cache.mkdir("tiny-worlds")
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """A world that the whole session shares: to be read, not changed. Trained once, then kept in ``tiny_cache``."""
+    return make(tmp_path_factory.mktemp("tiny") / "world", tiny_cache)
 
 
 @pytest.fixture
