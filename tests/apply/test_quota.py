@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,14 +52,11 @@ def test_three_hundred_saes_under_a_quota_of_sixty_commits_an_hour(
 ) -> None:
     hub_server.ration(commit={"quota": 60, "window": 3600})
     run = Run((folder / "manifests" / "many.yaml",), Cache(folder / "cache"), (folder,), start=fork)
-    began = time.monotonic()
     result = run.apply()
-    seconds = time.monotonic() - began
     assert result.exit_code == 0, result.failures[:3]
     landed = hub_server.commits_landed()
     assert landed == result.commits <= 30
     assert hub_server.count("commit") == landed, "no commit was refused"
-    assert seconds < COUNT / 3
     record = parse_record(hub_server.file("alice/many", "saesync/many.json"), "many")
     assert set(record.saes) == {f"sae_{n}" for n in range(COUNT)}
     load_all({**clean_environ, **hub_server.environment(), "HF_HOME": str(folder / "home")})

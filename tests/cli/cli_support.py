@@ -75,6 +75,14 @@ class Place:
         assert "Traceback" not in done.stderr or "--debug" in words, done.stderr
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def run_without_torch(self, *words: str) -> Done:
+        """The same where nothing heavy can be imported: no worker can do anything, and no model is loaded."""
+        trap = self.folder.parent / "no-torch"
+        for name in ("torch", "sae_lens", "transformers"):
+            (trap / name).mkdir(parents=True, exist_ok=True)
+            (trap / name / "__init__.py").write_text(f"raise RuntimeError('{name} was imported')")
+        return self.run(*words, PYTHONPATH=str(trap))
+
     def start(self, *words: str) -> subprocess.Popen[str]:
         """Start `saesync WORDS` in a process group of its own, as a shell does: Ctrl-C reaches its workers too."""
         return subprocess.Popen(

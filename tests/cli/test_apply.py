@@ -128,19 +128,16 @@ def test_streams_that_are_closed_are_no_error(own: Place) -> None:
     assert own.published() == GOOD
 
 
-def test_the_second_apply_does_nothing_quickly(applied: Place) -> None:
+def test_the_second_apply_does_nothing(applied: Place) -> None:
     """No step, no worker, no model: also for the SAE that fails, which is not measured again."""
     place = applied
     before = {path: path.stat().st_mtime_ns for path in place.world.published.rglob("*") if path.is_file()}
-    began = time.monotonic()
-    done = place.run("apply", "-y", "--format", "json")
-    seconds = time.monotonic() - began
+    done = place.run_without_torch("apply", "-y", "--format", "json")
     assert done.code == 1
     assert [event["type"] for event in done.events()] == ["version", "plan", "summary"]
     assert done.events()[1]["steps"] == done.events()[2]["commits"] == done.events()[2]["bytes"] == 0
     assert {path: path.stat().st_mtime_ns for path in place.world.published.rglob("*") if path.is_file()} == before
-    assert seconds < 2, "about 0.3 s on a free machine; loading sae_lens alone would take more"
-    assert place.run("apply", "-y", "manifests/good.yaml").code == 0
+    assert place.run_without_torch("apply", "-y", "manifests/good.yaml").code == 0
 
 
 @pytest.mark.slow

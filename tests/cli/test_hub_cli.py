@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,14 +67,11 @@ def test_what_is_published_is_not_sent_again(hub_place: Place, hub_server: HubSe
 
     hub_server.restart_counters()
     before = hub_server.head(TARGET)
-    began = time.monotonic()
-    again = hub_place.run("apply", "-y", "--format", "json")
-    seconds = time.monotonic() - began
+    again = hub_place.run_without_torch("apply", "-y", "--format", "json")
     assert again.code == 1
     assert [event["type"] for event in again.events()] == ["version", "plan", "summary"]
     assert hub_server.commits_landed() == hub_server.uploaded_bytes() == 0
     assert hub_server.head(TARGET) == before
-    assert seconds < 2
     assert hub_place.run("plan", "--check", "manifests/good.yaml").code == 0
 
 

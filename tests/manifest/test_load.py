@@ -346,7 +346,7 @@ def test_a_root_in_a_circle_allows_nothing(here: Path) -> None:
 # --------------------------------------------------------------------------------------------------- economy
 
 
-def test_14_000_saes_load_in_a_moment(here: Path) -> None:
+def test_14_000_saes_load(here: Path) -> None:
     files = {
         f"m{n:03}": changed(
             (FOR_EACH, "    layer: {first: 0, last: 81}\n"), ("release: gemma", f"release: g{n}"), ("acme/gemma", f"acme/g{n}")
@@ -354,11 +354,8 @@ def test_14_000_saes_load_in_a_moment(here: Path) -> None:
         for n in range(170)
     }
     paths = write(here, **files)
-    start = time.process_time()
     releases = load(paths)
-    seconds = time.process_time() - start
     assert sum(len(each.saes) for each in releases) == 13_940
-    assert seconds < 4, f"{seconds:.2f} s CPU; about 0.6 s when written"
 
 
 def test_a_good_manifest_needs_no_jsonschema(here: Path) -> None:
