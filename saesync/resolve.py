@@ -35,6 +35,7 @@ Place = tuple[str, str]  # target, location
 SAVED_MARKS = ("state.json", "dataset_dict.json")
 SAVED_SUFFIXES = (".arrow", ".json")
 TEXT_NAME = re.compile(r"\.(txt|jsonl|parquet)(\.(gz|bz2|zst|lz4))?$")
+_KWARGS = "model_from_pretrained_kwargs"  # of a key's inputs the model's own hold them, one by one
 SNAPSHOT_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")  # what a model snapshot holds: no code, no pickles
 
 
@@ -216,7 +217,7 @@ class Resolver:
             **{f"cfg.{name}": value for name, value in sae.cfg.items()},
         }
         build = {
-            **{f"metadata.{name}": value for name, value in metadata_for(sae).items()},
+            **{f"metadata.{name}": value for name, value in metadata_for(sae).items() if name != _KWARGS},
             **self._model(sae.model, recorded),
         }
         return Inputs(weights, build, self._measure(sae, recorded))
@@ -237,7 +238,8 @@ class Resolver:
         }
 
     def _model(self, model: ModelSpec, recorded: _Recorded) -> dict[str, Any]:
-        found = {"model.loader": model.loader, "model.dtype": model.dtype, "model.kwargs": dict(model.kwargs)}
+        kwargs = {f"model.kwargs.{name}": value for name, value in model.kwargs.items()}
+        found = {"model.loader": model.loader, "model.dtype": model.dtype, **kwargs}
         if model.path is not None:
             return {"model.digest": self._local_digest("model", model.path, snapshot_names, recorded), **found}
         return {"model.name": model.name, "model.revision": model.revision, **found}
@@ -326,7 +328,7 @@ def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:
         "model_name": sae.model.label,
         "hook_name": sae.hook,
         "model_class_name": "HookedTransformer" if hooked else sae.model.loader,
-        "model_from_pretrained_kwargs": dict(sae.model.kwargs),
+        _KWARGS: dict(sae.model.kwargs),
     }
     if sae.neuronpedia_id is not None:
         found["neuronpedia_id"] = sae.neuronpedia_id

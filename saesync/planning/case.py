@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -200,9 +200,9 @@ def _name_of(digest: FileDigest) -> str | None:
     return digest.sha256 or digest.blob_id
 
 
-def matches(globs: Iterable[str], address: str) -> bool:
+def matches(globs: Collection[str], address: str) -> bool:
     """Whether a glob of the command line matches an address."""
-    return any(fnmatchcase(address, glob) for glob in globs)
+    return bool(globs) and any(fnmatchcase(address, glob) for glob in globs)
 
 
 def make_case(
