@@ -15,7 +15,7 @@ from servers.loopback import ALICE, HubServer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from checkouts import COMMIT, Checkout, git, manifest, set_traps, sprung
+from checkouts import COMMIT, Checkout, git, manifest, outdate, set_traps, sprung
 
 PLAN = ("plan", "manifests", "--untrusted")
 
@@ -162,10 +162,12 @@ def test_outside_of_any_checkout(checkout: Checkout, tmp_path: Path) -> None:
 def test_a_hostile_checkout_runs_nothing(checkout: Checkout, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     set_traps(checkout, marks)
+    outdate(checkout)
     git(checkout.folder, "status", check=False)
     git(checkout.folder, "diff", check=False)
     git(checkout.folder, "-c", "filter.evil.process=", "show", "--ext-diff", "HEAD", check=False)
     assert {"diff-command", "fsmonitor", "process"} <= set(sprung(marks))  # the traps work
+    outdate(checkout)
     done = saesync(checkout, *PLAN, "--changed-since", "HEAD^", "--format", "json")
     assert done.code == 0, done.err
     assert len(done.plan["releases"]) == 3
