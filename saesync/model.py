@@ -9,24 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
 from saesync.digest import FileDigest
 from saesync.errors import Diagnostic, Origin
 from saesync.folders import NATIVE_PREFIX, own_name, roots_of
+from saesync.nothing import nothing
 from saesync.reason import Reason
 from saesync.record import Record
 
 Json = Any  # a value json.loads may give
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-def nothing() -> Mapping[str, Any]:
-    """Default of mapping fields: the one empty, read-only mapping."""
-    return NOTHING
-
-
 WEIGHTS_FILE = "sae_weights.safetensors"
 CFG_FILE = "cfg.json"
 SAE_FILES = (CFG_FILE, WEIGHTS_FILE)

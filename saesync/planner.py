@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from saesync.card import card_digest, card_found
 from saesync.keys import Wanted
-from saesync.model import CARD_FILE, Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind, nothing
+from saesync.model import CARD_FILE, Choices, Item, Observed, Plan, PublishSpec, Refusal, Release, Status, StepKind
+from saesync.nothing import nothing
 from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.digests import digests_of

@@ -20,7 +20,8 @@ from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
 from saesync.measure.folder import check_files
-from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec, nothing
+from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
+from saesync.nothing import nothing
 from saesync.room import Room
 from saesync.targets.base import Proposing
 

@@ -15,7 +15,7 @@ from saesync.digest import short
 from saesync.errors import Diagnostic
 from saesync.events import Emit, Event
 from saesync.inert import pad, plain, width
-from saesync.model import nothing
+from saesync.nothing import nothing
 from saesync.render import summary_text
 from saesync.render.style import Style
 from saesync.render.summary import duration

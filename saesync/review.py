@@ -12,7 +12,8 @@ from enum import StrEnum
 from typing import Any
 
 from saesync.errors import Origin
-from saesync.model import PublishSpec, Release, Requirement, nothing
+from saesync.model import PublishSpec, Release, Requirement
+from saesync.nothing import nothing
 
 
 class ReviewKind(StrEnum):

@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.carets",
         "saesync.inert",
         "saesync.redaction",
+        "saesync.nothing",
         "saesync.streams",
         "saesync.garbage",
         "saesync.restraint",

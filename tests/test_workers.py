@@ -21,7 +21,7 @@ from saesync.apply.crew import shares
 from saesync.errors import Interrupted, Origin, Refused, SaesyncError
 from saesync.isolation import REFUSED
 from saesync.jobs import MeasureJob, MeasureSae
-from saesync.model import nothing
+from saesync.nothing import nothing
 from saesync.worker_main import JOBS, encode
 from saesync.workers import Worker, scrubbed, spawn
 

@@ -15,7 +15,8 @@ from saesync.apply.tagging import ReleaseTag
 from saesync.apply.work import Work
 from saesync.errors import Refused, SaesyncError
 from saesync.executors.publish import Change, TagOf, no_tag, publish
-from saesync.model import Observed, Release, StepKind, nothing
+from saesync.model import Observed, Release, StepKind
+from saesync.nothing import nothing
 from saesync.targets.base import Tagging
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from saesync.cache import Cache
 from saesync.convert.rows import REAL_LIMIT
 from saesync.keys import Wanted
-from saesync.model import Choices, Observed, nothing
+from saesync.model import Choices, Observed
+from saesync.nothing import nothing
 from saesync.observe import Place
 from saesync.planning.registration import Seen
 from saesync.policy import OPEN, Policy

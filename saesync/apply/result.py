@@ -10,7 +10,8 @@ from typing import Any
 
 from saesync.errors import Diagnostic
 from saesync.inert import apart
-from saesync.model import Failure, Item, Plan, Requirement, Status, StepKind, nothing
+from saesync.model import Failure, Item, Plan, Requirement, Status, StepKind
+from saesync.nothing import nothing
 from saesync.reason import Reason, ReasonCode
 from saesync.render import GATE_MISSED, reason_text
 

@@ -18,7 +18,8 @@ from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Interrupted, SaesyncError
 from saesync.events import Emit, Event, ended, version
-from saesync.model import Failure, Plan, StepKind, nothing
+from saesync.model import Failure, Plan, StepKind
+from saesync.nothing import nothing
 
 _NAMED = 3
 _WHOLE = frozenset({StepKind.CARD, StepKind.TAG})  # steps of a release, not of an SAE

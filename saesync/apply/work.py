@@ -12,7 +12,8 @@ from saesync.apply.builds import Build
 from saesync.digest import FileDigest
 from saesync.errors import Inexpressible
 from saesync.keys import Inputs
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Item, Observed, Release, Sae, SourceSpec, Status, StepKind, nothing
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Item, Observed, Release, Sae, SourceSpec, Status, StepKind
+from saesync.nothing import nothing
 from saesync.reason import Reason
 from saesync.record import Evidence, Native, SaeRecord
 from saesync.targets.base import Upload

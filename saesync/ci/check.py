@@ -11,7 +11,7 @@ from typing import Any
 
 from saesync.ci.api import GitHub, part
 from saesync.errors import NotVisible
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 NAME = "saesync plan"
 _MARK = "saesync-plan:"

@@ -12,7 +12,7 @@ from pathlib import Path
 from saesync.ci import codeowners
 from saesync.ci.api import GitHub, Seen, part
 from saesync.errors import NotVisible, SaesyncError, Unavailable
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 POLICY = "saesync-policy.yaml"
 WORKFLOWS = ".github/workflows/"

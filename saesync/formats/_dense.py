@@ -13,7 +13,7 @@ from saesync.formats._open import Opened
 from saesync.formats._pickle import ALLOWED
 from saesync.formats._torchzip import unsafe_detail
 from saesync.formats.base import Candidate, Headers, LazyTensor, TensorInfo
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 PLAIN: Mapping[str, str] = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
 LINEAR = frozenset(("W_enc", "W_dec"))

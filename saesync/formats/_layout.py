@@ -13,7 +13,7 @@ from saesync.formats._open import Opened
 from saesync.formats._pickle import ALLOWED
 from saesync.formats._torchzip import unsafe_detail
 from saesync.formats.base import Headers, LazyTensor, TensorInfo
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from saesync.formats import _npz, _safetensors, _torchzip
 from saesync.formats._bytes import LocalBytes
 from saesync.formats._lazy import Stored, map_file
 from saesync.formats.base import Json, TensorInfo
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 TORCH = (".pt", ".pth", ".bin")
 

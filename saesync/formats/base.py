@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 if TYPE_CHECKING:
     import torch

@@ -6,15 +6,17 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Missing, Refused
 from saesync.formats import _npz, _safetensors, _torchzip, formats, get
 from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
 from saesync.formats.base import Candidate, Format, Headers, TensorInfo
-from saesync.hub import Hub
 from saesync.inspection.places import HubPlace, LocalPlace, Place
 from saesync.inspection.reference import Reference, parse_reference
+
+if TYPE_CHECKING:
+    from saesync.hub import Hub
 
 __all__ = [
     "Found",

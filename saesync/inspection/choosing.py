@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
 from saesync.formats import get, require_known
 from saesync.formats.base import Candidate
-from saesync.hub import Hub
 from saesync.inspection import Found, Inspection
 from saesync.inspection.places import HubPlace, LocalPlace, Place, require_text
-from saesync.model import nothing
+from saesync.nothing import nothing
 from saesync.schema.options import check_options, say_them, unsaid
+
+if TYPE_CHECKING:
+    from saesync.hub import Hub
 
 
 @dataclass(frozen=True, slots=True)

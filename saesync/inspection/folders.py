@@ -16,7 +16,7 @@ from saesync.formats.saelens import SCALER, WEIGHTS
 from saesync.hub import Hub
 from saesync.inspection import natural
 from saesync.inspection.reference import Reference
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 LANES = 8
 

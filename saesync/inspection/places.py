@@ -7,11 +7,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from saesync.errors import Missing, Refused
 from saesync.formats._bytes import Bytes, LocalBytes, RangedBytes
-from saesync.hub import Hub
+
+if TYPE_CHECKING:
+    from saesync.hub import Hub
 
 _MAX_FILES = 200_000
 

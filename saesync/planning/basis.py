@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from saesync.digest import short
-from saesync.model import Item, Observed, Release, nothing
+from saesync.model import Item, Observed, Release
+from saesync.nothing import nothing
 from saesync.planning.case import Case, Files, Place
 from saesync.record import SaeRecord
 from saesync.verdict import shown

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from saesync.digest import FileDigest
 from saesync.folders import holders, is_native
 from saesync.keys import Inputs, Wanted
-from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, Choices, Observed, Release, Sae, nothing
+from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, Choices, Observed, Release, Sae
+from saesync.nothing import nothing
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record, SaeRecord
 from saesync.verdict import judge

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saesync.errors import SaesyncError
-from saesync.model import Item, RegisterSpec, Release, Status, StepKind, nothing
+from saesync.model import Item, RegisterSpec, Release, Status, StepKind
+from saesync.nothing import nothing
 from saesync.planning import basis
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record

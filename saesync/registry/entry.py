@@ -12,7 +12,8 @@ from typing import Any
 from saesync.digest import canonical, key_of
 from saesync.errors import Refused
 from saesync.inert import plain
-from saesync.model import WEIGHTS_FILE, Json, Release, Sae, nothing
+from saesync.model import WEIGHTS_FILE, Json, Release, Sae
+from saesync.nothing import nothing
 from saesync.record import Evidence, Record, SaeRecord
 
 NUMBERS = ("l0", "variance_explained", "norm_scaling_factor")

@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 from saesync.cache import Cache
 from saesync.digest import FileDigest
 from saesync.errors import Refused
-from saesync.model import Observed, nothing
+from saesync.model import Observed
+from saesync.nothing import nothing
 from saesync.record import Record, SaeRecord
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from saesync.errors import Refused
 from saesync.formats.base import LazyTensor, Weights
-from saesync.model import nothing
+from saesync.nothing import nothing
 
 if TYPE_CHECKING:
     import torch
