@@ -9,9 +9,11 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def hub_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture
-def hub_server(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+def hub_server(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A wiped loopback Hub; clients in this process and in its children talk to it as alice, who may write.
 
     Other users: ``monkeypatch.setenv("HF_TOKEN", BOB)``, or ``delenv`` for none.
@@ -113,4 +115,7 @@ def hub_server(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("SAESYNC_CACHE", str(tmp_path / "saesync-cache"))
     for name, value in hub_process.environment(ALICE).items():
         monkeypatch.setenv(name, value)
-    return hub_process
+    yield hub_process
+    for thread in threading.enumerate():
+        if re.fullmatch(r"(?!Thread).+-\d+", thread.name):  # a lane of an apply that was stopped at once; the program ends there
+            thread.join(30)
