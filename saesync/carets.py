@@ -40,7 +40,7 @@ class _Painter:
     def block(self, diagnostic: Diagnostic, lines_of: dict[str, list[str]]) -> str:
         head = f"{self.paint(_RED, 'error')}{self.paint(_BOLD, ': ' + escaped(diagnostic.summary))}"
         where = diagnostic.origin
-        detail = [escaped(masked(line)) for line in diagnostic.detail.splitlines()]
+        detail = [escaped(line) for line in diagnostic.detail.splitlines()]
         if where is None:
             return "\n".join([head, *(f"  {line}" for line in detail)])
         gutter = " " * len(str(where.line))

@@ -6,9 +6,10 @@ import re
 import threading
 
 _HIDDEN = "***"
+_NAME = r"(?:token|secret|passw(?:or)?d|credentials?|dsn|(?:api|private|access)_?key)"
+_VARIABLE = r"""(?-i:["']?[A-Z][A-Z0-9_]*(?:["'\s,}\]#]|$))"""  # what ``dsn_from`` is meant to hold
 _NAMED = re.compile(
-    r"""((?:token|secret|passw(?:or)?d|credentials?|dsn|(?:api|private|access)_?key)["']?\s*[:=]\s*)("[^"]+|'[^']+|[^\s"',}\]#]+)""",
-    re.IGNORECASE,
+    rf"""({_NAME}(?:_from["']?\s*[:=]\s*(?!{_VARIABLE})|["']?\s*[:=]\s*))("[^"]+|'[^']+|[^\s"',}}\]#]+)""", re.IGNORECASE
 )
 _IN_ADDRESS = re.compile(r"(://)([^/@\s]+)(?=@)")  # user and password
 _lock = threading.Lock()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import importlib
 import json
 import os
@@ -104,7 +103,6 @@ def preload(data: Mapping[str, Any]) -> None:
         for name in data["modules"]:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-    gc.freeze()  # they stay: nobody need look through them again
     if data["threads"] and "torch" in sys.modules and "OMP_NUM_THREADS" not in os.environ:
         sys.modules["torch"].set_num_threads(data["threads"])
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from saesync.errors import Diagnostic, Origin
 from saesync.manifest.yaml12 import Node
+from saesync.redaction import masked
 from saesync.schema import PLACEHOLDER
 
 Path = tuple[str | int, ...]
@@ -177,7 +178,8 @@ class _Explainer:
             return
         placeholder = "{" in error.instance and path[0] not in ("saes", "neuronpedia")
         advice = " Placeholders stand only under saes, and in neuronpedia.set." if placeholder else ""
-        self._say("Invalid value", path, f"{_value(error.instance)} does not do for {_name(path)}: {rule}.{advice}")
+        value = "What stands there" if str(path[-1]).endswith("_from") else _value(error.instance)  # it may be the secret itself
+        self._say("Invalid value", path, f"{value} does not do for {_name(path)}: {rule}.{advice}")
 
     def _bound(self, error: Any, path: Path) -> None:
         relation = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than"}[error.validator]
@@ -284,6 +286,7 @@ def _name(path: Path) -> str:
 
 
 def _cut(text: str) -> str:
+    text = masked(text)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shlex
 from pathlib import Path
@@ -224,11 +225,13 @@ def test_tokens_are_refused_and_not_shown(here: Path, token: str) -> None:
     "written",
     ["neuronpedia: {model: m, set: s, postgres: {dsn: 'postgres://hunter:two three@h/d'}}", "publish: {token: hunter2}",
      "register: {saelens: 'https://hunter:2@example.org/x'}", 'HF_TOKEN: "hunter 2"', "password : hunter2", "api_key: 'hunter2",
-     '"client_secret": "hunter2", "publish": 1'],
+     '"client_secret": "hunter2", "publish": 1', "neuronpedia: {model: m, set: s, postgres: {dsn_from: 'hunter:2@h'}}",
+     "neuronpedia: {model: m, set: s, postgres: {dsn_from: hunter2}}"],
 )  # fmt: skip
 def test_a_line_with_a_secret_is_shown_without_it(here: Path, written: str) -> None:
-    text = show(complaints(here, GOOD + written + "\n"), color=False)
-    assert "hunter" not in text
+    found = complaints(here, GOOD + written + "\n")
+    text = show(found, color=False)
+    assert "hunter" not in text + json.dumps([each.to_json() for each in found])
     assert "***" in text
     assert written[:3] in text
 

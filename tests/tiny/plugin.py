@@ -11,7 +11,7 @@ from tiny import TinyWorld, make
 
 @pytest.fixture(scope="session")
 def tiny_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where trained worlds are kept: pytest's cache, or for this session alone where ``-p no:cacheprovider`` leaves it out."""
+    """Where trained worlds are kept: pytest's cache, or for this run alone where ``-p no:cacheprovider`` leaves it out."""
     cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
     return tmp_path_factory.mktemp("tiny-cache") if cache is None else cache.mkdir("tiny-worlds")
 
