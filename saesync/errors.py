@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +151,11 @@ class Interrupted(SaesyncError):
     """The user pressed Ctrl-C."""
 
     exit_code = 130
+
+
+def raised(error: BaseException) -> NoReturn:
+    """For what tells errors to a callback: ``os.walk(onerror=raised)``."""
+    raise error
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+from saesync.nothing import nothing
 
 
 class ReasonCode(StrEnum):
@@ -70,4 +69,4 @@ class Reason:
     """One reason with the data its rendering needs. ``data`` is flat JSON."""
 
     code: ReasonCode
-    data: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    data: Mapping[str, Any] = field(default_factory=nothing)

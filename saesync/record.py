@@ -21,6 +21,7 @@ from msgspec.json import Decoder
 from saesync.digest import FileDigest, key_of
 from saesync.errors import SaesyncError
 from saesync.folders import is_native, reserved
+from saesync.nothing import nothing
 from saesync.record_json import Flat, Hex64, Name, RecordUnreadable, check_flat, decode
 
 RECORD_VERSION = 2  # with native SAEs; a record without any is of version 1, which earlier readers know
@@ -28,7 +29,6 @@ MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
 _DIGESTS = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
 _MOST_TRIES = 8
 
 
@@ -59,8 +59,8 @@ class Evidence:
     measure_key: Hex64
     weights_sha256: Hex64
     metrics: Mapping[Name, Metric]
-    inputs: Flat = field(default_factory=lambda: _EMPTY)
-    about: Flat = field(default_factory=lambda: _EMPTY)
+    inputs: Flat = field(default_factory=nothing)
+    about: Flat = field(default_factory=nothing)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, keys in a fixed order."""
@@ -134,12 +134,12 @@ class SaeRecord:
     weights_key: Hex64
     build_key: Hex64
     files: Mapping[str, FileDigest]
-    inputs: Mapping[Name, Flat] = field(default_factory=lambda: _EMPTY)
-    proof: Flat = field(default_factory=lambda: _EMPTY)
+    inputs: Mapping[Name, Flat] = field(default_factory=nothing)
+    proof: Flat = field(default_factory=nothing)
     evidence: Annotated[tuple[Evidence, ...], Meta(max_length=8)] = ()
     adopted: bool = False
-    about: Flat = field(default_factory=lambda: _EMPTY)
-    run: Flat = field(default_factory=lambda: _EMPTY)
+    about: Flat = field(default_factory=nothing)
+    run: Flat = field(default_factory=nothing)
     native: Native | None = None
 
     def with_evidence(self, new: Evidence) -> SaeRecord:
@@ -240,9 +240,9 @@ class Record:
     note of folders being put in place, by id, empty everywhere else."""
 
     release: str
-    saes: Mapping[str, SaeRecord] = field(default_factory=lambda: _EMPTY)
+    saes: Mapping[str, SaeRecord] = field(default_factory=nothing)
     card: str | None = None
-    pending: Mapping[str, Pending] = field(default_factory=lambda: _EMPTY)
+    pending: Mapping[str, Pending] = field(default_factory=nothing)
 
     @property
     def version(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from saesync import formats
 from saesync.cache import Cache, printable
 from saesync.digest import FileDigest, key_of
-from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable
+from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable, raised
 from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
 from saesync.keys import Inputs, Wanted
@@ -361,14 +361,10 @@ def local_files(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise FileNotFoundError(2, "No such file or folder", str(path))
     found: list[Path] = []
-    for folder, inside, names in os.walk(path, onerror=_raised):
+    for folder, inside, names in os.walk(path, onerror=raised):
         inside[:] = [name for name in inside if not name.startswith(".")]
         found += [Path(folder, name) for name in names if not name.startswith(".")]
     return {str(file.relative_to(path)): file for file in sorted(found) if file.is_file()}
-
-
-def _raised(error: OSError) -> None:
-    raise error
 
 
 def text_names(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from saesync.errors import Missing, Refused
+from saesync.errors import Missing, Refused, raised
 from saesync.formats._bytes import Bytes, LocalBytes, RangedBytes
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ class Place(Protocol):
         ...
 
 
-def _refuse(error: OSError) -> None:
-    raise error
-
-
 @dataclass(frozen=True, slots=True)
 class LocalPlace:
     """A folder. Hidden folders are left out, links to folders are not followed."""
@@ -61,7 +57,7 @@ class LocalPlace:
             OSError: a folder cannot be read; what is in it would be missing without a word.
         """
         found: list[str] = []
-        for folder, inner, files in os.walk(self.root, onerror=_refuse):
+        for folder, inner, files in os.walk(self.root, onerror=raised):
             inner[:] = sorted(name for name in inner if not name.startswith("."))
             base = Path(folder).relative_to(self.root)
             found.extend((base / name).as_posix() for name in files if (Path(folder) / name).is_file())
