@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from msgspec import Meta
 from msgspec.json import Encoder
 
 BLOCK = 1 << 20
@@ -17,6 +18,8 @@ _FASTER = Encoder(order="sorted")
 _TEXT = frozenset({str})
 _ALIKE = frozenset({str, int, bool, type(None)})
 SHORT = 8
+Hex64 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Hex40 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{40}\Z")]
 
 
 def canonical(value: Any) -> bytes:
@@ -61,9 +64,9 @@ class FileDigest:
     ``size`` is in bytes. At least one of ``sha256`` and ``blob_id`` is set.
     """
 
-    size: int
-    sha256: str | None = None
-    blob_id: str | None = None
+    size: Annotated[int, Meta(ge=0)]
+    sha256: Hex64 | None = None
+    blob_id: Hex40 | None = None
 
     def same_bytes(self, other: FileDigest) -> bool:
         """Whether both describe the same bytes, by any digest that both have; without a common digest, no."""

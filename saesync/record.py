@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
 from msgspec import Meta, Struct, ValidationError, convert
 from msgspec.json import Decoder
 
-from saesync.digest import FileDigest, key_of
+from saesync.digest import FileDigest, Hex64, key_of
 from saesync.errors import SaesyncError
 from saesync.folders import is_native, reserved
 from saesync.nothing import nothing
-from saesync.record_json import Flat, Hex64, Name, RecordUnreadable, check_flat, decode
+from saesync.record_json import Flat, Name, RecordUnreadable, check_flat, decode
 
 RECORD_VERSION = 2  # with native SAEs; a record without any is of version 1, which earlier readers know
 MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
-_DIGESTS = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _MOST_TRIES = 8
 
@@ -186,9 +185,9 @@ class SaeRecord:
             RecordUnreadable: a part is too large, or a file stands outside the SAE's folder or among files of another kind.
         """
         for name, digest in self.files.items():
-            _check_name(name)
-            _check_digest(digest)
-        if any(is_native(name) is (self.native is None) for name in self.files) or (self.native is not None and not self.files):
+            _check_file(name, (digest,))
+        native = self.native is not None
+        if any(is_native(name) is not native for name in self.files) or (native and not self.files):
             raise RecordUnreadable("The record mixes an SAE's own files with those of its authors, or names none of these.")
         for part in (*self.inputs.values(), self.proof, self.about, self.run):
             check_flat(part)
@@ -229,9 +228,7 @@ class Pending:
             RecordUnreadable: a file stands outside the SAE's folder.
         """
         for name, tries in self.files.items():
-            _check_name(name)
-            for digest in tries:
-                _check_digest(digest)
+            _check_file(name, tries)
 
 
 @dataclass(frozen=True)
@@ -325,17 +322,16 @@ def safe_folder(folder: str) -> bool:
     return all(part.isprintable() and part == part.strip() and not part.startswith(".") and part for part in folder.split("/"))
 
 
-def _check_name(name: str) -> None:
-    if not (_NAME.fullmatch(name) or (is_native(name) and safe_folder(name))):
+def _check_file(name: str, digests: Iterable[FileDigest]) -> None:
+    if not _plain_name(name):
         raise RecordUnreadable("The record names a file that is not a plain name.")
+    if any(digest.sha256 is None and digest.blob_id is None for digest in digests):
+        raise RecordUnreadable("The record gives a file no digest.")
 
 
-def _check_digest(digest: FileDigest) -> None:
-    if digest.size < 0 or (digest.sha256 is None and digest.blob_id is None):
-        raise RecordUnreadable("The record gives a file no size or no digest.")
-    for found, form in zip((digest.sha256, digest.blob_id), _DIGESTS, strict=True):
-        if found is not None and not form.fullmatch(found):
-            raise RecordUnreadable("The record holds a digest of a file that is none.")
+@lru_cache(maxsize=4096)  # nearly all SAEs have files of the same names
+def _plain_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None or (is_native(name) and safe_folder(name))
 
 
 class _Versioned(Struct):

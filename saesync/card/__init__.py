@@ -24,6 +24,7 @@ CARD_VERSION = 1
 """Part of the digest: bumped when the card's text should be written anew everywhere."""
 
 TAGS = ("sparse-autoencoder", "saelens", "saesync")
+_ENCODER = msgspec.json.Encoder(order="sorted", enc_hook=dict)  # a mapping that cannot be changed is written as one that can
 _LISTS = ("base_model", "datasets", "tags")
 
 
@@ -37,7 +38,7 @@ def card_digest(release: Release, record: Record, tag: str | None = None) -> str
     head = [CARD_VERSION, release.name, _home(release), release.publish and release.publish.license, tag]
     parts = [head, _front(release, record), saes]
     try:  # not ``key_of``: a release's numbers are many, and should they be spelt otherwise one day, cards are written anew
-        text = msgspec.json.encode(parts, order="sorted")
+        text = _ENCODER.encode(parts)
     except (ValueError, RecursionError):  # a record may hold depths that JSON's writer refuses
         text = canonical([head, sorted(record.saes)])
     return hashlib.sha256(text).hexdigest()
@@ -104,18 +105,7 @@ def _asked_of(sae: Sae | None) -> list[Any]:
 
 def _held_of(entry: SaeRecord) -> list[Any]:
     """What the card says of an SAE that comes from the record: not times, not earlier evidence."""
-    current = [
-        [
-            found.measure_key,
-            found.weights_sha256,
-            {name: [metric.value, metric.stderr] for name, metric in found.metrics.items()},
-            dict(found.inputs),
-            dict(found.about),
-        ]
-        for found in entry.evidence[:1]
-    ]
-    native = [] if entry.native is None else [entry.native.to_json()]
-    return [entry.build_key, entry.adopted, dict(entry.proof), current, *native]
+    return [entry.build_key, entry.adopted, entry.proof, entry.evidence[:1], entry.native]
 
 
 # ---------------------------------------------------------------------------------------------------- the block

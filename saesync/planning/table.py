@@ -214,10 +214,10 @@ def decide(case: Case, rows: Iterable[Callable[[Case], Decision | None]] = ROWS)
 
 def _over_others(case: Case, decision: Decision) -> Decision:
     """What somebody put where a build would write is not written over unasked."""
-    reason = case.in_the_way
-    if StepKind.CONVERT not in decision.steps or case.replace or reason is None:
+    if StepKind.CONVERT not in decision.steps or case.replace:
         return decision
-    return hold(Status.DRIFTED, reason)
+    reason = case.in_the_way
+    return decision if reason is None else hold(Status.DRIFTED, reason)
 
 
 def _without_source(case: Case, decision: Decision) -> Decision:
@@ -237,10 +237,8 @@ def _without_trainer(case: Case, decision: Decision) -> Decision:
 
 def _in_public(case: Case, decision: Decision) -> Decision:
     """A public repo is never used for ``private: true``."""
-    reason = visibility_differs(case.release, case.place.observed)
-    if not decision.steps or reason is None or reason.data["asked"] != "private":
-        return decision
-    return hold(Status.HELD, reason)
+    reason = visibility_differs(case.release, case.place.observed) if decision.steps else None
+    return decision if reason is None or reason.data["asked"] != "private" else hold(Status.HELD, reason)
 
 
 # --------------------------------------------------------------------------------------------- what rows share

@@ -241,23 +241,14 @@ def _unique(wanted: bool) -> Check:
     return check
 
 
-def _bounded(kind: Any, holds: Callable[[Any, Any], bool]) -> Callable[[Any], Check]:
-    """A keyword that compares numbers, or the lengths of texts, lists or mappings."""
-    measure: Callable[[Any], Any] = len if kind is not float else lambda value: value
-
-    def make(bound: Any) -> Check:
-        applies = _is_number if kind is float else lambda value: isinstance(value, kind)
-        return lambda value: not applies(value) or holds(measure(value), bound)
-
-    return make
+def _shortest(kind: type) -> Callable[[Any], Check]:
+    """A keyword that says how long a text, a list or a mapping is at least."""
+    return lambda bound: lambda value: not isinstance(value, kind) or len(value) >= bound  # type: ignore[arg-type]
 
 
-def _least(value: Any, bound: Any) -> bool:
-    return bool(value >= bound)
-
-
-def _most(value: Any, bound: Any) -> bool:
-    return bool(value <= bound)
+def _longest(kind: type) -> Callable[[Any], Check]:
+    """A keyword that says how long a text, a list or a mapping is at most."""
+    return lambda bound: lambda value: not isinstance(value, kind) or len(value) <= bound  # type: ignore[arg-type]
 
 
 _SIMPLE: Mapping[str, Callable[[Any], Check]] = {
@@ -268,13 +259,13 @@ _SIMPLE: Mapping[str, Callable[[Any], Check]] = {
     "required": _required,
     "dependentRequired": _dependent,
     "uniqueItems": _unique,
-    "minimum": _bounded(float, _least),
-    "maximum": _bounded(float, _most),
-    "exclusiveMinimum": _bounded(float, lambda value, bound: bool(value > bound)),
-    "minLength": _bounded(str, _least),
-    "maxLength": _bounded(str, _most),
-    "minItems": _bounded(list, _least),
-    "maxItems": _bounded(list, _most),
-    "minProperties": _bounded(dict, _least),
-    "maxProperties": _bounded(dict, _most),
+    "minimum": lambda bound: lambda value: not _is_number(value) or value >= bound,
+    "maximum": lambda bound: lambda value: not _is_number(value) or value <= bound,
+    "exclusiveMinimum": lambda bound: lambda value: not _is_number(value) or value > bound,
+    "minLength": _shortest(str),
+    "maxLength": _longest(str),
+    "minItems": _shortest(list),
+    "maxItems": _longest(list),
+    "minProperties": _shortest(dict),
+    "maxProperties": _longest(dict),
 }
