@@ -28,11 +28,11 @@ The last one is "summary" or "ended".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from saesync import __version__
-from saesync.errors import SaesyncError
+from saesync.errors import Diagnostic
 
 Event = Mapping[str, Any]
 Emit = Callable[[Event], None]
@@ -45,7 +45,6 @@ def version() -> Event:
     return {"type": "version", "saesync": __version__, "format": EVENT_FORMAT}
 
 
-def ended(error: SaesyncError) -> Event:
+def ended(exit_code: int, diagnostics: Iterable[Diagnostic]) -> Event:
     """The last event where there is no summary."""
-    found = [diagnostic.to_json() for diagnostic in error.diagnostics]
-    return {"type": "ended", "exit_code": error.exit_code, "diagnostics": found}
+    return {"type": "ended", "exit_code": exit_code, "diagnostics": [diagnostic.to_json() for diagnostic in diagnostics]}

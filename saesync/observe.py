@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from saesync.cache import Cache
+from saesync.lanes import in_lanes
 from saesync.model import Observed, PublishSpec, Release
 from saesync.targets import open_target
 from saesync.targets.base import look_at
-
-LANES = 8
 
 Place = tuple[str, str]
 
@@ -36,9 +34,8 @@ def observe(
         return look_at(targets[place[0]], place[1], place in proposed)
 
     found: dict[Place, Observed] = {}
-    with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="observe") as pool:
-        for place, observed in zip(wanted, pool.map(look, wanted), strict=True):
-            found[place] = observed
-            if progress is not None:
-                progress(len(found), len(wanted))
+    for place, observed in zip(wanted, in_lanes("observe", look, wanted), strict=True):
+        found[place] = observed
+        if progress is not None:
+            progress(len(found), len(wanted))
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from saesync.card.request import digest_in
 from saesync.digest import short
 from saesync.errors import Refused, SaesyncError
 from saesync.hub import Hub
+from saesync.lanes import in_lanes
 from saesync.model import Observed, Release
 from saesync.observe import Place
 from saesync.planning.registration import Pull, Seen
@@ -27,8 +27,6 @@ from saesync.restraint import restrained
 
 if TYPE_CHECKING:
     from saesync.forge import PullRequest, RegistryState
-
-LANES = 4
 
 
 def observe_registries(
@@ -62,8 +60,7 @@ def _looked(asked: Mapping[str, list[str]], cache: Cache) -> Mapping[str, Seen]:
     def look(registry: str) -> Mapping[str, Seen]:
         return _seen(observe(registry, asked[registry], cache), asked[registry], cache)
 
-    with ThreadPoolExecutor(LANES, thread_name_prefix="registries") as pool:
-        return {name: seen for found in pool.map(look, asked) for name, seen in found.items()}
+    return {name: seen for found in in_lanes("registries", look, asked) for name, seen in found.items()}
 
 
 def with_writers(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,13 @@ from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
+from saesync.lanes import in_lanes
 from saesync.measure.folder import check_files
 from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
 from saesync.nothing import nothing
 from saesync.room import Room
 from saesync.targets.base import Proposing
 
-LANES = 4
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
 
 
@@ -46,15 +45,12 @@ def check(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
     if not graph.tasks:
         return ()
     checks = list(_Checks(graph, steps, crew).all())
-    pool = ThreadPoolExecutor(LANES, thread_name_prefix="preflight")
     try:
-        answers = list(pool.map(lambda pair: _answer(*pair), checks))
+        answers = list(in_lanes("preflight", lambda pair: _answer(*pair), checks))
     except BaseException:  # Ctrl-C: nobody waits for a driver that hangs
         crew.kill()
         crew.bury()
         raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
     crew.close()
     complaints = [diagnostic for answer in answers for diagnostic in answer.complaints]
     downloads = {name: size for answer in answers for name, size in answer.sizes.items()}

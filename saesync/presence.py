@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import yaml
@@ -12,12 +11,12 @@ import yaml
 from saesync.errors import SaesyncError
 from saesync.hub import Hub
 from saesync.inert import plain
+from saesync.lanes import in_lanes
 from saesync.model import SAE_FILES
 from saesync.registry.document import Document
 from saesync.registry.lint import Finding
 from saesync.registry.nodes import items, pairs, text_of, value_of
 
-LANES = 8
 _STEMS = (".pt", ".safetensors", ".npz")  # some loaders add the suffix to the path themselves
 _CLT = "mntss_clt_layer_transcoder"
 
@@ -28,11 +27,10 @@ def missing_paths(document: Document, hub: Hub, progress: Callable[[int, int], N
     """Paths that are not in their repository; and, once each, repositories that cannot be seen, which proves nothing."""
     repos = _repos(document)
     listings: dict[str, Listing] = {}
-    with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="listing") as pool:
-        for repo, listing in zip(repos, pool.map(lambda repo: _listing(hub, repo), repos), strict=True):
-            listings[repo] = listing
-            if progress is not None:
-                progress(len(listings), len(repos))
+    for repo, listing in zip(repos, in_lanes("listing", lambda repo: _listing(hub, repo), repos), strict=True):
+        listings[repo] = listing
+        if progress is not None:
+            progress(len(listings), len(repos))
     found = itertools.chain.from_iterable(_of_repo(document, repo, releases, listings[repo]) for repo, releases in repos.items())
     return tuple(sorted(found, key=lambda finding: finding.place))
 

@@ -10,7 +10,6 @@ import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from saesync.errors import NotVisible, Refused, SaesyncError, Unavailable, raise
 from saesync.hooks import hf_hook_name
 from saesync.hub import Hub
 from saesync.keys import Inputs, Wanted
+from saesync.lanes import in_lanes
 from saesync.measure.metrics import metric_versions
 from saesync.model import DatasetSpec, ModelSpec, Observed, PublishSpec, Release, Sae, SourceSpec
 from saesync.reason import Reason, ReasonCode
@@ -30,7 +30,6 @@ from saesync.record import Evidence, SaeRecord
 from saesync.record_json import RecordUnreadable
 from saesync.verdict import judge
 
-LANES = 8
 Place = tuple[str, str]  # target, location
 SAVED_MARKS = ("state.json", "dataset_dict.json")
 SAVED_SUFFIXES = (".arrow", ".json")
@@ -291,8 +290,7 @@ class Resolver:
         repos = dict.fromkeys((s.repo, s.revision or "") for s in sources if s is not None and s.repo is not None)
         if repos:
             self.hub = self.hub or Hub(self.cache)
-            with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="sources") as pool:
-                list(pool.map(lambda pair: self._listing(*pair), repos))
+            list(in_lanes("sources", lambda pair: self._listing(*pair), repos))
 
     def _listing(self, repo: str, revision: str) -> Listing | Reason:
         if (repo, revision) not in self._listings:

@@ -12,7 +12,6 @@ import math
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from saesync.formats._lazy import FLOATS, WIDTHS
 from saesync.hub import Hub
 from saesync.inspection import headers
 from saesync.inspection.places import HubPlace, LocalPlace
+from saesync.lanes import in_lanes
 from saesync.model import CFG_FILE, SAE_FILES, Observed, StepKind
 from saesync.resolve import ResolvedSource
 
@@ -36,7 +36,6 @@ _NARROWEST = 2  # bytes of a number in a source
 _WIDEST = 16_384  # numbers per token at a hook, all heads together
 _TOGETHER = MOST_FILES // 2  # SAEs of one commit: of these, old files stand beside the new ones until those are whole
 _SMALL = 16_384  # bytes per SAE of cfg.json, notes and its part of the record, in the blocks they take
-_LANES = 4
 Sizes = Mapping[str, int]
 
 
@@ -142,8 +141,7 @@ class Room:
             if work.has(StepKind.CONVERT) and work.build is None and work.sae.source is not None:
                 with contextlib.suppress(SaesyncError, OSError):
                     fresh[work.inputs.build_key] = work, self.context.resolver.source(work.sae.source)
-        with ThreadPoolExecutor(_LANES, thread_name_prefix="headers") as pool:
-            return dict(zip(fresh, pool.map(lambda pair: look(*pair), fresh.values()), strict=True))
+        return dict(zip(fresh, in_lanes("headers", lambda pair: look(*pair), fresh.values()), strict=True))
 
     def _bound(self, _work: Work, resolved: ResolvedSource) -> Shape:
         """At most, without reading anything."""

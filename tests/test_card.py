@@ -227,6 +227,20 @@ def test_only_the_value_that_the_manifest_says_is_changed_in_a_line() -> None:
     assert "license: apache-2.0   # agreed with legal\n" in card_of(silent, f"---\n{_COMMENTED}---\nbody\n")
 
 
+def test_a_license_that_the_manifest_no_longer_says_goes_and_one_written_by_hand_stays() -> None:
+    silent = release(publish=PublishSpec("huggingface", "acme/saes"))
+    assert "license" not in card_of(silent, card_of(silent, card_of(release()))).split("---")[1]
+    by_hand = "---\nlicense: mit   # agreed with legal\n---\nbody\n"
+    assert "license: mit   # agreed with legal\n" in card_of(silent, card_of(release(), card_of(release(), by_hand)))
+    edited = card_of(release()).replace("license: mit", "license: apache-2.0")
+    assert "license: apache-2.0\n" in card_of(silent, edited)
+    other = release("other", ids=["x"])  # asks for the same license in the same README
+    both = card_of(other, card_of(release()))
+    assert "license: mit\n" in card_of(silent, both)
+    gone = card_of(replace(other, publish=silent.publish), card_of(silent, both))
+    assert "license" not in gone.split("---")[1]
+
+
 def test_what_a_release_put_in_goes_again_and_what_stood_beside_it_stays() -> None:
     bare = release(saes=(sae(validate=None),))
     text = card_of(bare, card_of(release(), f"---\n{_COMMENTED}---\nbody\n"))

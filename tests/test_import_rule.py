@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.nothing",
         "saesync.streams",
         "saesync.garbage",
+        "saesync.lanes",
         "saesync.restraint",
         "saesync.reason",
         "saesync.folders",

@@ -59,7 +59,7 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
         if not stop.now:
             account.keep_evidence()
     except SaesyncError as error:
-        voice.close(ended(error))
+        voice.close(ended(error.exit_code, error.diagnostics))
         raise
     finally:
         if stop.now:

@@ -62,19 +62,22 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
 
     ``existing_readme`` is what stands there now: other releases' blocks and everything written by hand are kept byte for
     byte. An empty record takes the release's block out. In the front matter the manifest wins where it says something (its
-    license, above all); where it does not, what people wrote stays.
+    license, above all); where it does not, what people wrote stays, and what an earlier manifest said goes.
     """
     front, body = frontmatter.split(existing_readme or "")
     place = blocks.find(body, release.name)
     earlier = blocks.noted_front(body[slice(*place)]) if place is not None else {}
     ours = _front(release, record) if record.saes else {}
     elsewhere = blocks.noted_elsewhere(body, release.name)
-    drop = {name: [value for value in earlier.get(name, ()) if value not in elsewhere.get(name, ())] for name in _LISTS}
     license_ = release.publish.license if release.publish is not None else None
     library = {"library_name": "saelens"} if _loadable(record) else {}
     scalars = {"license": license_} if license_ and record.saes else {}
+    gone = {name: [value for value in held if value not in elsewhere.get(name, ())] for name, held in earlier.items()}
+    drop = {name: gone[name] for name in (*_LISTS, "license") if gone.get(name) and name not in scalars}
     merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop, default=library)
-    body = blocks.put(body, release.name, _block(release, record, ours, tag) if record.saes else None)
+    by_hand = "license" not in {**earlier, **elsewhere} and frontmatter.says(front, "license")  # is changed, but never taken out
+    noted = ours if by_hand else {**ours, **{name: [value] for name, value in scalars.items()}}
+    body = blocks.put(body, release.name, _block(release, record, noted, tag) if record.saes else None)
     head = front if merged is None else merged
     text = body if head is None or (front is None and not head.strip()) else f"---\n{head}\n---\n{body}"
     return text, card_digest(release, record, tag)

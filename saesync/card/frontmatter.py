@@ -36,6 +36,12 @@ def split(readme: str) -> tuple[str | None, str]:
     return None, readme
 
 
+def says(front: str | None, name: str) -> bool:
+    """Whether a key is there and has a value."""
+    key = (_keys(front or "") or {}).get(name)
+    return key is not None and key.value != []
+
+
 def merge(
     front: str | None,
     set_: Mapping[str, str],

@@ -20,7 +20,7 @@ from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, debugging, is_terminal, put, say
 from saesync.cli.scope import policy_of, policy_option
-from saesync.errors import Missing, Refused, SaesyncError, os_trouble
+from saesync.errors import Diagnostic, Interrupted, Missing, Refused, SaesyncError, os_trouble
 from saesync.planner import keep, part
 from saesync.policy import Policy
 from saesync.targets import open_target
@@ -94,13 +94,24 @@ def _refusal_told(format_: str) -> Iterator[None]:
     """What ends an apply before its run is an event, too; of what ends it later the run tells."""
     try:
         yield
-    except (SaesyncError, OSError) as error:
+    except (SaesyncError, OSError, click.UsageError, click.Abort, KeyboardInterrupt) as error:
         if format_ == "json":
-            known = os_trouble(error) if isinstance(error, OSError) else error
             with progress.reporter("json", sys.stdout, progress.Look()) as emit:
                 emit(events.version())
-                emit(events.ended(known))
+                emit(events.ended(*_end(error)))
         raise
+
+
+def _end(
+    error: SaesyncError | OSError | click.UsageError | click.Abort | KeyboardInterrupt,
+) -> tuple[int, tuple[Diagnostic, ...]]:
+    """Exit code and diagnostics of what the program ends with (``cli.main``)."""
+    if isinstance(error, click.UsageError):
+        return error.exit_code, (Diagnostic("Wrong usage", error.format_message()),)
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        return Interrupted.exit_code, (Diagnostic("Interrupted", "The plan was not made to its end, and nothing was done."),)
+    known = os_trouble(error) if isinstance(error, OSError) else error
+    return known.exit_code, known.diagnostics
 
 
 def _ready(ctx: click.Context, world: World, devices: tuple[str, ...]) -> Context:

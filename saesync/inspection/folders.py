@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,9 +15,8 @@ from saesync.formats.saelens import SCALER, WEIGHTS
 from saesync.hub import Hub
 from saesync.inspection import natural
 from saesync.inspection.reference import Reference
+from saesync.lanes import in_lanes
 from saesync.nothing import nothing
-
-LANES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,7 @@ def saelens_folders(hub: Hub, reference: Reference) -> tuple[str, tuple[Folder, 
     if not paths:
         detail = f"No folder at {reference} holds {CFG} beside {WEIGHTS}. `saesync init {reference}` looks for other formats."
         raise Refused("No SAELens folder", detail)
-    with ThreadPoolExecutor(max_workers=LANES, thread_name_prefix="folders") as pool:
-        return head.sha, tuple(pool.map(partial(_look, hub, repo, head.sha, tree), paths))
+    return head.sha, tuple(in_lanes("folders", partial(_look, hub, repo, head.sha, tree), paths))
 
 
 def _paths(tree: Mapping[str, FileDigest], below: str) -> Iterator[str]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,34 @@ def test_what_ends_an_apply_before_its_run_is_its_last_event(
         file, at, column, _ = found["origin"]
         assert line in (own.folder / file).read_text().splitlines()[at - 1][column - 1 :]
     assert not own.world.published.exists()
+
+
+@pytest.mark.parametrize("words", [(), ("-y", "--only", "tiny-res/layr_0/*")])
+def test_wrong_usage_that_ends_an_apply_is_an_event(own: Place, words: tuple[str, ...]) -> None:
+    done = own.run("apply", "manifests/good.yaml", *words, "--format", "json")
+    first, last = done.events()
+    assert (done.code, first["type"], last["type"], last["exit_code"]) == (2, "version", "ended", 2)
+    (found,) = last["diagnostics"]
+    assert found["summary"] == "Wrong usage"
+    assert found["detail"].split()[0] in done.err
+
+
+def test_interrupted_while_planning_ends_at_once_and_is_an_event(own: Place) -> None:
+    """The Hub takes the request and does not answer."""
+    own.world.publish_to({"huggingface": "acme/tiny"})
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(60)
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        silent = replace(own, environment={**own.environment, "HF_ENDPOINT": address, "HF_TOKEN": "hf_x"})
+        process = silent.start("apply", "manifests/good.yaml", "-y", "--format", "json")
+        connection, _ = hub.accept()
+        began = time.monotonic()
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        connection.close()
+    assert time.monotonic() - began < 8  # an answer is waited for longer than that
+    last = json.loads(out.splitlines()[-1])
+    assert (process.returncode, last["type"], last["exit_code"], err.strip()) == (130, "ended", 130, "Interrupted.")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP is what says something")
