@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,16 +35,19 @@ def canonical(value: Any) -> bytes:
 
 def _alike(value: Any) -> bool:
     """Whether all JSON writers spell it alike. Exponents are spelt in many ways; not all write NaN, or names other than text."""
-    kind = type(value)
-    if kind is dict:
-        return _TEXT.issuperset(map(type, value)) and _all_alike(value.values())
-    if kind is list or kind is tuple:
-        return _all_alike(value)
-    return kind in _ALIKE or (kind is float and 1e-4 <= abs(value) < 1e16)
-
-
-def _all_alike(values: Iterable[Any]) -> bool:
-    return _ALIKE.issuperset(map(type, values)) or all(_alike(value) for value in values if type(value) not in _ALIKE)
+    todo = [value]
+    while todo:
+        value = todo.pop()
+        kind = type(value)
+        if kind is dict or kind is list or kind is tuple:
+            values = value.values() if kind is dict else value
+            if kind is dict and not _TEXT.issuperset(map(type, value)):
+                return False
+            if not _ALIKE.issuperset(map(type, values)):
+                todo += values
+        elif kind not in _ALIKE and not (kind is float and 1e-4 <= abs(value) < 1e16):
+            return False
+    return True
 
 
 def key_of(value: Any) -> str:

@@ -28,6 +28,7 @@ RECORD_VERSION = 2  # with native SAEs; a record without any is of version 1, wh
 MAX_RECORD_BYTES = 64 << 20
 MAX_SAES = 20_000
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_PLAIN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # nearly all folders; a short way to say yes
 _MOST_TRIES = 8
 
 
@@ -317,9 +318,11 @@ def _check_version(version: int) -> None:
 
 def safe_folder(folder: str) -> bool:
     """Whether ``folder`` is a plain relative path of ordinary names that cannot leave or shadow anything in a target."""
-    if not folder or len(folder) > 255 or "\\" in folder:
+    if len(folder) > 255 or "\\" in folder:
         return False
-    return all(part.isprintable() and part == part.strip() and not part.startswith(".") and part for part in folder.split("/"))
+    return _PLAIN.fullmatch(folder) is not None or all(
+        part.isprintable() and part == part.strip() and not part.startswith(".") and part for part in folder.split("/")
+    )
 
 
 def _check_file(name: str, digests: Iterable[FileDigest]) -> None:

@@ -215,20 +215,18 @@ class Resolver:
             **{f"source.{name}": value for name, value in source.options.items()},
             **{f"cfg.{name}": value for name, value in sae.cfg.items()},
         }
-        build = {
-            **{f"metadata.{name}": value for name, value in metadata_for(sae).items() if name != _KWARGS},
-            **self._model(sae.model, recorded),
-        }
-        return Inputs(weights, build, self._measure(sae, recorded))
+        model = self._model(sae.model, recorded)
+        named = {f"metadata.{name}": value for name, value in metadata_for(sae).items() if name != _KWARGS}
+        return Inputs(weights, {**named, **model}, self._measure(sae, model, recorded))
 
-    def _measure(self, sae: Sae, recorded: _Recorded) -> Mapping[str, Any] | None:
+    def _measure(self, sae: Sae, model: Mapping[str, Any], recorded: _Recorded) -> Mapping[str, Any] | None:
         spec = sae.validate
         if spec is None:
             return None
         return {
             "hook": sae.hook,
             **({} if sae.hook_out is None else {"hook_out": sae.hook_out}),
-            **self._model(sae.model, recorded),
+            **model,
             **self._dataset(spec.dataset, recorded),
             "validate.tokens": spec.tokens,
             "validate.context": spec.context,

@@ -231,3 +231,23 @@ def test_options_without_help_or_form_are_refused() -> None:
     for bad in (Silent, Odd):
         with pytest.raises(TypeError):
             options_schema(bad)
+
+
+def test_what_fitted_before_is_not_taken_for_what_does_not() -> None:
+    """A mapping that fitted is not looked through again: only the very one, and no other that is alike or has another place."""
+    part = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
+    check = compile_schema(
+        {
+            "type": "object",
+            "properties": {"a": part, "b": {**part, "required": ["n"]}, "c": {"$ref": "#/$defs/c"}},
+            "$defs": {"c": part},
+        }
+    )
+    shared: dict[str, object] = {}
+    assert check({"a": shared, "c": shared})
+    assert check({"a": shared, "c": shared})
+    assert not check({"a": shared, "b": shared})
+    assert not check({"a": {"n": "x"}})
+    assert check({"a": shared})
+    assert not check({"a": None})
+    assert not check({"a": 1, "c": shared})

@@ -60,7 +60,7 @@ class _Compiler:
 
     def members(self, schema: Schema) -> Check:
         """``properties``, ``patternProperties`` and ``additionalProperties: false`` together."""
-        known = {name: self.check(part) for name, part in schema.get("properties", {}).items()}
+        known = {name: _once(self.check(part), part) for name, part in schema.get("properties", {}).items()}
         patterns = [(re.compile(p), self.check(part)) for p, part in schema.get("patternProperties", {}).items()]
         open_ = schema.get("additionalProperties", True)
         if not isinstance(open_, bool):
@@ -134,6 +134,25 @@ _BESIDE = frozenset({*_MEMBERS, "if", "then", "else"})
 
 def _yes(_: Any) -> bool:
     return True
+
+
+def _once(check: Check, schema: Any) -> Check:
+    """The same for a mapping, but the very one that fitted last is not looked through again: most of what a manifest says of its
+    SAEs is one mapping for all. Nobody changes a document that was checked."""
+    if not isinstance(schema, dict) or not ("$ref" in schema or schema.get("type") == "object"):
+        return check
+    fitted: Any = None
+
+    def remembering(value: Any) -> bool:
+        nonlocal fitted
+        if value is fitted and value is not None:
+            return True
+        fits = check(value)
+        if fits and isinstance(value, dict):
+            fitted = value
+        return fits
+
+    return remembering
 
 
 def _chosen_by(schema: Schema) -> tuple[str, str] | None:
