@@ -109,7 +109,7 @@ def _end(
     if isinstance(error, click.UsageError):
         return error.exit_code, (Diagnostic("Wrong usage", error.format_message()),)
     if isinstance(error, click.Abort | KeyboardInterrupt):
-        return Interrupted.exit_code, (Diagnostic("Interrupted", "The plan was not made to its end, and nothing was done."),)
+        return Interrupted.exit_code, (Diagnostic("Interrupted", "It was stopped before anything was done."),)
     known = os_trouble(error) if isinstance(error, OSError) else error
     return known.exit_code, known.diagnostics
 
