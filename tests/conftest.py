@@ -11,6 +11,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -42,6 +43,9 @@ def _clean_environment() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Torch, the registry and fixtures are millions of objects that stay: looking through them at every turn costs minutes.
     gc.set_threshold(100_000, 20, 100)
+    # A shell starts what it runs in the background deaf to Ctrl-C, and deafness is inherited: programs under test have to hear.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # huggingface_hub's plain LFS upload hands httpx2 a file in a way httpx2 deprecates.
     config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>' to upload raw bytes/text content:DeprecationWarning")
 
