@@ -111,12 +111,13 @@ class Hub:
         asked = Asked(f"list the files of {kind} {check_name(repo)}", repo, kind)
         path = f"/api/{kind}s/{repo}/tree/{quoted(sha)}"
         found: dict[str, FileDigest] = {}
+        host = self._client.host
         for page in self._client.pages(asked, path, {"recursive": "true", "expand": "false"}):
             for entry in page:
                 if not (isinstance(entry, dict) and isinstance(entry.get("path"), str)):
                     raise self._client.garbled(asked)  # leaving it out would make a file look missing
                 if entry.get("type") == "file":
-                    found[entry["path"]] = _digest_of(entry, self._client.host)
+                    found[entry["path"]] = _digest_of(entry, host)
         rows = [[name, digest.size, digest.sha256, digest.blob_id] for name, digest in found.items()]
         self._cache.write("tree", key, json.dumps(rows).encode())
         return found
