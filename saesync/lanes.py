@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -14,7 +14,9 @@ _Value = TypeVar("_Value")
 _Result = TypeVar("_Result")
 
 
-def in_lanes(name: str, function: Callable[[_Value], _Result], values: Iterable[_Value], lanes: int = LANES) -> Iterator[_Result]:
+def in_lanes(
+    name: str, function: Callable[[_Value], _Result], values: Iterable[_Value], lanes: int = LANES
+) -> Generator[_Result, None, None]:
     """``function`` of each value, in the order of the values, as soon as it is known. ``name`` is that of the threads.
 
     An error of ``function`` is raised in its turn. After that, or when the caller is interrupted, nothing new is begun, and
@@ -33,7 +35,7 @@ def in_lanes(name: str, function: Callable[[_Value], _Result], values: Iterable[
             done.put((at, _outcome(function, value)))
 
     for number in range(min(lanes, count)):
-        threading.Thread(target=work, name=f"{name}_{number}", daemon=True).start()
+        threading.Thread(target=work, name=f"{name}-{number}", daemon=True).start()
     known: dict[int, Callable[[], _Result]] = {}
     try:
         for at in range(count):

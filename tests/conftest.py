@@ -121,5 +121,5 @@ def hub_server(hub_process: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.setenv(name, value)
     yield hub_process
     for thread in threading.enumerate():
-        if re.fullmatch(r"(?!Thread).+-\d+", thread.name):  # a lane of an apply that was stopped at once; the program ends there
+        if re.fullmatch(r"(?!Thread).+-\d+", thread.name):  # a lane that nobody waits for: the program would end there
             thread.join(30)

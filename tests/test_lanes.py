@@ -44,10 +44,7 @@ def test_so_many_run_at_once_and_no_more() -> None:
 
 
 def test_an_error_is_raised_in_its_turn_and_ends_it() -> None:
-    begun: list[int] = []
-
     def work(value: int) -> int:
-        begun.append(value)
         if value == 2:
             raise OSError("no")
         return value
@@ -73,8 +70,8 @@ def test_who_turns_away_waits_for_nobody() -> None:
     found = in_lanes("left", work, range(100), lanes=1)
     assert next(found) == 0
     assert entered.wait(60)
-    found.close()  # type: ignore[attr-defined]
-    (lane,) = [thread for thread in threading.enumerate() if thread.name == "left_0"]
+    found.close()
+    (lane,) = [thread for thread in threading.enumerate() if thread.name == "left-0"]
     assert lane.daemon
     held.set()
     lane.join(60)

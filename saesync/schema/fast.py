@@ -8,7 +8,7 @@ compare the two on random documents.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any
 
 Check = Callable[[Any], bool]
@@ -260,14 +260,14 @@ def _unique(wanted: bool) -> Check:
     return check
 
 
-def _shortest(kind: type) -> Callable[[Any], Check]:
+def _shortest(kind: type[Sized]) -> Callable[[Any], Check]:
     """A keyword that says how long a text, a list or a mapping is at least."""
-    return lambda bound: lambda value: not isinstance(value, kind) or len(value) >= bound  # type: ignore[arg-type]
+    return lambda bound: lambda value: not isinstance(value, kind) or len(value) >= bound
 
 
-def _longest(kind: type) -> Callable[[Any], Check]:
+def _longest(kind: type[Sized]) -> Callable[[Any], Check]:
     """A keyword that says how long a text, a list or a mapping is at most."""
-    return lambda bound: lambda value: not isinstance(value, kind) or len(value) <= bound  # type: ignore[arg-type]
+    return lambda bound: lambda value: not isinstance(value, kind) or len(value) <= bound
 
 
 _SIMPLE: Mapping[str, Callable[[Any], Check]] = {
