@@ -88,7 +88,7 @@ def recipe_from_json(value: Mapping[str, Any]) -> Recipe:
     return Recipe(**{**value, "dictionaries": tuple(entries)})
 
 
-FULL_STEPS = 300
+FULL_STEPS = 250
 SHORT_STEPS = 6
 
 DEMO = Recipe(
@@ -99,7 +99,7 @@ DEMO = Recipe(
     d_model=128,
     heads=4,
     context=128,
-    model_steps=1000,
+    model_steps=750,
     model_batch=8,
     model_lr=2e-3,
     margin=1.5,
