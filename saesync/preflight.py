@@ -12,6 +12,7 @@ from pathlib import Path
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Graph
+from saesync.apply.settings import model_key
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
@@ -19,7 +20,7 @@ from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.hub import Hub
 from saesync.lanes import in_lanes
-from saesync.measure.folder import check_files
+from saesync.measure.folder import check_context, check_files, longest_context
 from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
 from saesync.nothing import nothing
 from saesync.room import Room
@@ -116,11 +117,22 @@ class _Checks:
         return nothing()
 
     def model(self, spec: ModelSpec) -> Sizes:
-        """Is the model there, safe to load, and ours to read?"""
+        """Is the model there, safe to load, and ours to read, and can it read as much at once as it is to?"""
         if spec.path is None:
-            return self._remote(fetch.model_parcel(spec, self.hub))
-        check_files(Path(spec.path))
-        return nothing()
+            sizes = self._remote(fetch.model_parcel(spec, self.hub))
+            config = fetch.model_config(spec, self.hub)
+        else:
+            sizes, config = nothing(), check_files(Path(spec.path))
+        longest = longest_context(config)
+        complaints: list[Diagnostic] = []
+        for context, origin in self.graph.contexts.get(model_key(spec), {}).items():
+            try:
+                check_context(context, longest)
+            except Refused as error:
+                complaints += [diagnostic.at(origin) for diagnostic in error.diagnostics]
+        if complaints:
+            raise Refused.of(complaints)
+        return sizes
 
     def text(self, spec: ValidateSpec) -> Sizes:
         """Is the dataset there, readable as text, and ours to read?"""

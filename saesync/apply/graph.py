@@ -49,6 +49,7 @@ class Graph:
     lanes: dict[str, CommitLane] = field(default_factory=dict)
     models: list[tuple[ModelSpec, Origin | None]] = field(default_factory=list)
     texts: list[tuple[ValidateSpec, Origin | None]] = field(default_factory=list)
+    contexts: dict[str, dict[int, Origin | None]] = field(default_factory=dict)  # tokens read at once, by model key
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _tags: dict[str, ReleaseTag] = field(default_factory=dict)
     _captures: dict[str, list[Work]] = field(default_factory=dict)
@@ -179,6 +180,8 @@ class Graph:
             duty = Duty(f"dataset {spec.dataset.label}", StepKind.FETCH, _origin(sae, "validate.dataset", "validate"))
             self.texts.append((spec, duty.origin))
             self._add(text, NETWORK, lambda _lane, _tasks: self.steps.fetch_text(spec), duty)
+        contexts = self.contexts.setdefault(settings.model_key(sae.model), {})
+        contexts.setdefault(spec.context, _origin(sae, "validate.context", "validate"))
         return model, text
 
     def _capture(self, work: Work) -> str:

@@ -113,6 +113,22 @@ def _weights(repo: str, sha: str, tree: Mapping[str, FileDigest], hub: Hub) -> f
     return shards
 
 
+def model_config(spec: ModelSpec, hub: Hub) -> Mapping[str, Any]:
+    """config.json of a model on the Hub; empty when there is none, or none that can be read, which its loader tells.
+
+    Raises:
+        NotVisible, Unavailable: the Hub does not answer or does not let us see it.
+    """
+    if spec.name is None or spec.revision is None:
+        return {}
+    digest = hub.tree(spec.name, spec.revision).get("config.json")
+    try:
+        value = json.loads(hub.read(spec.name, spec.revision, "config.json", digest)) if digest is not None else {}
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def dataset_parcel(spec: DatasetSpec, tokens: int, hub: Hub) -> Parcel | None:
     """The first files of a dataset's split that hold enough text for ``tokens`` tokens; None when it is local.
 

@@ -14,6 +14,7 @@ from saesync.cache import Cache
 from saesync.digest import digest_file, key_of
 from saesync.errors import Diagnostic, Missing, Refused
 from saesync.jobs import CaptureJob, CaptureResult, DiagnoseJob, MeasureJob, MeasureResult, TextJob
+from saesync.measure.folder import check_context
 from saesync.model import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -154,9 +155,7 @@ def model_for(job: TextJob) -> LanguageModel:
     torch.set_float32_matmul_precision("highest")  # no TF32: it would blur what is measured
     torch.backends.cudnn.allow_tf32 = False  # nor in convolutions
     model = _loaded(job)
-    if job.context < 2 or (model.longest is not None and job.context > model.longest):
-        most = "" if model.longest is None else f" and at most {model.longest:,}, which is what the model can read"
-        raise Refused("Context does not fit the model", f"The context is {job.context:,} tokens; it must be at least 2{most}.")
+    check_context(job.context, model.longest)
     return model
 
 

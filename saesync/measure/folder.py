@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,26 @@ def check_files(folder: Path) -> dict[str, Any]:
     if missing:
         raise Missing.of(missing)
     return config
+
+
+def longest_context(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the model of a config.json can read at once; None when it does not say so. Where text is one of several
+    inputs, its part of the config counts."""
+    text = config.get("text_config")
+    for part in (text if isinstance(text, dict) else {}, config):
+        for name in ("max_position_embeddings", "n_positions"):  # GPT-2 and its kin use the second name for the first
+            if isinstance(part.get(name), int) and part[name] > 0:
+                return int(part[name])
+    return None
+
+
+def check_context(context: int, longest: int | None) -> None:
+    """Raises:
+    Refused: a model that can read ``longest`` tokens (None: no limit is known) cannot be asked ``context`` at once.
+    """
+    if context < 2 or (longest is not None and context > longest):
+        most = "" if longest is None else f" and at most {longest:,}, which is what the model can read"
+        raise Refused("Context does not fit the model", f"The context is {context:,} tokens; it must be at least 2{most}.")
 
 
 def _check_code(folder: Path, config: dict[str, Any]) -> None:

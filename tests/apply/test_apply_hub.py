@@ -83,6 +83,17 @@ def test_a_model_without_safetensors_and_one_only_in_a_pull_request(hub_world: H
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_a_context_that_a_model_on_the_hub_cannot_read(hub_world: HubWorld, look: Look) -> None:
+    manifest = hub_world.manifest()
+    manifest.write_text(manifest.read_text().replace("context: 32", "context: 3200"))
+    (found,) = preflight.check(*look(manifest).look())
+    assert found.summary == "Context does not fit the model"
+    assert "3,200 tokens" in found.detail
+    assert found.origin is not None
+    assert "context: 3200" in manifest.read_text().splitlines()[found.origin.line - 1]
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
 def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look) -> None:
     """The SAE they touched is named and left alone; the others are published."""
     server = hub_world.server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -275,6 +276,16 @@ def test_what_a_model_folder_lacks_is_named_before_any_work(world: TinyWorld, lo
     assert "model.safetensors" in found[0].detail
     assert "tokenizer" in found[1].detail
     assert all(diagnostic.origin is not None for diagnostic in found)
+
+
+def test_a_context_that_the_model_cannot_read_is_named_before_any_work(world: TinyWorld, look: Look) -> None:
+    text = world.good.read_text()
+    world.good.write_text(re.sub(r"context: \d+", "context: 4096", text))
+    (found,) = preflight.check(*look(world.good).look())
+    assert found.summary == "Context does not fit the model"
+    assert "4,096" in found.detail
+    assert found.origin is not None
+    assert "context: 4096" in world.good.read_text().splitlines()[found.origin.line - 1]
 
 
 def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, look: Look) -> None:
