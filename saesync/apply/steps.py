@@ -219,7 +219,12 @@ class Steps:
         with self.step((label,), StepKind.CONVERT, "tokens") as (progress, _), cache.scratch() as scratch:
             out = {hook: scratch / key for hook, key in hooks.items() if not cache.has(ACTIVATIONS, key)}
             job = settings.capture_job(first, model, text, self.crew.devices[lane], rows, out, cache.root)
-            failures = self._work(self.crew.measurers[lane], "capture", job, progress)["failures"]
+            worker = self.crew.measurers[lane]
+            try:
+                failures = self._work(worker, "capture", job, progress)["failures"]
+            except WorkerLost:  # many SAEs wait for it, and it may have been somebody else's need of memory
+                self.note(f"The worker that captured {label} died. Trying once more.")
+                failures = self._work(worker, "capture", job, progress)["failures"]
             for hook, path in out.items():
                 if hook in failures:
                     self.uncaptured[hooks[hook]] = [Diagnostic.from_json(value) for value in failures[hook]]
@@ -338,7 +343,7 @@ class Steps:
                 found: Mapping[str, Any] = self._work(self.crew.measurers[lane], "measure", job, progress)
                 return found
 
-            for group, found in in_groups(works, measure, lambda said: self.emit({"type": "note", "text": said})):
+            for group, found in in_groups(works, measure, self.note):
                 for work in group:
                     if isinstance(found, WorkerLost):
                         errors[work.address] = found
@@ -360,13 +365,17 @@ class Steps:
         observed = self.context.observed[records.target, records.location]
         publish_evidence(self.target(StepKind.PUBLISH, records.target), records, works[0].release, entries, observed)
 
+    def note(self, said: str) -> None:
+        """Tell whoever watches."""
+        self.emit({"type": "note", "text": said})
+
     def _work(self, worker: Worker, job: str, data: Any, progress: Progress) -> Any:
         """One job of a worker; with ``debug``, what the process said when it failed."""
         try:
             return worker.run(job, data, progress)
         except SaesyncError:
             if self.context.debug and worker.last_words:
-                self.emit({"type": "note", "text": "\n".join(worker.last_words)})
+                self.note("\n".join(worker.last_words))
             raise
 
     def _shared(self, work: Work) -> tuple[Path, Text]:

@@ -23,7 +23,7 @@ from saesync.apply.steps import Steps
 from saesync.apply.work import Work
 from saesync.errors import Refused
 from saesync.executors import validate
-from saesync.jobs import MeasureJob, MeasureResult
+from saesync.jobs import CaptureJob, CaptureResult, MeasureJob, MeasureResult
 from saesync.model import Release
 from saesync.worker_main import JOBS
 from saesync.workers import WorkerLost, fork
@@ -46,9 +46,28 @@ def refusing(job: MeasureJob, progress: Progress) -> MeasureResult:
     raise Refused("No", "Not today.")
 
 
-def launcher(name: str) -> Callable[..., Any]:
-    own = replace(JOBS["measure"], module=__name__, function=name)
-    return partial(fork, jobs={**JOBS, "measure": own})
+def accident(job: CaptureJob, progress: Progress) -> CaptureResult:
+    """The first capture is killed, as for memory, when it had begun to write."""
+    tries = Path(job.cache, "captures")
+    first = not tries.exists()
+    tries.touch()
+    if first:
+        for path in job.out.values():
+            Path(path).write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return validate.capture(job, progress)
+
+
+def deadly(job: CaptureJob, progress: Progress) -> CaptureResult:
+    with Path(job.cache, "captures").open("a") as tries:
+        tries.write("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def launcher(name: str, job: str = "measure") -> Callable[..., Any]:
+    own = replace(JOBS[job], module=__name__, function=name)
+    return partial(fork, jobs={**JOBS, job: own})
 
 
 def eight(release: Release) -> Release:
@@ -103,6 +122,25 @@ def test_an_answer_is_never_asked_for_twice(world: TinyWorld, look: Look) -> Non
     with pytest.raises(Refused, match="Not today"):
         steps.validate(0, works)
     steps.crew.close()
+
+
+def test_a_capture_whose_worker_is_killed_is_tried_once_more(world: TinyWorld, look: Look) -> None:
+    run = look(world.good, edit=eight)
+    run.start = launcher("accident", "capture")
+    assert run.apply().exit_code == 0
+    (note,) = [event["text"] for event in run.told("note")]
+    assert note.startswith("The worker that captured activations of ")
+    assert note.endswith(" died. Trying once more.")
+    assert run.plan().pending == ()
+
+
+def test_a_capture_that_kills_every_worker_fails_what_waits_for_it(world: TinyWorld, look: Look) -> None:
+    run = look(world.good, edit=eight)
+    run.start = launcher("deadly", "capture")
+    result = run.apply()
+    assert result.exit_code == 1
+    assert (run.look()[1].cache.root / "captures").read_text() == "xx"
+    assert {outcome.name for outcome in result.outcomes.values()} <= {"FAILED", "SKIPPED"}
 
 
 def works_named(count: int) -> list[Any]:
