@@ -16,9 +16,9 @@ sae_finished       address, outcome ("published", "native", "deleted", "failed",
                    metrics, proof; of a native one why it is not converted (native: title, detail, said_by)
 note               text
 summary            outcomes (name -> count), failures, exit_code, seconds, commits, bytes, and what is done to whole
-                   releases: cards (written by themselves), tags (made or put back), and of both what was not come to before
-                   all was stopped: cards_left, tags_left; unsure (addresses): was being written when all was stopped, and
-                   may have landed
+                   releases: cards (written by themselves), tags (made or put back), and what was not come to before all was
+                   stopped: cards_left, tags_left, entries_left (of registries); unsure (addresses): was being written when all
+                   was stopped, and may have landed
 ended              exit_code, diagnostics (list: summary, detail, origin as file, line, column, width): instead of a summary, when
                    nothing could be started
 =================  ====================================================================================

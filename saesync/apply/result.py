@@ -50,6 +50,7 @@ class Result:
     tags: int = 0  # made, or put back
     cards_left: int = 0  # by themselves, and not come to before all was stopped
     tags_left: int = 0
+    entries_left: int = 0  # of registries
     seconds: float = 0.0
 
     @property
@@ -76,6 +77,7 @@ class Result:
             "tags": self.tags,
             "cards_left": self.cards_left,
             "tags_left": self.tags_left,
+            "entries_left": self.entries_left,
             "seconds": round(self.seconds, 3),
         }
 

@@ -11,6 +11,7 @@ from typing import Any
 from saesync.apply.context import Context, StopFlag
 from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Duty, Graph
+from saesync.apply.registration import Registration
 from saesync.apply.result import Outcome, Result, gate_diagnostics, planned_failures, planned_outcomes
 from saesync.apply.scheduler import Outcome as Settled
 from saesync.apply.scheduler import Scheduler, State, Task
@@ -22,7 +23,7 @@ from saesync.model import Failure, Plan, StepKind
 from saesync.nothing import nothing
 
 _NAMED = 3
-_WHOLE = frozenset({StepKind.CARD, StepKind.TAG})  # steps of a release, not of an SAE
+_WHOLE = frozenset({StepKind.CARD, StepKind.TAG, StepKind.REGISTER})  # steps of a release, not of an SAE
 _ENDS = {StepKind.DELETE: Outcome.DELETED, StepKind.REGISTER: Outcome.REGISTERED}
 
 
@@ -150,20 +151,23 @@ class _Account:
             if outcome is Outcome.STOPPED:
                 return  # counted apart from SAEs
             self.reached.add((duty.address, duty.step))
+            if duty.registration is not None:
+                self._entered(duty, duty.registration, outcome)
+                return
             follows = duty.step is StepKind.TAG and settled.state is State.SKIPPED  # of a failure that is told already
             if outcome is not Outcome.PUBLISHED and not follows:
                 self.outcomes[duty.address] = outcome
-            return
-        if duty.registration is not None:
-            self.outcomes[_entry_of(duty)] = outcome
-            if duty.registration.said is not None:
-                self.emit({"type": "registered", "release": duty.address, **duty.registration.said})
             return
         self.outcomes[duty.address] = outcome
         work = duty.work
         if outcome is Outcome.FAILING and work is not None and work.sae.validate is not None:
             self._fail(replace(duty, step=StepKind.VALIDATE), gate_diagnostics(work.misses, work.sae.validate.require))
         self.emit({"type": "sae_finished", "address": duty.address, "outcome": str(outcome), **self._about(duty)})
+
+    def _entered(self, duty: Duty, registration: Registration, outcome: Outcome) -> None:
+        self.outcomes[_entry_of(duty)] = outcome
+        if registration.said is not None:
+            self.emit({"type": "registered", "release": duty.address, **registration.said})
 
     def _outcome(self, duty: Duty, settled: Settled) -> Outcome:
         if settled.state is State.DONE:
@@ -224,5 +228,6 @@ class _Account:
             tags=sum(lane.tagged for lane in lanes),
             cards_left=left[StepKind.CARD],
             tags_left=left[StepKind.TAG],
+            entries_left=left[StepKind.REGISTER],
             seconds=seconds,
         )

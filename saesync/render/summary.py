@@ -23,6 +23,7 @@ _OUTCOMES = (
     ("unsure", "in doubt"),
     ("stopped", "not started"),
 )
+_LEFT = ("cards_left", "tags_left", "entries_left")  # of whole releases, not come to
 _LONG = 2000
 _MOST_NAMED = 20
 INTERRUPTED = 130
@@ -41,7 +42,7 @@ def summary_text(
     outcomes = summary["outcomes"]
     known = [f"{outcomes[name]:,} {words}" for name, words in _OUTCOMES if outcomes.get(name)]
     other = [f"{count:,} {plain(name)}" for name, count in sorted(outcomes.items()) if count and name not in dict(_OUTCOMES)]
-    left = outcomes.get("stopped") or summary.get("cards_left") or summary.get("tags_left")
+    left = outcomes.get("stopped") or any(summary.get(name) for name in _LEFT)
     stopped = summary["exit_code"] == INTERRUPTED or bool(left)
     counts = ", ".join([*known, *other, *_of_releases(summary)]) or "nothing to do"
     took = f" in {duration(summary['seconds'])}" if summary.get("seconds") is not None else ""
@@ -66,12 +67,13 @@ def summary_text(
 
 def _of_releases(summary: Mapping[str, Any]) -> list[str]:
     """What was done to releases as a whole."""
-    counts = {name: summary.get(name, 0) for name in ("cards", "tags", "cards_left", "tags_left")}
+    counts = {name: summary.get(name, 0) for name in ("cards", "tags", *_LEFT)}
     said = {
         "cards": f"card{_s(counts['cards'])} written",
         "tags": "tagged",
         "cards_left": f"card{_s(counts['cards_left'])} not written",
         "tags_left": f"tag{_s(counts['tags_left'])} not made",
+        "entries_left": f"registry entr{'y' if counts['entries_left'] == 1 else 'ies'} not written",
     }
     return [f"{count:,} {said[name]}" for name, count in counts.items() if count]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +16,7 @@ from apply_world import Run
 from hub_world import TARGET, HubWorld
 
 from saesync import preflight
-from saesync.apply import Outcome
+from saesync.apply import Outcome, StopFlag, apply
 from saesync.model import Plan, Status, StepKind
 
 Look = Callable[..., Run]
@@ -67,6 +69,26 @@ def test_a_release_is_entered_in_a_registry_file_with_its_numbers(hub_world: Hub
     assert again.told("registered") == []
     assert registry.read_bytes() == after
     assert hub_world.server.commits_landed() == 0
+
+
+def test_an_entry_that_was_not_come_to_is_no_sae(hub_world: HubWorld, look: Look) -> None:
+    """Ctrl-C while the last SAEs are committed: they are published, and the list stays as it is."""
+    registry = hub_world.folder / "list" / "pretrained_saes.yaml"
+    before = write_list(registry)
+    run = look(registering(hub_world, "../list/pretrained_saes.yaml"))
+    plan, context = run.look()
+    stop = StopFlag()
+
+    def emit(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        if event["type"] == "committed":
+            stop.request()
+
+    result = apply(plan, context, emit, stop)
+    assert (result.exit_code, result.entries_left) == (130, 1)
+    assert dict(Counter(result.outcomes.values())) == {Outcome.PUBLISHED: 3}
+    assert registry.read_bytes() == before
+    assert list(look(*run.manifests).apply().outcomes.values()) == [Outcome.REGISTERED]
 
 
 def test_a_failing_sae_keeps_the_whole_release_out_and_partial_lets_the_others_in(hub_world: HubWorld, look: Look) -> None:

@@ -115,6 +115,10 @@ def test_summary_of_what_was_done_to_whole_releases() -> None:
     done: dict[str, Any] = {"outcomes": {}, "failures": [], "exit_code": 0, "seconds": 0.1}
     left = {**done, "exit_code": 1, "outcomes": {"failed": 1}, "tags_left": 2, "cards_left": 1}
     assert summary_text(left).startswith("Stopped. 1 failed, 1 card not written, 2 tags not made; nothing is half-done.\n")
+    assert summary_text({**done, "exit_code": 130, "entries_left": 1}).startswith(
+        "Stopped. 1 registry entry not written; nothing"
+    )
+    assert "2 registry entries not written" in summary_text({**left, "entries_left": 2})
     assert summary_text({**done, "cards": 1, "tags": 1}) == "Done in 0.1s. 1 card written, 1 tagged."
     assert summary_text({**done, "outcomes": {"published": 3}, "cards": 2}) == "Done in 0.1s. 3 published, 2 cards written."
 
