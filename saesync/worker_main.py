@@ -87,13 +87,27 @@ def encode(value: Any) -> Any:
 
 
 def devices(_data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Which torch devices this machine has, best first, with their names."""
+    """Which torch devices this machine has, best first, with their names, and ``why`` no CUDA device is among them."""
     import torch
 
     found = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     if torch.backends.mps.is_available():
         found["mps"] = "Apple GPU"
-    return {"devices": {**found, "cpu": f"{torch.get_num_threads()} threads"}}
+    why = None if torch.cuda.device_count() else _why_no_cuda()
+    return {"devices": {**found, "cpu": f"{torch.get_num_threads()} threads"}, "why": why}
+
+
+def _why_no_cuda() -> str:
+    """In torch's own words, the first of them."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return f"torch {torch.__version__} says: {str(error).strip().splitlines()[0][:300].rstrip('.')}"
+    return f"torch {torch.__version__} does not see it"
 
 
 def preload(data: Mapping[str, Any]) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
 
+from saesync.apply import gpus
 from saesync.cache import Cache
 from saesync.errors import Missing
 from saesync.workers import Launcher, Worker
 
 _CONVERT_NEEDS = ("torch", "sae_lens", "saesync.executors.convert")
 _MEASURE_NEEDS = ("torch", "sae_lens", "transformers", "transformer_lens", "saesync.executors.validate")
-_GPU_NODES = ("nvidia[0-9]*", "nvhost-*", "kfd", "dxg")  # Linux device files without which there is no GPU to ask torch for
 
 
 class Crew:
@@ -26,14 +26,17 @@ class Crew:
         self._probe = self._measurer()
         self.converters = [Worker(self._home, start, _CONVERT_NEEDS) for _ in range(converters)]
 
-    def find_devices(self) -> None:
-        """Decide which devices to measure on, if nobody said: all GPUs, else the CPU. May start a worker to ask torch.
+    def find_devices(self, tell: Callable[[str], None]) -> None:
+        """Decide which devices to measure on, if nobody said: all GPUs, else the CPU. May start a worker to ask torch. ``tell``
+        is told of a GPU that torch cannot use.
 
         Raises:
             SaesyncError: the worker could not say.
         """
+        if self.devices != ("cpu",):
+            gpus.wake()
         if not self.devices or "auto" in self.devices:
-            self.devices = devices_here(self._probe)
+            self.devices = devices_here(self._probe, tell)
         rest = len(self.devices) - 1
         self.measurers = [self._probe, *(self._measurer() for _ in range(rest))]
 
@@ -48,6 +51,7 @@ class Crew:
         """
         if "auto" in self.devices:
             return
+        gpus.wake()
         here = tuple(self._probe.run("devices", {})["devices"])
         absent = [name for name in self.devices if name not in here]
         if absent:
@@ -94,15 +98,19 @@ def named(devices: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys("cuda:0" if name == "cuda" else name for name in devices))
 
 
-def devices_here(worker: Worker) -> tuple[str, ...]:
+def devices_here(worker: Worker, tell: Callable[[str], None]) -> tuple[str, ...]:
     """The devices to measure on when nobody named any: every GPU, else the CPU.
 
     Raises:
         SaesyncError: the worker could not say.
     """
-    if sys.platform == "linux" and not any(found for pattern in _GPU_NODES for found in Path("/dev").glob(pattern)):
+    if not gpus.may_be_here():
         return ("cpu",)
-    return best(tuple(worker.run("devices", {})["devices"]))
+    said = worker.run("devices", {})
+    chosen = best(tuple(said["devices"]))
+    if chosen == ("cpu",) and gpus.nodes(gpus.NVIDIA):
+        tell(f"Measuring on the CPU: this machine has an NVIDIA GPU, but {said['why']}. With --device cpu this is not said.")
+    return chosen
 
 
 def _cores() -> int:

@@ -52,7 +52,7 @@ def apply(plan: Plan, context: Context, emit: Emit, stop: StopFlag) -> Result:
         voice({"type": "plan", "digest": plan.digest, "steps": steps, "releases": releases})
         if graph.tasks:
             if graph.uses(DEVICE):
-                crew.find_devices()
+                crew.find_devices(graph.steps.note)
             crew.warm(graph.uses(CONVERT), graph.uses(DEVICE))
             scheduler = Scheduler(graph.resources(), account.settled, account.stopping)
             scheduler.run(graph.tasks.values(), stop)

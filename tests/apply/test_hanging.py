@@ -14,7 +14,7 @@ from apply_world import Run
 from tiny import TinyWorld
 
 from saesync import preflight
-from saesync.apply import Outcome, StopFlag, apply, crew
+from saesync.apply import Outcome, StopFlag, apply, gpus
 from saesync.errors import Interrupted
 from saesync.worker_main import JOBS, Job
 from saesync.workers import fork
@@ -40,7 +40,7 @@ def press_twice(stop: StopFlag) -> None:
 
 
 def test_while_devices_are_looked_for(world: TinyWorld, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_GPU_NODES", ("null",))  # /dev/null is there
+    monkeypatch.setattr(gpus, "_ALL", ("null",))  # /dev/null is there
     run, stop = look(world.good), StopFlag()
     run.start = hanging("devices")
     plan, context = run.look()

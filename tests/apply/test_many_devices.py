@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,7 +17,7 @@ from pretend_device import pretend
 from tiny import TinyWorld
 
 from saesync import worker_main
-from saesync.apply import StopFlag, apply, crew
+from saesync.apply import StopFlag, apply, gpus
 from saesync.executors import validate
 from saesync.jobs import CaptureJob, CaptureResult, MeasureJob, MeasureResult
 from saesync.record import SaeRecord, parse_record
@@ -62,7 +64,7 @@ def entries(world: TinyWorld) -> Mapping[str, SaeRecord]:
 
 
 def test_all_gpus_share_the_work(world: TinyWorld, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "_GPU_NODES", ("null",))  # /dev/null is there
+    monkeypatch.setattr(gpus, "_ALL", ("null",))  # /dev/null is there
     run = look(world.good)
     plan, context = run.look()
     two = replace(context, devices=(), start=with_two_gpus())
@@ -82,3 +84,63 @@ def test_all_gpus_share_the_work(world: TinyWorld, look: Look, tmp_path: Path, m
         assert entry.evidence[0].metrics == found[name].evidence[0].metrics, name
         assert entry.files == found[name].files, name
         assert entry.proof == found[name].proof, name
+
+
+def nothing_found(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**worker_main.devices(data), "devices": {"cpu": "2 threads"}}
+
+
+def test_a_gpu_that_torch_cannot_use_is_told(world: TinyWorld, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers are right all the same, and somebody waits for them much longer than they think."""
+    monkeypatch.setattr(gpus, "_ALL", ("null",))
+    jobs = {**JOBS, "devices": Job(__name__, "nothing_found", dict, tells=False)}
+    for patterns, told in ((("null",), 1), (("no-such-file",), 0)):
+        monkeypatch.setattr(gpus, "NVIDIA", patterns)
+        run = look(world.good)
+        plan, context = run.look()
+        result = apply(plan, replace(context, devices=(), start=partial(fork, jobs=jobs)), run.events.append, StopFlag())
+        assert result.exit_code == 0, result.failures
+        notes = [event["text"] for event in run.told("note")]
+        assert len(notes) == told
+        if notes:
+            assert notes[0].startswith("Measuring on the CPU: this machine has an NVIDIA GPU, but torch 2.")
+            assert notes[0].endswith(". With --device cpu this is not said.")
+        shutil.rmtree(world.published)
+        shutil.rmtree(run.cache.root)
+
+
+@pytest.mark.parametrize(
+    ("there", "asked"),
+    [((), "-u -c=0 -c=1"), (("nvidia0", "nvidia1"), "-u -c=0 -c=1"), (("nvidia1", "nvidia-uvm"), None)],
+    ids=["just started", "no uvm", "all there"],
+)
+def test_the_drivers_device_files_are_made_before_workers_need_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: tuple[str, ...], asked: str | None
+) -> None:
+    dev, driver, maker = tmp_path / "dev", tmp_path / "driver", tmp_path / "nvidia-modprobe"
+    dev.mkdir()
+    for name, path in (("_DEV", dev), ("_DRIVER", driver), ("_MAKER", maker)):
+        monkeypatch.setattr(gpus, name, path)
+    for name in there:
+        (dev / name).touch()
+    gpus.wake()  # no driver, and nothing that makes device files
+    maker.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/asked\ntouch {dev}/nvidia0 {dev}/nvidia1 {dev}/nvidia-uvm\n')
+    maker.chmod(0o755)
+    gpus.wake()
+    assert not (tmp_path / "asked").exists(), "no GPU of NVIDIA's"
+    for bus in ("0000:01:00.0", "0000:02:00.0"):
+        (driver / "gpus" / bus).mkdir(parents=True)
+    gpus.wake()
+    assert (tmp_path / "asked").exists() == (asked is not None)
+    if asked is not None:
+        assert (tmp_path / "asked").read_text().strip() == asked
+        (tmp_path / "asked").unlink()
+        gpus.wake()
+        assert not (tmp_path / "asked").exists(), "once is enough"
+
+
+def test_why_there_is_no_cuda() -> None:
+    said = worker_main.devices({})
+    assert (said["why"] is None) == any(name.startswith("cuda") for name in said["devices"])
+    if said["why"] is not None:
+        assert re.match(r"torch 2\S+ (is built without CUDA|says: .+|does not see it)$", said["why"])

@@ -82,8 +82,8 @@ def converted(run: Run, name: str) -> tuple[Steps, Sequence[Work], Context]:
     plan, context = run.look()
     context = replace(context, start=launcher(name))
     crew = Crew(context.cache, context.start, 1, context.devices)
-    crew.find_devices()
     steps = Steps(context, crew, run.events.append)
+    crew.find_devices(steps.note)
     graph = Graph(plan, context, steps)
     graph.build()
     works = [duty.work for duty in graph.duties.values() if duty.final and duty.work is not None]
