@@ -10,7 +10,7 @@ WORKERS ?= 2
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow lint types docs bench ci clean
+.PHONY: demo test slow devices lint types docs bench ci clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +31,12 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
+# On a machine with a GPU: fails where there is none.
+devices: $(STAMP)
+	$(BIN)/python -c 'import sys; from benchmarks.bench_device import devices; sys.exit(not devices() and "torch finds no GPU here")'
+	$(BIN)/python -m pytest tests/measure/test_real_devices.py
+	$(BIN)/python -m benchmarks device
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +48,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+	$(BIN)/mypy --platform darwin saesync
 
 docs: $(STAMP)
 	$(BIN)/python tools/docs.py

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.bench_convert import GIB, MAKE, copy_and_hash, measured
 from benchmarks.table import Row, run
+from saesync.apply.crew import cores
 
 TITLE = "Converting and inspecting dense float32 SAEs, random weights"
 WIDTHS = {"1 GB": 32768, "2 GB": 65536, "4 GB": 131072}  # d_sae of a Goodfire checkpoint with d_in 4096
@@ -155,7 +156,7 @@ def many(folder: Path) -> list[Row]:
 
 def written(out: Path, shares: list[list[Path]]) -> None:
     """Write each share in a process of its own, all at once, with its share of the cores, as apply's workers have."""
-    threads = max(1, len(os.sched_getaffinity(0)) // len(shares))
+    threads = max(1, cores() // len(shares))
     words = [[sys.executable, "-W", "ignore", "-c", WRITE_MANY, str(out), *map(str, share)] for share in shares]
     processes = [subprocess.Popen(each, env={**os.environ, "OMP_NUM_THREADS": str(threads)}) for each in words]
     for process in processes:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from saesync.apply.crew import cores
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -70,5 +72,5 @@ def markdown(title: str, rows: Sequence[Row]) -> str:
 def machine() -> str:
     """One line about where this ran."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {pages / 2**30:.0f} GiB, {platform.machine()}, Python {platform.python_version()}, Linux"
+    system = {"Darwin": "macOS"}.get(platform.system(), platform.system())
+    return f"{cores()} cores, {pages / 2**30:.0f} GiB, {platform.machine()}, Python {platform.python_version()}, {system}"

@@ -68,20 +68,21 @@ def hide_memory() -> None:
 def drop_privileges() -> None:
     """Give up what ``root`` may do beyond reading and writing files, above all look into other processes in spite of
     ``hide_memory`` (Linux)."""
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
-    data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable; twice 32 bits
-    if libc.capget(header, data) == 0:
-        low = [word & _KEPT_CAPABILITIES for word in struct.unpack("3I", data.raw[:12])]
-        libc.capset(header, struct.pack("6I", *low, 0, 0, 0))
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+        data = ctypes.create_string_buffer(24)  # effective, permitted, inheritable; twice 32 bits
+        if libc.capget(header, data) == 0:
+            low = [word & _KEPT_CAPABILITIES for word in struct.unpack("3I", data.raw[:12])]
+            libc.capset(header, struct.pack("6I", *low, 0, 0, 0))
 
 
 def leave_network() -> bool:
-    """Move this process into an empty network namespace where the kernel allows it; says whether it did."""
-    if sys.platform != "linux":
-        return False
+    """Move this process into an empty network namespace where the kernel allows it (Linux); says whether it did."""
+    return sys.platform == "linux" and _unshare()
+
+
+def _unshare() -> bool:
     uid, gid = os.getuid(), os.getgid()
     unshare = ctypes.CDLL(None).unshare
     if unshare(_CLONE_NEWNET) == 0:

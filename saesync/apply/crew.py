@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 
 from saesync.apply import gpus
@@ -65,7 +64,7 @@ class Crew:
         Raises:
             OSError: a process cannot be started.
         """
-        converting, measuring = shares(_cores(), len(self.converters), self.devices or ("cpu",))
+        converting, measuring = shares(cores(), len(self.converters), self.devices or ("cpu",))
         for worker in self.converters:
             worker.share(converting)
         for worker in self.measurers:
@@ -113,9 +112,10 @@ def devices_here(worker: Worker, tell: Callable[[str], None]) -> tuple[str, ...]
     return chosen
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def shares(cores: int, converters: int, devices: tuple[str, ...]) -> tuple[int, int]:

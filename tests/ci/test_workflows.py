@@ -114,6 +114,7 @@ ALLOWED: dict[str, dict[str, dict[str, str]]] = {
         "register": {"contents": "read"},
     },
     "ci": {"test": {"contents": "read"}},
+    "devices": {"compare": {"contents": "read"}},
 }
 
 

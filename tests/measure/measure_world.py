@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from saesync.jobs import MeasureJob, MeasureSae
+from saesync.jobs import CaptureJob, MeasureJob, MeasureSae
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ THIRD_PARTY = (
     "ignore:To copy construct from a tensor:UserWarning",  # ActivationsStore, of tokenised datasets
     "ignore:Dataset is not tokenized:UserWarning",  # ActivationsStore, of text
 )
+LOADERS = ("TransformerBridge", "HookedTransformer", "AutoModelForCausalLM")
 D_MODEL, D_SAE, CONTEXT, VOCAB = 32, 96, 16, 120
 SPECIAL = ("<unk>", "<bos>", "<eos>", "<pad>")
 SAES = {
@@ -128,6 +129,23 @@ def make_world(root: Path) -> SimpleNamespace:
     )  # fmt: skip
     loaded = load_model(model, "TransformerBridge", "float32", {}, torch.device("cpu"))
     return SimpleNamespace(root=root, model=model, saes=saes, job=job, loaded=loaded)
+
+
+def job_for(world: SimpleNamespace, loader: str) -> MeasureJob:
+    """All SAEs of the world, or those at a hook that the loader has, too."""
+    if loader != "AutoModelForCausalLM":
+        return replace(world.job, loader=loader, model_name="gpt2")
+    there = {"blocks.1.hook_resid_post": "transformer.h.1", "blocks.2.hook_resid_post": "transformer.h.2"}
+    saes = tuple(replace(sae, hook=there[sae.hook]) for sae in world.saes if sae.hook in there)
+    return replace(world.job, loader=loader, saes=saes)
+
+
+def capture_job(world: SimpleNamespace, loader: str, out: dict[str, str]) -> CaptureJob:
+    job = world.job
+    return CaptureJob(
+        model=job.model, loader=loader, dtype="float32", kwargs={}, dataset=job.dataset, dataset_files=(), column="text",
+        split="train", context=CONTEXT, prepend_bos=True, device="cpu", rows=50, out=out, cache=job.cache,
+    )  # fmt: skip
 
 
 def only(job: MeasureJob, *names: str) -> MeasureJob:

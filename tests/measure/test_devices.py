@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from measure_world import CONTEXT, D_MODEL, THIRD_PARTY, make_sae, only
+from measure_world import CONTEXT, D_MODEL, LOADERS, THIRD_PARTY, capture_job, job_for, make_sae, only
 from pretend_device import GIB, Machine, pretend
 from safetensors.torch import load_file
 
 from benchmarks import bench_device
 from saesync.errors import Missing, Refused
 from saesync.executors import validate
-from saesync.jobs import CaptureJob, MeasureJob, MeasureResult, MeasureSae
+from saesync.jobs import MeasureJob, MeasureResult, MeasureSae
 from saesync.measure import engine
 from saesync.measure.devices import device_for, limits_for, out_of_memory
 from saesync.measure.engine import Engine
@@ -28,7 +28,6 @@ MPS_NOTE = "ignore:MPS backend may produce silently incorrect results:UserWarnin
 pytestmark = [pytest.mark.filterwarnings(note) for note in (*THIRD_PARTY, MPS_NOTE)]
 KINDS = ("cuda", "mps")
 DEVICES = ("cuda:1", "mps")  # the second GPU, so that nothing is right by being on the first
-LOADERS = ("TransformerBridge", "HookedTransformer", "AutoModelForCausalLM")
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +46,6 @@ def no_model_stays() -> Iterator[None]:
 
 def machine(device: str, **more: Any) -> Any:
     return pretend(device.partition(":")[0], count=2 if device.startswith("cuda") else 1, **more)
-
-
-def job_for(world: SimpleNamespace, loader: str) -> MeasureJob:
-    """All SAEs of the world, or those at a hook that the loader has, too."""
-    if loader != "AutoModelForCausalLM":
-        return replace(world.job, loader=loader, model_name="gpt2")
-    there = {"blocks.1.hook_resid_post": "transformer.h.1", "blocks.2.hook_resid_post": "transformer.h.2"}
-    saes = tuple(replace(sae, hook=there[sae.hook]) for sae in world.saes if sae.hook in there)
-    return replace(world.job, loader=loader, saes=saes)
 
 
 def near(found: MeasureResult, expected: MeasureResult, rel: float) -> None:
@@ -230,14 +220,6 @@ def test_captured_activations_are_those_of_the_cpu(world: SimpleNamespace, tmp_p
     found, expected = load_file(tmp_path / "gpu")["x"], load_file(tmp_path / "cpu")["x"]
     assert found.shape == (50, D_MODEL)
     assert torch.equal(found, expected)
-
-
-def capture_job(world: SimpleNamespace, loader: str, out: dict[str, str]) -> CaptureJob:
-    job = world.job
-    return CaptureJob(
-        model=job.model, loader=loader, dtype="float32", kwargs={}, dataset=job.dataset, dataset_files=(), column="text",
-        split="train", context=CONTEXT, prepend_bos=True, device="cpu", rows=50, out=out, cache=job.cache,
-    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- waiting and memory
