@@ -195,7 +195,16 @@ def test_own_workflows_run_the_code_of_the_default_branch() -> None:
 
 def test_scripts_hold_commands_that_run_anywhere() -> None:
     """No branches, no loops, no substitutions: what is decided is decided in saesync, or by `if:`."""
-    commands = ("mkdir -p ", "cat ", "grep -qxE ", "echo ", "python -m venv ", '"$RUNNER_TEMP/saesync/bin/python" ', ".ci/run")
+    commands = (
+        "mkdir -p ",
+        "cat ",
+        "grep -qxE ",
+        "echo ",
+        "python -m venv ",
+        '"$RUNNER_TEMP/saesync/bin/python" ',
+        ".ci/run",
+        "make devices",
+    )
     for path, script in scripts():
         for line in script.strip().splitlines():
             assert line.startswith(commands), f"{path}: {line}"
