@@ -328,5 +328,5 @@ def test_doctor_finds_nothing_in_them(path: Path) -> None:
     found = parse(str(path), path.read_text(encoding="utf-8"))
     assert found is not None
     assert found.unpinned() == []
-    if path.stem != "ci":
+    if path.stem in ("plan", "comment", "apply"):
         assert workflow_problems(path.stem, found, "main", "publish") == []
