@@ -50,7 +50,7 @@ def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple
     items = {**{name: _item(asked.sae, world.plan) for name, asked in wanted.items() if name not in items}, **items}
     if address not in items:
         raise ManifestError("Unknown address", f"No manifest here names {plain(address)}. {_advice(address, list(items))}")
-    release = next(r for r in world.releases if r.name == items[address].release)
+    release = next(r for r in world.plan.releases if r.name == items[address].release)  # with those of no manifest
     place = (release.home.target, release.home.location) if release.home is not None else None
     view = planfile.show_json(items[address], wanted.get(address), world.observed.get(place) if place else None)
     if format_ == "json":

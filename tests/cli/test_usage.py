@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -336,6 +337,24 @@ def test_golden_plan(own: Place) -> None:
 
 def test_golden_show(applied: Place) -> None:
     golden("cli/show.txt", masked(applied.run("show", "tiny-res/layer_0/topk").out, applied))
+
+
+def test_what_no_manifest_names_is_shown_too(own_applied: Place) -> None:
+    """An SAE of a release that has one, and one of a release that has none: both stand in the plan."""
+    place = own_applied
+    text = place.world.good.read_text()
+    place.world.good.write_text("".join(line for line in text.splitlines(keepends=True) if "id: layer_0/standard" not in line))
+    place.world.failing.unlink()
+    listed = place.run("plan", "-v").out
+    for address in ("tiny-res/layer_0/standard", "tiny-sweep/sweep/layer_0"):
+        assert address.split("/", 1)[1] in listed
+        shown = place.run("show", address)
+        assert shown.code == 0, shown.said
+        assert re.search(r"nothing +no manifest asks for it", shown.out)
+        assert re.search(r"cfg.json .* as recorded", shown.out)
+        assert "asked for at" not in shown.out
+        assert "than the manifest asks" not in shown.out
+        assert json.loads(place.run("show", address, "--format", "json").out)["desired"] is None
 
 
 def test_commands_that_are_advised_work_where_they_are_advised(applied: Place) -> None:
