@@ -182,6 +182,26 @@ def test_broken_upload_is_taken_up_again(place: Place, tmp_path: Path) -> None:
     assert server.stats()["auth_leaks"] == 0
 
 
+@pytest.mark.parametrize("route", ["xet-write-token", "cas.xorbs", "cas.shards"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_refuses_an_upload_is_no_broken_connection(place: Place, tmp_path: Path, route: str, status: int) -> None:
+    """hf_xet tells both by the same builtin errors, and what the server answered in words only."""
+    server = server_of(place)
+    if server.mode == "lfs":
+        pytest.skip("only xet asks there")
+    server.create_repo(REPO)
+    server.fault(route=route, status=status, times=-1)
+    with pytest.raises(SaesyncError) as caught:
+        place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1 + len(route) + status)}))
+    assert server.stats()["faults"][0]["hits"] >= 1
+    (found,) = caught.value.diagnostics
+    assert "connection" not in found.detail.lower(), found
+    assert str(status) in found.detail or "token" in found.detail.lower()
+    assert says_no_secret(caught.value)
+    assert "http" not in found.detail, "addresses may be signed"
+    assert len(server.commits(REPO)) == 1
+
+
 def test_read_only_token(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = server_of(place)
     server.create_repo(REPO)
