@@ -50,7 +50,8 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """``error`` is what the user sees if this is the end; ``wait`` is what the server asked for, in seconds; ``cost`` is time
-    that a timeout, or the client's own patience, has already used up; ``unreachable``: no connection could be made to the endpoint."""
+    that a timeout, or the client's own patience, has already used up; ``unreachable``: no connection could be made to the
+    endpoint."""
 
     error: SaesyncError
     retry: bool
