@@ -220,6 +220,9 @@ def _invisible(status: int, code: str, asked: Asked, token: str | None, said: st
         return NotVisible("Token may not read this", f"The token may not read {name}{said}. Use one with read access to it.")
     if code == "EntryNotFound":
         return NotVisible("File is not there", f"The Hub was asked to {asked.what}, but there is no such file at that commit.")
+    if code == "RevisionNotFound":
+        do = "Correct the revision, or remove it and let `saesync pin` fill it in."
+        return NotVisible("Commit is not there", f"The {name} is there, but no commit of that hash. {do}")
     if code:
         detail = f"The Hub shows this token no {name}: it does not exist, or it is private. Check the name and the token."
         return NotVisible("Repository is not visible", detail)
