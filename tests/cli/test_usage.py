@@ -218,6 +218,27 @@ def test_adopt_takes_over_what_others_wrote(own: Place) -> None:
     assert own.run("plan", "--check", "manifests/good.yaml").code == 0
 
 
+def test_a_target_of_another_package_is_one_like_ours(own: Place) -> None:
+    """One class and one entry point: it is a key of `publish`, and is planned and published to."""
+    package = own.folder.parent / "acme"
+    (package / "acme-1.0.dist-info").mkdir(parents=True)
+    (package / "acme_mirror.py").write_text(
+        "from saesync.targets.local import Local\n\nclass Mirror(Local):\n    name, summary = 'mirror', 'a folder of theirs'\n"
+    )
+    (package / "acme-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (package / "acme-1.0.dist-info" / "entry_points.txt").write_text("[saesync.targets]\nmirror = acme_mirror:Mirror\n")
+    own.world.good.write_text(own.world.good.read_text().replace("  local: ../published", "  mirror: ../mirrored"))
+    alone = own.run("plan", "manifests/good.yaml")
+    assert alone.code == 1
+    assert '"mirror" is not a key of publish' in alone.err
+    there = {"PYTHONPATH": str(package)}
+    assert "mirror" in json.loads(own.run("schema", **there).out)["properties"]["publish"]["properties"]
+    done = own.run("apply", "-y", "manifests/good.yaml", **there)
+    assert done.code == 0, done.said
+    assert (own.folder / "mirrored" / "layer_0" / "topk" / "cfg.json").exists()
+    assert own.run("plan", "--check", "manifests/good.yaml", **there).code == 0
+
+
 def test_prune_deletes_what_no_manifest_names(own_applied: Place) -> None:
     place = own_applied
     text = place.world.good.read_text()
@@ -252,10 +273,13 @@ def test_data_goes_to_stdout_and_the_rest_to_stderr(applied: Place, tmp_path: Pa
     assert plan.err == "Note: nothing here needs --adopt '*topk'.\n"
     assert json.loads(applied.run("show", "tiny-res/layer_0/topk", "--format", "json").out)["status"] == "current"
     assert applied.run("plan", "--format", "markdown").out.startswith("<!-- saesync:plan -->\n")
-    assert {entry["name"] for entry in json.loads(applied.run("formats", "--format", "json").out)} >= {"saelens", "goodfire"}
-    assert {entry["name"] for entry in json.loads(applied.run("targets", "--format", "json").out)} >= {"local", "huggingface"}
+    for what, some in (("formats", {"saelens", "goodfire"}), ("targets", {"local", "huggingface"})):
+        known = json.loads(applied.run(what, "--format", "json").out)
+        assert (known["type"], known["version"]) == (f"saesync-{what}", 1)
+        assert {entry["name"] for entry in known[what]} >= some
     assert json.loads(applied.run("schema").out)["properties"]["release"]
     inspected = json.loads(applied.run("inspect", "sources", "--format", "json").out)
+    assert (inspected["type"], inspected["version"]) == ("saesync-inspection", 1)
     assert len(inspected["saes"]) == 5
     saved = applied.run("plan", "--out", str(tmp_path / "p.json"))
     assert saved.err == f"Wrote {tmp_path / 'p.json'}.\n"
