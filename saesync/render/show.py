@@ -29,6 +29,8 @@ def show_text(view: Mapping[str, Any], color: bool = False) -> str:
         sections.append(("not converted", _native(view["native"])))
     if view["proof"]:
         sections.append(("proof", _pairs(view["proof"])))
+    if view.get("failed_proof"):
+        sections.append(("failed proof", _failed_proof(view["failed_proof"])))
     for number, evidence in enumerate(view["evidence"]):
         name = "evidence" if number == 0 else "earlier evidence"
         sections.append((name, _evidence(evidence, asked=view["desired"] is not None)))
@@ -121,6 +123,10 @@ def _observed(observed: Mapping[str, Any] | None) -> Pairs:
 def _native(native: Mapping[str, Any]) -> Pairs:
     pairs = [("why", native["title"]), ("said by", native["said_by"]), ("detail", native["detail"])]
     return [*((name, plain(value, _LONG)) for name, value in pairs), ("published", "its authors' own files, as they are")]
+
+
+def _failed_proof(failed: Mapping[str, Any]) -> Pairs:
+    return [("verdict", "failing"), ("", plain(failed["detail"], _LONG)), ("kept", "in the cache, not published")]
 
 
 def _evidence(evidence: Mapping[str, Any], asked: bool) -> Pairs:

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import PROGRAM, Place, masked
 from planning import golden
 
@@ -361,6 +362,34 @@ def test_golden_plan(own: Place) -> None:
 
 def test_golden_show(applied: Place) -> None:
     golden("cli/show.txt", masked(applied.run("show", "tiny-res/layer_0/topk").out, applied))
+
+
+def test_what_a_failed_proof_said_is_kept_and_shown(own: Place) -> None:
+    """Decoder rows that nearly cancel survive in float32 and not in bfloat16."""
+    file = own.world.sources / "goodfire" / "layer_0.pth"
+    state = torch.load(file, weights_only=True)
+    state["encoder_linear.weight"][1::2] = state["encoder_linear.weight"][::2]
+    state["encoder_linear.bias"][1::2] = state["encoder_linear.bias"][::2]
+    state["decoder_linear.weight"] *= 3000
+    noise = 0.03 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    state["decoder_linear.weight"][:, 1::2] = noise - state["decoder_linear.weight"][:, ::2]
+    torch.save(state, file)
+    whole = own.world.good.read_text().replace("\nvalidate:", "  dtype: bfloat16\n\nvalidate:")
+    own.world.good.write_text(whole)
+    address = "tiny-res/layer_0/standard"
+    done = own.run("apply", "-y", "manifests/good.yaml", "--only", address)
+    assert done.code == 1
+    assert "Choose a wider dtype" in done.err
+    assert re.search(r"Choose a wider dtype \(manifests/good.yaml:\d+:\d+\)", done.err)
+    assert not own.published()
+    shown = own.run("show", address)
+    assert re.search(r"^failed proof\n  verdict  failing\n +In bfloat16 the SAE differs .*cast_fvu", shown.out, re.MULTILINE), (
+        shown.out
+    )
+    view = json.loads(own.run("show", address, "--format", "json").out)
+    assert view["failed_proof"]["summary"] == "Cast loses too much"
+    own.world.good.write_text(whole.replace("dtype: bfloat16", "dtype: float32"))
+    assert "failed proof" not in own.run("show", address).out, "of another conversion"
 
 
 def test_what_no_manifest_names_is_shown_too(own_applied: Place) -> None:
