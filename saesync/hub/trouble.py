@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 15.0
 LONGEST_WAIT = 30.0
 MAX_ATTEMPTS = 12
+CLIENT_WAITS = 23.0  # seconds for which huggingface_hub tries again by itself, five times
 XET_WAITS = 110.0  # seconds and more for which hf_xet tries again by itself, until it tells of trouble that may pass
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _XET_ANSWER = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+_UPLOAD = re.compile(r"/(?:preupload|info/lfs)/")
 _XET_TRIED = re.compile(r"(?:Network|Server) error: ")
 _TRY_LATER = "Run the same command again later; what is finished is kept."
 
@@ -125,7 +127,8 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -
 
     host = host_of(site)
     if isinstance(error, Answered | HfHubHTTPError):
-        return answered(error.response, asked, token, site)
+        found = answered(error.response, asked, token, site)
+        return replace(found, cost=_client_waited(error.response, host)) if isinstance(error, HfHubHTTPError) else found
     if isinstance(error, OfflineModeIsEnabled):
         return Trouble(Unavailable("Offline mode is on", "HF_HUB_OFFLINE is set; unset it to reach the Hub."), False)
     if isinstance(error, Garbled):
@@ -144,6 +147,12 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -
         waited = XET_WAITS if _XET_TRIED.match(str(error)) else 0.0
         return _answered_to_xet(error, asked, token, host) or Trouble(_cut(asked, host), True, cost=waited)
     return None
+
+
+def _client_waited(response: httpx2.Response, host: str) -> float:
+    """Seconds for which huggingface_hub has tried again by itself: before uploads and in them, never with a commit."""
+    upload = _UPLOAD.search(response.request.url.path) or not _is_at(response.request.url, host)
+    return CLIENT_WAITS if upload and response.status_code >= 500 else 0.0
 
 
 def answered(response: httpx2.Response, asked: Asked, token: str | None, site: str) -> Trouble:
