@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from saesync.errors import Diagnostic, Origin
-from saesync.folders import NATIVE
-from saesync.model import RECORD_FOLDER, PublishSpec, Release, Sae
+from saesync.folders import NATIVE, RECORD_FOLDER
+from saesync.model import PublishSpec, Release, Sae
 
 _ONE_PER_PLACE = {
     "pull_request": "Repository is published to in two ways",
