@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 NATIVE = "native"
+RECORD_FOLDER = "saesync"
 NATIVE_PREFIX = f"{NATIVE}/"
 REFUSAL_FILE = f"{NATIVE}/refusal.json"
 """Name of the file that says, for machines, why an SAE is not converted."""
@@ -52,5 +53,5 @@ def is_native(name: str) -> bool:
 
 
 def reserved(sae_id: str) -> bool:
-    """Whether an SAE of this id would stand among other SAEs' native files."""
-    return sae_id.partition("/")[0].casefold() == NATIVE
+    """Whether an SAE of this id would stand among records, or among other SAEs' native files."""
+    return sae_id.partition("/")[0].casefold() in (NATIVE, RECORD_FOLDER)

@@ -23,7 +23,6 @@ WEIGHTS_FILE = "sae_weights.safetensors"
 CFG_FILE = "cfg.json"
 SAE_FILES = (CFG_FILE, WEIGHTS_FILE)
 CARD_FILE = "README.md"
-RECORD_FOLDER = "saesync"
 
 
 # ---------------------------------------------------------------------------------------------- what is asked

@@ -20,7 +20,7 @@ from msgspec.json import Decoder
 
 from saesync.digest import FileDigest, Hex64, key_of
 from saesync.errors import SaesyncError
-from saesync.folders import is_native, reserved
+from saesync.folders import RECORD_FOLDER, is_native, reserved
 from saesync.nothing import nothing
 from saesync.record_json import Flat, Name, RecordUnreadable, check_flat, decode
 
@@ -281,7 +281,7 @@ class Record:
 
 def record_path(release: str) -> str:
     """Where the record of a release stands in its target."""
-    return f"saesync/{release}.json"
+    return f"{RECORD_FOLDER}/{release}.json"
 
 
 def parse_record(data: bytes, release: str) -> Record:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from saesync.errors import Missing, NotVisible, Refused, SaesyncError, Unavailab
 from saesync.hub import Head, Hub
 from saesync.hub.client import Client
 from saesync.hub.reach import Reach
-from saesync.hub.trouble import MAX_ATTEMPTS, Patience, Trouble, asked_wait
+from saesync.hub.trouble import MAX_ATTEMPTS, Asked, Patience, Trouble, asked_wait, diagnose
 
 REPO = "alice/source"
 WEIGHTS = b"\0\1" + random.Random(7).randbytes(3_000_000)
@@ -418,6 +419,31 @@ def test_server_messages_are_cleaned(hub: Hub, hub_server: HubServer, source: st
 )
 def test_what_the_server_asks_to_wait(retry_after: str | None, ratelimit: str | None, seconds: float | None) -> None:
     assert asked_wait(retry_after, ratelimit, now=0.0) == seconds
+
+
+XET_SAYS = [
+    ("Server error: Request error: HTTP status server error (503 Service Unavailable), domain: {at}", "error 503"),
+    ("Server error: Request error: HTTP status client error (429 Too Many Requests), domain: {at}", "no more requests"),
+    ("Network error: Request middleware error: error sending request for url ({at})", "broke again and again"),
+    ("Network error: Request error: error decoding response body, domain: no-url", "broke again and again"),
+]
+
+
+@pytest.mark.parametrize(("said", "told"), XET_SAYS)
+def test_the_time_that_hf_xet_waits_by_itself_counts(said: str, told: str) -> None:
+    """In the words of hf_xet 1.8, which tries for two to four minutes before it says them."""
+    address = "https://cas.example/v1/xorbs/default/ab?X-Amz-Signature=secret"
+    asked = Asked("commit 2 files to alice/saes", "alice/saes", write=True)
+    trouble = diagnose(ConnectionError(said.format(at=address)), asked, "hf_x", "https://hub.example")
+    assert trouble is not None
+    assert trouble.retry
+    (found,) = trouble.error.diagnostics
+    assert told in found.detail
+    assert "secret" not in found.detail
+    patience = Patience(120.0)
+    patience.wait(replace(trouble, wait=0.0))
+    with pytest.raises(Unavailable):
+        patience.wait(replace(trouble, wait=0.0))
 
 
 def test_patience_counts_attempts_too() -> None:

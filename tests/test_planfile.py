@@ -292,6 +292,7 @@ def test_files_without_a_record_and_files_changed() -> None:
     ((address, what),) = said(saved, world)
     assert address == A
     assert what.startswith("was as asked, measured ")
+    assert ", now changed outside saesync, files " in what
 
 
 def test_not_visible_any_more() -> None:
@@ -426,7 +427,7 @@ def test_own_result_that_was_changed_afterwards_is_named() -> None:
     world.apply()
     world.put(files={**world.at().files, f"layer_0/{WEIGHTS_FILE}": digest_bytes(b"changed")})
     ((address, what),) = said(saved, world)
-    assert (address, what[:25]) == (A, "was absent, now as asked,")
+    assert (address, what[:36]) == (A, "was absent, now changed outside saes")
 
 
 # ---------------------------------------------------------------------------------------------------------- digests

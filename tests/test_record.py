@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import posixpath
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saesync.digest import FileDigest, canonical, digest_bytes
+from saesync.folders import path_of, roots_of
 from saesync.record import (
     RECORD_VERSION,
     Evidence,
@@ -102,6 +104,34 @@ def test_files_that_could_leave_are_refused(name: str) -> None:
     for record in (Record("r", {"a": sae}), Record("r", pending={"a": Pending("1" * 64, {name: ()})})):
         with pytest.raises(RecordUnreadable):
             parse_record(record.to_bytes(), "r")
+
+
+pieces = st.sampled_from(
+    ["a", "layer_0", "..", ".", "", "native", "saesync", "cfg.json", "Native", "\\", "C:", ".git", " ", "\u202e"]
+)
+paths = st.lists(pieces, min_size=1, max_size=4).map("/".join)
+
+
+@given(paths, st.sets(paths, max_size=2), st.booleans(), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_what_is_believed_of_any_record_stays_in_its_folders(sae_id: str, files: set[str], native: bool, pending: bool) -> None:
+    digest = {"size": 1, "sha256": "0" * 64}
+    if pending:
+        part: dict[str, object] = {"pending": {sae_id: {"build_key": "1" * 64, "files": {file: [digest] for file in files}}}}
+    else:
+        entry = {"weights_key": "0" * 64, "build_key": "1" * 64, "files": dict.fromkeys(files, digest)}
+        part = {"saes": {sae_id: {**entry, "native": NATIVE} if native else entry}}
+    try:
+        found = parse_record(json.dumps({"version": 2, "release": "r", "saes": {}, **part}).encode(), "r")
+    except RecordUnreadable:
+        return
+    for name, entry in (*found.saes.items(), *found.pending.items()):
+        for file in entry.files:
+            path = path_of(name, file)
+            assert posixpath.normpath(path) == path
+            assert "\\" not in path
+            assert any(path.startswith(f"{root}/") for root in roots_of(name))
+        assert not {"..", "native", "saesync", "", ".git"} & {name.split("/")[0].lower()}
 
 
 def test_a_newer_record_is_told_from_an_unreadable_one() -> None:
@@ -226,8 +256,8 @@ def test_a_native_sae_holds_native_files_alone(native: object, files: object) ->
         parse_record(native_record(native, files), "res")
 
 
-@pytest.mark.parametrize("sae_id", ["native", "native/layer_0", "Native/layer_0"])
-def test_an_sae_cannot_stand_among_native_files(sae_id: str) -> None:
+@pytest.mark.parametrize("sae_id", ["native", "native/layer_0", "Native/layer_0", "saesync", "Saesync/deeper"])
+def test_an_sae_cannot_stand_among_native_files_or_records(sae_id: str) -> None:
     entry = {"weights_key": "0" * 64, "build_key": "0" * 64, "files": {}}
     with pytest.raises(RecordUnreadable):
         parse_record(json.dumps({"version": 1, "release": "res", "saes": {sae_id: entry}}).encode(), "res")

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saesync.cache import Cache
 from saesync.digest import FileDigest
+from saesync.errors import ProofFailed
 from saesync.model import SAE_FILES, WEIGHTS_FILE, Requirement
 from saesync.record import Evidence, Native
 from saesync.record_json import RecordUnreadable
 from saesync.verdict import unmeasured
 
-BUILDS, EVIDENCE = "build", "evidence"
+BUILDS, EVIDENCE, UNPROVED = "build", "evidence", "unproved"
 _ABOUT = "build.json"
 
 
@@ -61,6 +63,25 @@ def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any], nat
         OSError: no space.
     """
     (folder / _ABOUT).write_text(json.dumps({"files": dict(digests), "proof": dict(proof), "native": native}))
+
+
+@contextmanager
+def failed_proofs_kept(cache: Cache, key: str) -> Iterator[None]:
+    """Remember what a failed proof under this build_key said, with its numbers: ``saesync show`` tells it. Nothing else is made
+    of it: the next apply tries again."""
+    try:
+        yield
+    except ProofFailed as error:
+        said = error.diagnostics[0]
+        cache.write(UNPROVED, key, json.dumps({"summary": said.summary, "detail": said.detail}).encode())
+        raise
+
+
+def read_failed_proof(cache: Cache, key: str) -> Mapping[str, str] | None:
+    """What the last proof under a build_key failed with (summary, detail); None when none did, or one has held."""
+    found = cache.read_json(UNPROVED, key)
+    fine = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ("summary", "detail"))
+    return found if fine and not cache.has(BUILDS, key) else None
 
 
 def keep_evidence(cache: Cache, evidence: Evidence) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saesync.apply import settings
-from saesync.apply.builds import BUILDS, keep_evidence, read_build, read_evidence, seal, usable
+from saesync.apply.builds import BUILDS, failed_proofs_kept, keep_evidence, read_build, read_evidence, seal, usable
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
 from saesync.apply.numbers import evidence_of, numbers
@@ -241,7 +241,7 @@ class Steps:
             self.cached(work, StepKind.CONVERT, proof=dict(work.build.proof))
             return
         with self.timed((work,), StepKind.CONVERT), self.step((work.address,), StepKind.CONVERT) as (progress, more):
-            with cache.making(BUILDS, key) as folder:
+            with cache.making(BUILDS, key) as folder, failed_proofs_kept(cache, key):
                 result = self._work(self.crew.converters[lane], "convert", self._convert_job(work, folder), progress)
                 self._check_source(work)
                 seal(folder, result["proof"], result["digests"], result["native"])

@@ -9,9 +9,10 @@ import click
 from saesync.cli.output import put
 
 
-def _rows(rows: list[tuple[str, str]], as_json: bool) -> None:
+def _rows(what: str, rows: list[tuple[str, str]], as_json: bool) -> None:
     if as_json:
-        put(json.dumps([{"name": name, "summary": summary} for name, summary in rows], indent=2))
+        found = [{"name": name, "summary": summary} for name, summary in rows]
+        put(json.dumps({"type": f"saesync-{what}", "version": 1, what: found}, indent=2))
         return
     width = max(len(name) for name, _ in rows)
     for name, summary in rows:
@@ -27,7 +28,7 @@ def formats(format_: str) -> None:
     """List the weight formats that can be read."""
     from saesync.formats import formats as known
 
-    _rows([(name, each.summary) for name, each in sorted(known().items())], format_ == "json")
+    _rows("formats", [(name, each.summary) for name, each in sorted(known().items())], format_ == "json")
 
 
 @click.command()
@@ -36,7 +37,7 @@ def targets(format_: str) -> None:
     """List the places SAEs can be published to."""
     from saesync.targets import targets as known
 
-    _rows([(name, each.summary) for name, each in sorted(known().items())], format_ == "json")
+    _rows("targets", [(name, each.summary) for name, each in sorted(known().items())], format_ == "json")
 
 
 @click.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from saesync import manifest, planfile, render
+from saesync.apply.builds import read_failed_proof
 from saesync.cli.common import Asked, look, manifests_only, root_option
 from saesync.cli.output import colored, put
 from saesync.errors import ManifestError, SaesyncError
@@ -50,9 +51,11 @@ def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple
     items = {**{name: _item(asked.sae, world.plan) for name, asked in wanted.items() if name not in items}, **items}
     if address not in items:
         raise ManifestError("Unknown address", f"No manifest here names {plain(address)}. {_advice(address, list(items))}")
-    release = next(r for r in world.releases if r.name == items[address].release)
+    release = next(r for r in world.plan.releases if r.name == items[address].release)  # with those of no manifest
     place = (release.home.target, release.home.location) if release.home is not None else None
-    view = planfile.show_json(items[address], wanted.get(address), world.observed.get(place) if place else None)
+    asked = wanted.get(address)
+    failed = read_failed_proof(world.cache, asked.inputs.build_key) if asked is not None and asked.inputs is not None else None
+    view = planfile.show_json(items[address], asked, world.observed.get(place) if place else None, failed)
     if format_ == "json":
         put(json.dumps(view, indent=2, ensure_ascii=False))
     else:

@@ -162,6 +162,7 @@ def dataset_parcel(spec: DatasetSpec, tokens: int, hub: Hub) -> Parcel | None:
 def _pinned(hub: Hub, repo: str, revision: str | None, kind: str) -> str:
     if revision is None:
         raise Missing("Revision is not pinned", f"{kind} {repo} needs a 40-digit commit hash; `saesync pin` fills it in.")
+    hub.tree(repo, revision, kind)  # a commit that is nowhere is called so
     if not hub.reachable(repo, revision, kind):
         raise Refused(
             "Commit is only in a pull request",

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 15.0
 LONGEST_WAIT = 30.0
 MAX_ATTEMPTS = 12
+CLIENT_WAITS = 23.0  # seconds for which huggingface_hub tries again by itself, five times
+XET_WAITS = 110.0  # seconds and more for which hf_xet tries again by itself, until it tells of trouble that may pass
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_XET_ANSWER = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
+_UPLOAD = re.compile(r"/(?:preupload|info/lfs)/")
+_XET_TRIED = re.compile(r"(?:Network|Server) error: ")
 _TRY_LATER = "Run the same command again later; what is finished is kept."
 
 
@@ -46,8 +51,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """``error`` is what the user sees if this is the end; ``wait`` is what the server asked for, in seconds; ``cost`` is time a
-    timeout has already used up; ``unreachable``: no connection could be made to the endpoint."""
+    """``error`` is what the user sees if this is the end; ``wait`` is what the server asked for, in seconds; ``cost`` is time
+    that a timeout, or the client's own patience, has already used up; ``unreachable``: no connection could be made to the
+    endpoint."""
 
     error: SaesyncError
     retry: bool
@@ -121,7 +127,8 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -
 
     host = host_of(site)
     if isinstance(error, Answered | HfHubHTTPError):
-        return answered(error.response, asked, token, site)
+        found = answered(error.response, asked, token, site)
+        return replace(found, cost=_client_waited(error.response, host)) if isinstance(error, HfHubHTTPError) else found
     if isinstance(error, OfflineModeIsEnabled):
         return Trouble(Unavailable("Offline mode is on", "HF_HUB_OFFLINE is set; unset it to reach the Hub."), False)
     if isinstance(error, Garbled):
@@ -137,8 +144,15 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         return Trouble(Missing("Disk is full", f"No space is left to {asked.what}. Free some space and run again."), False)
     if isinstance(error, ConnectionError | TimeoutError) or _from_xet(error):
-        return Trouble(_cut(asked, host), True)
+        waited = XET_WAITS if _XET_TRIED.match(str(error)) else 0.0
+        return _answered_to_xet(error, asked, token, host) or Trouble(_cut(asked, host), True, cost=waited)
     return None
+
+
+def _client_waited(response: httpx2.Response, host: str) -> float:
+    """Seconds for which huggingface_hub has tried again by itself: before uploads and in them, never with a commit."""
+    upload = _UPLOAD.search(response.request.url.path) or not _is_at(response.request.url, host)
+    return CLIENT_WAITS if upload and response.status_code >= 500 else 0.0
 
 
 def answered(response: httpx2.Response, asked: Asked, token: str | None, site: str) -> Trouble:
@@ -147,15 +161,13 @@ def answered(response: httpx2.Response, asked: Asked, token: str | None, site: s
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     if not _is_at(response.request.url, host) and status in (401, 403, 404):
         # The object store: its signed address has expired or is not there yet. A new attempt gets a new one.
-        detail = f"The object store behind {host} answered {status}, also after several attempts to {asked.what}. {_TRY_LATER}"
-        return Trouble(Unavailable("Hub is in trouble", detail), True)
+        return Trouble(_store_refused(status, asked, host), True)
     if status == 429:
         wait = asked_wait(response.headers.get("Retry-After"), response.headers.get("RateLimit"))
         return Trouble(_rationed(asked, wait), True, wait)
     if status in (408, 425) or status >= 500:
         wait = asked_wait(response.headers.get("Retry-After"), None)
-        detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}, also after several attempts."
-        return Trouble(Unavailable("Hub is in trouble", f"{detail} {_TRY_LATER}"), True, wait)
+        return Trouble(_broken(status, asked, host), True, wait)
     if status in (409, 412) and asked.write:
         detail = f"{asked.repo} was changed by somebody else again and again while it was written to. Make a new plan."
         return Trouble(Conflict("Repository keeps changing", detail), True)
@@ -217,6 +229,9 @@ def _invisible(status: int, code: str, asked: Asked, token: str | None, said: st
         return NotVisible("Token may not read this", f"The token may not read {name}{said}. Use one with read access to it.")
     if code == "EntryNotFound":
         return NotVisible("File is not there", f"The Hub was asked to {asked.what}, but there is no such file at that commit.")
+    if code == "RevisionNotFound":
+        do = "Correct the revision, or remove it and let `saesync pin` fill it in."
+        return NotVisible("Commit is not there", f"The {name} is there, but no commit of that hash. {do}")
     if code:
         detail = f"The Hub shows this token no {name}: it does not exist, or it is private. Check the name and the token."
         return NotVisible("Repository is not visible", detail)
@@ -276,6 +291,16 @@ def _cut(asked: Asked, host: str) -> Unavailable:
     return Unavailable("Connection to the Hub was lost", detail)
 
 
+def _broken(status: int, asked: Asked, host: str) -> Unavailable:
+    detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}, also after several attempts."
+    return Unavailable("Hub is in trouble", f"{detail} {_TRY_LATER}")
+
+
+def _store_refused(status: int, asked: Asked, host: str) -> Unavailable:
+    detail = f"The object store behind {host} answered {status}, also after several attempts to {asked.what}. {_TRY_LATER}"
+    return Unavailable("Hub is in trouble", detail)
+
+
 def _unexpected(host: str, asked: Asked) -> Unavailable:
     detail = f"{host} was asked to {asked.what}; its answer is not what a Hub sends. Is HF_ENDPOINT right? {_TRY_LATER}"
     return Unavailable("Unexpected answer from the Hub", detail)
@@ -284,6 +309,24 @@ def _unexpected(host: str, asked: Asked) -> Unavailable:
 def _from_xet(error: BaseException) -> bool:
     """hf_xet raises builtin RuntimeErrors and OSErrors of its own for network trouble, without an errno."""
     return type(error) is RuntimeError or (type(error) is OSError and error.errno is None)
+
+
+def _answered_to_xet(error: BaseException, asked: Asked, token: str | None, host: str) -> Trouble | None:
+    """The trouble behind an answer to hf_xet, which tells of it in words, with the address; None when nothing was answered.
+
+    The Hub itself gives out the token for the object store to those who may write; all else is between the store and hf_xet.
+    """
+    found = _XET_ANSWER.search(str(error))
+    if found is None:
+        return None
+    status = int(found[1])
+    if status == 429:
+        return Trouble(_rationed(asked, None), True, cost=XET_WAITS)
+    if status in (408, 425) or status >= 500:
+        return Trouble(_broken(status, asked, host), True, cost=XET_WAITS)
+    if status in (401, 403) and "xet-write-token" in str(error):
+        return Trouble(_refused_write(status, asked, token, ""), False)
+    return Trouble(_store_refused(status, asked, host), True)
 
 
 def _not_connected(error: httpx2.HTTPError, asked: Asked, host: str) -> Trouble:

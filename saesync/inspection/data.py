@@ -11,6 +11,8 @@ from saesync.inspection.sets import incomplete_sets
 def to_json(inspection: Inspection) -> dict[str, Any]:
     """Everything that was found. ``ambiguous`` names the formats that fit equally well: somebody has to say which."""
     return {
+        "type": "saesync-inspection",
+        "version": 1,
         "source": str(inspection.reference),
         "revision": inspection.revision,
         "saes": [

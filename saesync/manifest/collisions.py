@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
 from saesync.errors import Diagnostic, Origin
-from saesync.folders import NATIVE
-from saesync.model import RECORD_FOLDER, PublishSpec, Release, Sae
+from saesync.folders import NATIVE, RECORD_FOLDER
+from saesync.model import PublishSpec, Release, Sae
 
 _ONE_PER_PLACE = {
     "pull_request": "Repository is published to in two ways",
@@ -107,6 +107,8 @@ def _ids(release: Release) -> Iterator[tuple[Origin | None, Diagnostic]]:
 
 
 def _same_folder(sae: Sae, first: Sae) -> str:
+    if sae.origins is first.origins and sae.id != first.id:
+        return f'"{first.id}" and "{sae.id}" of this template are one folder on some file systems. Spell one otherwise.'
     if sae.origins is first.origins:
         return (
             f'Two SAEs of this template are both "{sae.id}". Use every placeholder of for_each that tells them apart in the id.'

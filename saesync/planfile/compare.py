@@ -222,6 +222,8 @@ def _observed(old: Saved, item: Item, effects: _Effects, reasked: bool) -> list[
     if not differing:
         return []
     was, now = _state(before, old["basis"]), _state(after, old["basis"])
+    if item.status is Status.DRIFTED and now != was:
+        now = f"changed outside saesync, files {short(str(after.get('observed.files') or 'none'))}"
     what = _words(before, after, differing) if item.id is None or was == now else f"was {was}, now {now}"
     at = item.basis.get("at")
     return [Difference(item.address, what, None if at is None else str(at))]

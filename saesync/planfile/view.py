@@ -12,8 +12,13 @@ from saesync.record import Evidence, SaeRecord
 from saesync.verdict import judge, shown, unmeasured
 
 
-def show_json(item: Item, wanted: Wanted | None, observed: Observed | None) -> dict[str, Any]:
-    """The view behind ``saesync show``: type, version, address, status, desired, observed, proof, evidence (current first)."""
+def show_json(
+    item: Item, wanted: Wanted | None, observed: Observed | None, failed_proof: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The view behind ``saesync show``: type, version, address, status, desired, observed, proof, evidence (current first).
+
+    ``failed_proof`` is what the last proof of what is asked failed with here: summary and detail.
+    """
     record = observed.records.get(item.release) if observed is not None else None
     entry = record.saes.get(item.id or "") if record is not None else None
     require = wanted.sae.validate.require if wanted is not None and wanted.sae.validate is not None else ()
@@ -35,6 +40,7 @@ def show_json(item: Item, wanted: Wanted | None, observed: Observed | None) -> d
         "observed": _observed(item.id or "", observed, entry),
         "native": entry.native.to_json() if entry is not None and entry.native is not None else None,
         "proof": _flat(entry.proof) if entry is not None else {},
+        "failed_proof": None if failed_proof is None else _flat(failed_proof),
         "evidence": evidence,
     }
 

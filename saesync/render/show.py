@@ -20,7 +20,7 @@ def show_text(view: Mapping[str, Any], color: bool = False) -> str:
     style = Style(color)
     head = f"{plain(view['address'])}   {view['status']}{' (held)' if view['held'] else ''}"
     rows = [style.paint(head, "bold"), *(f"  {reason_text(reason)}" for reason in view["reasons"])]
-    if view["origin"]:
+    if view["origin"] and view["desired"] is not None:
         rows.append(f"  asked for at {plain(view['origin'])}")
     if view["steps"]:
         rows.append(f"  apply would {', '.join(view['steps'])}")
@@ -29,9 +29,11 @@ def show_text(view: Mapping[str, Any], color: bool = False) -> str:
         sections.append(("not converted", _native(view["native"])))
     if view["proof"]:
         sections.append(("proof", _pairs(view["proof"])))
+    if view.get("failed_proof"):
+        sections.append(("failed proof", _failed_proof(view["failed_proof"])))
     for number, evidence in enumerate(view["evidence"]):
         name = "evidence" if number == 0 else "earlier evidence"
-        sections.append((name, _evidence(evidence)))
+        sections.append((name, _evidence(evidence, asked=view["desired"] is not None)))
     if not view["evidence"]:
         sections.append(("evidence", [("never measured", "")]))
     for name, pairs in sections:
@@ -123,7 +125,11 @@ def _native(native: Mapping[str, Any]) -> Pairs:
     return [*((name, plain(value, _LONG)) for name, value in pairs), ("published", "its authors' own files, as they are")]
 
 
-def _evidence(evidence: Mapping[str, Any]) -> Pairs:
+def _failed_proof(failed: Mapping[str, Any]) -> Pairs:
+    return [("verdict", "failing"), ("", plain(failed["detail"], _LONG)), ("kept", "in the cache, not published")]
+
+
+def _evidence(evidence: Mapping[str, Any], asked: bool) -> Pairs:
     pairs: Pairs = []
     for name, metric in evidence["metrics"].items():
         value, stderr = metric["value"], metric["stderr"]
@@ -135,6 +141,6 @@ def _evidence(evidence: Mapping[str, Any]) -> Pairs:
         pairs.append(("kept", "in the cache or in records, not published"))
     elif not evidence["of_these_weights"]:
         pairs.append(("note", "measured on other weights than the ones published"))
-    if not evidence["as_asked"]:
+    if asked and not evidence["as_asked"]:
         pairs.append(("note", "measured otherwise than the manifest asks now"))
     return [*pairs, ("measure key", short(evidence["measure_key"])), *_pairs(evidence["inputs"]), *_pairs(evidence["about"])]

@@ -27,8 +27,8 @@ from types import MappingProxyType
 from saesync.cache import Cache, existing, settle
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable, disk_is_full
-from saesync.folders import roots_of
-from saesync.model import CARD_FILE, CFG_FILE, RECORD_FOLDER, Observed
+from saesync.folders import RECORD_FOLDER, roots_of
+from saesync.model import CARD_FILE, CFG_FILE, Observed
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record, SaeRecord
 from saesync.targets.base import Batch, Progress

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from saesync.digest import FileDigest
-from saesync.model import CARD_FILE, RECORD_FOLDER
+from saesync.folders import RECORD_FOLDER
+from saesync.model import CARD_FILE
 from saesync.reason import Reason, ReasonCode
 from saesync.record import MAX_RECORD_BYTES, RECORD_VERSION, Record, RecordNewer, parse_record
 from saesync.record_json import RecordUnreadable

@@ -94,6 +94,18 @@ def test_a_context_that_a_model_on_the_hub_cannot_read(hub_world: HubWorld, look
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+@pytest.mark.parametrize("what", ["model_sha", "data_sha", "sources_sha"])
+def test_a_commit_that_is_nowhere_is_called_so(hub_world: HubWorld, look: Look, what: str) -> None:
+    """Not a repository that cannot be seen, and not a commit of somebody's pull request."""
+    run = look(hub_world.manifest(**{what: "ab" * 20}))
+    plan, context = run.look()
+    told = [diagnostic.detail for diagnostic in preflight.check(plan, context)]
+    told += [str(reason.data["detail"]) for item in plan.items if item.held for reason in item.reasons]
+    assert told
+    assert all("is there, but no commit of that hash" in detail for detail in told), told
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
 def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look) -> None:
     """The SAE they touched is named and left alone; the others are published."""
     server = hub_world.server

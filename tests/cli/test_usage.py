@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from cli_support import PROGRAM, Place, masked
 from planning import golden
 
@@ -217,6 +219,27 @@ def test_adopt_takes_over_what_others_wrote(own: Place) -> None:
     assert own.run("plan", "--check", "manifests/good.yaml").code == 0
 
 
+def test_a_target_of_another_package_is_one_like_ours(own: Place) -> None:
+    """One class and one entry point: it is a key of `publish`, and is planned and published to."""
+    package = own.folder.parent / "acme"
+    (package / "acme-1.0.dist-info").mkdir(parents=True)
+    (package / "acme_mirror.py").write_text(
+        "from saesync.targets.local import Local\n\nclass Mirror(Local):\n    name, summary = 'mirror', 'a folder of theirs'\n"
+    )
+    (package / "acme-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (package / "acme-1.0.dist-info" / "entry_points.txt").write_text("[saesync.targets]\nmirror = acme_mirror:Mirror\n")
+    own.world.good.write_text(own.world.good.read_text().replace("  local: ../published", "  mirror: ../mirrored"))
+    alone = own.run("plan", "manifests/good.yaml")
+    assert alone.code == 1
+    assert '"mirror" is not a key of publish' in alone.err
+    there = {"PYTHONPATH": str(package)}
+    assert "mirror" in json.loads(own.run("schema", **there).out)["properties"]["publish"]["properties"]
+    done = own.run("apply", "-y", "manifests/good.yaml", **there)
+    assert done.code == 0, done.said
+    assert (own.folder / "mirrored" / "layer_0" / "topk" / "cfg.json").exists()
+    assert own.run("plan", "--check", "manifests/good.yaml", **there).code == 0
+
+
 def test_prune_deletes_what_no_manifest_names(own_applied: Place) -> None:
     place = own_applied
     text = place.world.good.read_text()
@@ -251,10 +274,13 @@ def test_data_goes_to_stdout_and_the_rest_to_stderr(applied: Place, tmp_path: Pa
     assert plan.err == "Note: nothing here needs --adopt '*topk'.\n"
     assert json.loads(applied.run("show", "tiny-res/layer_0/topk", "--format", "json").out)["status"] == "current"
     assert applied.run("plan", "--format", "markdown").out.startswith("<!-- saesync:plan -->\n")
-    assert {entry["name"] for entry in json.loads(applied.run("formats", "--format", "json").out)} >= {"saelens", "goodfire"}
-    assert {entry["name"] for entry in json.loads(applied.run("targets", "--format", "json").out)} >= {"local", "huggingface"}
+    for what, some in (("formats", {"saelens", "goodfire"}), ("targets", {"local", "huggingface"})):
+        known = json.loads(applied.run(what, "--format", "json").out)
+        assert (known["type"], known["version"]) == (f"saesync-{what}", 1)
+        assert {entry["name"] for entry in known[what]} >= some
     assert json.loads(applied.run("schema").out)["properties"]["release"]
     inspected = json.loads(applied.run("inspect", "sources", "--format", "json").out)
+    assert (inspected["type"], inspected["version"]) == ("saesync-inspection", 1)
     assert len(inspected["saes"]) == 5
     saved = applied.run("plan", "--out", str(tmp_path / "p.json"))
     assert saved.err == f"Wrote {tmp_path / 'p.json'}.\n"
@@ -336,6 +362,52 @@ def test_golden_plan(own: Place) -> None:
 
 def test_golden_show(applied: Place) -> None:
     golden("cli/show.txt", masked(applied.run("show", "tiny-res/layer_0/topk").out, applied))
+
+
+def test_what_a_failed_proof_said_is_kept_and_shown(own: Place) -> None:
+    """Decoder rows that nearly cancel survive in float32 and not in bfloat16."""
+    file = own.world.sources / "goodfire" / "layer_0.pth"
+    state = torch.load(file, weights_only=True)
+    state["encoder_linear.weight"][1::2] = state["encoder_linear.weight"][::2]
+    state["encoder_linear.bias"][1::2] = state["encoder_linear.bias"][::2]
+    state["decoder_linear.weight"] *= 3000
+    noise = 0.03 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    state["decoder_linear.weight"][:, 1::2] = noise - state["decoder_linear.weight"][:, ::2]
+    torch.save(state, file)
+    whole = own.world.good.read_text().replace("\nvalidate:", "  dtype: bfloat16\n\nvalidate:")
+    own.world.good.write_text(whole)
+    address = "tiny-res/layer_0/standard"
+    done = own.run("apply", "-y", "manifests/good.yaml", "--only", address)
+    assert done.code == 1
+    assert "Choose a wider dtype" in done.err
+    assert re.search(r"Choose a wider dtype \(manifests/good.yaml:\d+:\d+\)", done.err)
+    assert not own.published()
+    shown = own.run("show", address)
+    assert re.search(r"^failed proof\n  verdict  failing\n +In bfloat16 the SAE differs .*cast_fvu", shown.out, re.MULTILINE), (
+        shown.out
+    )
+    view = json.loads(own.run("show", address, "--format", "json").out)
+    assert view["failed_proof"]["summary"] == "Cast loses too much"
+    own.world.good.write_text(whole.replace("dtype: bfloat16", "dtype: float32"))
+    assert "failed proof" not in own.run("show", address).out, "of another conversion"
+
+
+def test_what_no_manifest_names_is_shown_too(own_applied: Place) -> None:
+    """An SAE of a release that has one, and one of a release that has none: both stand in the plan."""
+    place = own_applied
+    text = place.world.good.read_text()
+    place.world.good.write_text("".join(line for line in text.splitlines(keepends=True) if "id: layer_0/standard" not in line))
+    place.world.failing.unlink()
+    listed = place.run("plan", "-v").out
+    for address in ("tiny-res/layer_0/standard", "tiny-sweep/sweep/layer_0"):
+        assert address.split("/", 1)[1] in listed
+        shown = place.run("show", address)
+        assert shown.code == 0, shown.said
+        assert re.search(r"nothing +no manifest asks for it", shown.out)
+        assert re.search(r"cfg.json .* as recorded", shown.out)
+        assert "asked for at" not in shown.out
+        assert "than the manifest asks" not in shown.out
+        assert json.loads(place.run("show", address, "--format", "json").out)["desired"] is None
 
 
 def test_commands_that_are_advised_work_where_they_are_advised(applied: Place) -> None:

@@ -2,7 +2,8 @@
 
 A child is forked from this process, which has the heavy imports done. It counts *moments*: every event apply emits but progress,
 and every operation of its main process that changes a file or folder, or opens one to write. ``at`` is the moment at which it
-gets SIGKILL: before the operation is done. Its workers die with it.
+gets SIGKILL: before the operation is done. ``step`` counts the events alone: a step has begun, or ended, or its result is
+committed. Its workers die with it.
 """
 
 from __future__ import annotations
@@ -30,18 +31,30 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass
 class Moments:
-    """Counts what happens in one process, and kills it at ``at``."""
+    """Counts what happens in one process, and kills it at the moment ``at`` or the event ``step``."""
 
     at: int | None
+    step: int | None
     pid: int
     seen: int = 0
+    steps: int = 0
 
     def pass_one(self) -> None:
         """One more moment."""
         self.seen += 1
         if self.seen == self.at:
-            os.kill(self.pid, signal.SIGKILL)
-            time.sleep(60)  # SIGKILL takes the whole process, but not within this instruction
+            self._kill()
+
+    def pass_step(self) -> None:
+        """One more event, which is a moment, too."""
+        self.steps += 1
+        if self.steps == self.step:
+            self._kill()
+        self.pass_one()
+
+    def _kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        time.sleep(60)  # SIGKILL takes the whole process, but not within this instruction
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
         """An audit hook."""
@@ -60,10 +73,12 @@ class Ended:
     seconds: float = 0.0
 
 
-def run_in_child(make: Callable[[], Run], report: Path, at: int | None = None, after: float | None = None) -> Ended:
-    """Apply in a fresh child. ``at`` kills it at that moment, ``after`` when so many seconds have passed."""
+def run_in_child(
+    make: Callable[[], Run], report: Path, at: int | None = None, after: float | None = None, step: int | None = None
+) -> Ended:
+    """Apply in a fresh child. Killed at the moment ``at``, at the event ``step``, or ``after`` so many seconds."""
     begun = time.monotonic()
-    pid = start_child(make, report, at)
+    pid = start_child(make, report, at, step)
     timer = threading.Timer(after, os.kill, (pid, signal.SIGKILL)) if after is not None else None
     if timer is not None:
         timer.start()
@@ -79,16 +94,16 @@ def run_in_child(make: Callable[[], Run], report: Path, at: int | None = None, a
     return Ended(found["exit_code"], found["moments"], tuple(found["events"]), seconds)
 
 
-def start_child(make: Callable[[], Run], report: Path, at: int | None = None) -> int:
+def start_child(make: Callable[[], Run], report: Path, at: int | None = None, step: int | None = None) -> int:
     """Fork a child that applies; returns its process id."""
     report.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
-        _child(make, report, at)
+        _child(make, report, at, step)
     return pid
 
 
-def _child(make: Callable[[], Run], report: Path, at: int | None) -> None:
+def _child(make: Callable[[], Run], report: Path, at: int | None, step: int | None) -> None:
     """The child's life; never returns."""
     gc.freeze()
     code = 1
@@ -96,18 +111,18 @@ def _child(make: Callable[[], Run], report: Path, at: int | None) -> None:
         import huggingface_hub
 
         huggingface_hub.close_session()  # connections of the parent are not ours to use
-        moments = Moments(at, os.getpid())
+        moments = Moments(at, step, os.getpid())
         run = make()
         plan, context = run.look()
         sys.addaudithook(moments.hook)
 
         def emit(event: Mapping[str, Any]) -> None:
             if event["type"] != "progress":  # how often that comes is a question of time
-                moments.pass_one()
+                moments.pass_step()
             run.events.append(event)
 
         result = apply(plan, context, emit, StopFlag())
-        moments.at = None
+        moments.at = moments.step = None
         events = [dict(event) for event in run.events if event["type"] != "progress"]
         report.write_text(json.dumps({"exit_code": result.exit_code, "moments": moments.seen, "events": events}))
         code = 0

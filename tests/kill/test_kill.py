@@ -1,6 +1,7 @@
 """Kill apply at any instant, run it again: the same tree as without, nothing twice, nothing half.
 
-Ten moments per mode by default; the marked rest makes it more than fifty. ``killing`` says what a moment is.
+Ten moments per mode by default; the marked rest makes it more than fifty, and kills at every event of a run: whenever a step
+begins or ends. ``killing`` says what a moment is.
 """
 
 from __future__ import annotations
@@ -71,6 +72,18 @@ def run(scene: Scene, part: int) -> None:
         scene.survive(reference, after=whole.seconds * (0.2 + 0.2 * i + 0.1 * part))
 
 
+def run_steps(scene: Scene, part: int = 0, parts: int = 1) -> None:
+    """Every event of a run, or every ``parts``-th of them from ``part`` on."""
+    scene.wipe()
+    whole = run_in_child(scene.make, scene.report)
+    assert whole.exit_code == 0
+    assert len(whole.events) > 25
+    reference = comparable(scene.tree())
+    killed = [scene.survive(reference, step=step) for step in range(1 + part, len(whole.events) + 1, parts)]
+    # One commit more or less, as the machine has time for, is three events more or less.
+    assert all(killed[: -6 // parts]), "there are fewer events than there were"
+
+
 # ----------------------------------------------------------------------------------------------------- local target
 
 
@@ -102,6 +115,11 @@ def local(world: TinyWorld, tmp_path: Path, heavy_imports: None) -> Scene:
 @pytest.mark.parametrize("part", PARTS)
 def test_killed_while_publishing_to_a_folder(local: Scene, part: int) -> None:
     run(local, part)
+
+
+@pytest.mark.slow
+def test_killed_whenever_a_step_begins_or_ends_while_publishing_to_a_folder(local: Scene) -> None:
+    run_steps(local)
 
 
 # ---------------------------------------------------------------------------------------------------------- the Hub
@@ -160,6 +178,12 @@ def whole_commit(server: HubServer, commit: str) -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_killed_while_publishing_to_the_hub(hub: Scene, part: int) -> None:
     run(hub, part)
+
+
+@pytest.mark.slow
+def test_killed_whenever_a_step_begins_or_ends_while_publishing_to_the_hub(hub: Scene, hub_server: HubServer) -> None:
+    """Every second event in one upload protocol, the others in the other."""
+    run_steps(hub, 0 if hub_server.mode == "lfs" else 1, 2)
 
 
 ROUTES = {

@@ -379,6 +379,15 @@ def test_ids_that_forget_a_placeholder(here: Path) -> None:
     assert "Use every placeholder" in found[0].detail
 
 
+@pytest.mark.parametrize(("one", "two"), [("16K", "16k"), ("caf\\u00e9", "cafe\\u0301")])
+def test_ids_of_one_template_that_some_file_systems_take_for_one(here: Path, one: str, two: str) -> None:
+    text = changed((FOR_EACH, f'{FOR_EACH}    width: ["{one}", "{two}"]\n'), ("width_16k", "width_{width}"))
+    (found,) = complaints(here, text)
+    assert said([found]) == ["Folder is taken @ a.yaml:12:7"]
+    spelt = [json.loads(f'"layer_0/width_{name}"') for name in (one, two)]
+    assert found.detail.startswith(f'"{spelt[0]}" and "{spelt[1]}" of this template are one folder')
+
+
 def test_equal_neuronpedia_ids(here: Path) -> None:
     section = "neuronpedia: {model: m, set: res}\n"
     (found,) = complaints(here, named("x", "acme/a", more=section), named("y", "acme/b", more=section))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.utils import _http
 from servers.loopback import ALICE_READ, BOB, SECRETS, HubServer
 from target_support import Place, batch, card, upload
 
@@ -180,6 +181,52 @@ def test_broken_upload_is_taken_up_again(place: Place, tmp_path: Path) -> None:
     assert "layer_0/sae_weights.safetensors" in after.files
     assert len(server.commits(REPO)) == 2
     assert server.stats()["auth_leaks"] == 0
+
+
+class NoWaiting:
+    """The module ``time``, but that nothing sleeps."""
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@pytest.mark.parametrize("route", ["preupload", "lfs.batch"])
+def test_what_the_client_waits_by_itself_counts(
+    hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str
+) -> None:
+    """huggingface_hub tries six times, 23 s in all, where a server fails before an upload: half a minute is two such rounds."""
+    if hub_server.mode == "xet" and route != "preupload":
+        pytest.skip("xet uploads go elsewhere")
+    place = Place(HuggingFace(Cache(tmp_path), Hub(Cache(tmp_path), patience=30)), REPO, hub_server)
+    hub_server.create_repo(REPO)
+    hub_server.fault(route=route, status=503, times=-1)
+    monkeypatch.setattr(_http, "time", NoWaiting())
+    with pytest.raises(Unavailable, match="answered with error 503"):
+        place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1, size=2_000_000)}))
+    assert 2 <= hub_server.stats()["faults"][0]["hits"] <= 12
+
+
+@pytest.mark.parametrize("route", ["xet-write-token", "cas.xorbs", "cas.shards"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_refuses_an_upload_is_no_broken_connection(place: Place, tmp_path: Path, route: str, status: int) -> None:
+    """hf_xet tells both by the same builtin errors, and what the server answered in words only."""
+    server = server_of(place)
+    if server.mode == "lfs":
+        pytest.skip("only xet asks there")
+    server.create_repo(REPO)
+    server.fault(route=route, status=status, times=-1)
+    with pytest.raises(SaesyncError) as caught:
+        place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1 + len(route) + status)}))
+    assert server.stats()["faults"][0]["hits"] >= 1
+    (found,) = caught.value.diagnostics
+    assert "connection" not in found.detail.lower(), found
+    assert str(status) in found.detail or "token" in found.detail.lower()
+    assert says_no_secret(caught.value)
+    assert "http" not in found.detail, "addresses may be signed"
+    assert len(server.commits(REPO)) == 1
 
 
 def test_read_only_token(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
