@@ -96,8 +96,8 @@ class LanguageModel:
     ) -> tuple[torch.Tensor, Seen]:
         """Run ``tokens [batch, ctx]``: logits ``[batch, ctx, vocab]``, activations at ``hooks`` and outputs of ``blocks``.
 
-        A hook that does not fire is absent from the result. Some models write over an activation after its hook saw it (Falcon adds
-        the attention's output to the MLP's in place): a pass that finds this out is run again with copies, as all later ones are.
+        A hook that does not fire is absent from the result. Some models write over an activation after its hook saw it (Falcon
+        adds the attention's output to the MLP's in place): a pass that finds this out is run again with copies, as later ones are.
         """
         logits, seen, spoilt = self._kept(tokens, hooks, blocks)
         if spoilt:
@@ -114,7 +114,7 @@ class LanguageModel:
         versions: dict[str | int, tuple[torch.Tensor, int]] = {}
 
         def held(key: str | int, value: Any) -> Any:
-            first = _first(value)
+            first: Any = _first(value)
             if not isinstance(first, torch.Tensor):
                 return value
             if key in self.overwritten:
