@@ -97,7 +97,7 @@ class LanguageModel:
         """Run ``tokens [batch, ctx]``: logits ``[batch, ctx, vocab]``, activations at ``hooks`` and outputs of ``blocks``.
 
         A hook that does not fire is absent from the result. Some models write over an activation after its hook saw it (Falcon
-        adds the attention's output to the MLP's in place): a pass that finds this out is run again with copies, as later ones are.
+        adds the attention's output to the MLP's in place): a pass that finds this out is run again with copies.
         """
         logits, seen, spoilt = self._kept(tokens, hooks, blocks)
         if spoilt:
