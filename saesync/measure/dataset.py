@@ -285,7 +285,7 @@ def _listed(folder: Path, split: str) -> list[Path]:
         known = ", ".join(list(names)[:5]) + (" ..." if len(names) > 5 else "")
         raise Missing(
             "Dataset has no such split",
-            f"No file in {folder} has a name of the split {split!r}; there are {known}. Correct `split`, or name a file as `path`.",
+            f"No file in {folder} is named as of split {split!r}; there are {known}. Correct `split`, or name a file as `path`.",
         )
     return chosen
 
