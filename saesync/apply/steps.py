@@ -294,7 +294,7 @@ class Steps:
         gone = {name.removeprefix("metadata."): None for name in before if name.startswith("metadata.")}
         metadata = {**gone, **metadata_for(work.sae, work.model_type)}
         with self.step((work.address,), StepKind.RELABEL):
-            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, metadata)
+            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, metadata, before)
             digest = digest_bytes(text)
             work.relabelled = self.context.cache.write("cfg", str(digest.sha256), text)
             work.kept = {**work.kept, CFG_FILE: digest}

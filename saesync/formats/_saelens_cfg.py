@@ -14,6 +14,7 @@ from typing import Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats._checks import unknown_value
+from saesync.measure.loaders import PROCESSING
 
 CFG = "cfg.json"
 # SAELens's whitelist of legacy keys that describe the model (pretrained_sae_loaders.LLM_METADATA_KEYS), without versions.
@@ -134,6 +135,13 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
         metadata=metadata,
         legacy=legacy,
     )
+
+
+def processing(metadata: Mapping[str, Any]) -> str | None:
+    """How the model's weights were processed, as a manifest's ``model.kwargs`` says it; None where they were left alone."""
+    said = metadata.get("model_from_pretrained_kwargs")
+    flags = [f"{name}: true" for name in PROCESSING if isinstance(said, Mapping) and said.get(name) is True]
+    return f"{{{', '.join(flags)}}}" if flags else None
 
 
 def require_factor(config: Config, factor: float | None, hint: Any = None) -> float:
