@@ -83,13 +83,15 @@ class LanguageModel:
         return self.module.tokenizer
 
     def token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, no BOS, as SAELens's ActivationsStore asks for them."""
-        tokens = self.module.to_tokens(text, prepend_bos=False, truncate=False, move_to_device=False, **self._padding)
-        return [int(token) for token in tokens.squeeze(0).tolist()]
+        """Token ids of a text, as SAELens's ActivationsStore asks for them, without what a tokenizer adds at its ends.
 
-    @property
-    def _padding(self) -> dict[str, None]:
-        return {"padding_side": None} if not hasattr(self.module, "cfg") else {}
+        HookedProxyLM leaves BOS there where a post-processor adds it (Llama 3), and EOS, which the two others take off.
+        """
+        if not hasattr(self.module, "cfg"):
+            plain = self.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+            return [int(token) for token in plain]
+        tokens = self.module.to_tokens(text, prepend_bos=False, truncate=False, move_to_device=False)
+        return [int(token) for token in tokens.squeeze(0).tolist()]
 
     def clean(
         self, tokens: torch.Tensor, hooks: frozenset[str], blocks: frozenset[int] = frozenset()
