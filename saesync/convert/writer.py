@@ -35,7 +35,7 @@ CFG_LAYOUT = "6.54.12"
 # Fields a manifest may set for a format whose files do not say them. The proof decides whether they are true.
 OVERRIDABLE = ("apply_b_dec_to_input", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm")
 _PIECE = 4 << 20
-_OF_HOOK = ("hf_hook_name", "hf_hook_name_out", "hook_name_out")
+_OF_HOOK = {"hook_name": ("hf_hook_name", "hf_hook_name_out", "hook_name_out"), "hook_name_out": ("hf_hook_name_out",)}
 _LOCAL_PATH = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|file:")
 
 Progress = Callable[[int, int], None]
@@ -133,8 +133,8 @@ def _merged(source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str,
 
     What the source says of its hook is left out when the manifest names another one.
     """
-    moved = metadata.get("hook_name", source.get("hook_name")) != source.get("hook_name")
-    kept = {key: _public(value) for key, value in source.items() if not (moved and key in _OF_HOOK)}
+    moved = {key for name, keys in _OF_HOOK.items() for key in keys if metadata.get(name, source.get(name)) != source.get(name)}
+    kept = {key: _public(value) for key, value in source.items() if key not in moved}
     known = {key: value for key, value in {**kept, **metadata}.items() if value is not None}
     # Absent, SAELens fills in the version that happens to load the file.
     return {"sae_lens_training_version": None, **known, "sae_lens_version": CFG_LAYOUT}
