@@ -54,6 +54,8 @@ def load_model(
                 fit = f"The model in {folder} does not fit on {device} in {dtype}. Use a device with more memory."
                 raise Missing("Not enough memory", fit) from error
             raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {reason(error)}.") from error
+        # Rows are never padded, and HookedTransformer would not attend to EOS at their beginning if its tokenizer padded there.
+        module.tokenizer.padding_side = "right"
         return LanguageModel.of(module.eval(), _text_config(folder), device)
 
 

@@ -15,6 +15,7 @@ import torch
 from measure_world import THIRD_PARTY
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM
 
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.measure.devices import device_for
@@ -142,6 +143,22 @@ def test_the_loaders_hold_the_same_model(world: SimpleNamespace) -> None:
     for logits, activation in found.values():
         assert torch.allclose(logits, found["TransformerBridge"][0], atol=1e-4)
         assert torch.allclose(activation, found["TransformerBridge"][1], atol=1e-4)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@torch.no_grad()
+def test_nothing_is_taken_for_padding(world: SimpleNamespace, tmp_path: Path, loader: str) -> None:
+    """A tokenizer that pads on the left, with EOS: HookedTransformer would mask the EOS that a row begins with."""
+    folder = tmp_path / "model"
+    shutil.copytree(world.model, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    said = json.dumps({**config, "padding_side": "left", "pad_token": "<eos>", "bos_token": "<eos>"})
+    (folder / "tokenizer_config.json").write_text(said)
+    tokens = torch.randint(4, 120, (2, 16), generator=torch.Generator().manual_seed(0))
+    tokens[0, :2] = tokens[1, 0] = tokens[1, 15] = 2
+    expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+    logits, _ = load_model(folder, loader, "float32", {}, CPU, "gpt2").clean(tokens, frozenset())
+    assert torch.allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("single", ["<bos> $A", "$A <eos>", "<bos> $A <eos>"])
