@@ -35,6 +35,20 @@ def resettled(published: Mapping[str, Any], before: Mapping[str, Any], manifest:
     return {name: value for name, value in manifest.items() if name not in kept}
 
 
+def require_same_hooks(published: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Whether the metadata of what somebody else published names the manifest's hooks, in one of the two vocabularies. What it
+    does not say contradicts nothing.
+
+    Raises:
+        Refused: it names another hook: numbers measured at one would be published for the other.
+    """
+    for name, hf_name in (("hook_name", "hf_hook_name"), ("hook_name_out", "hf_hook_name_out")):
+        ours, theirs = ([said[key] for key in (name, hf_name) if said.get(key) is not None] for said in (manifest, published))
+        if ours and theirs and not any(hook in ours for hook in theirs):
+            detail = f"its cfg.json says {name} {str(theirs[0])[:100]!r}, and the manifest {str(ours[0])[:100]!r}: correct one."
+            raise Refused("Another hook", detail)
+
+
 def _own(name: str, source: Mapping[str, Any]) -> bool:
     return name in _OF_TRAINING and type(source.get(name)) is _OF_TRAINING[name]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesync.convert.proof import Published, Source, prove, prove_published
-from saesync.convert.said import settled
+from saesync.convert.said import require_same_hooks, settled
 from saesync.convert.writer import write_sae
 from saesync.errors import Inexpressible, Missing, Refused, SaesyncError
 from saesync.executors.native import keep
@@ -52,7 +52,7 @@ def adopt(job: AdoptJob) -> ConvertResult:
     """Prove that a published folder is the source's function; its bytes stay as they are.
 
     Raises:
-        Refused: the source or the folder is unsafe, damaged, or not expressible in SAELens.
+        Refused: the source or the folder is unsafe, damaged, not expressible in SAELens, or says another hook than the manifest.
         ProofFailed: they are different functions.
         Missing: a file of the job is not there.
     """
@@ -60,6 +60,7 @@ def adopt(job: AdoptJob) -> ConvertResult:
     weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
     with _told_of(job):
         published = Published.of(Path(job.published))
+        require_same_hooks(published.function.metadata(), job.metadata)
     return ConvertResult(prove_published(source, weights, published))
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from convert_support import HOOK, convert, saelens
+from convert_support import HOOK, adopt_job, convert, saelens
 
 from saesync.convert.writer import rewrite_cfg
 from saesync.errors import Refused
+from saesync.executors.convert import adopt
 from saesync.inspection import inspect_local
 from saesync.inspection.text import manifest
 from saesync.manifest import load
@@ -86,3 +88,26 @@ def test_a_new_manifest_processes_the_model_as_the_source_says(legacy: bool, tmp
     path.write_text(manifest(inspect_local(source), folder=tmp_path, model=str(tmp_path / "model")))
     (release,) = load([path])
     assert release.saes[0].model.kwargs == {"center_writing_weights": True}
+
+
+@pytest.mark.parametrize(
+    ("published", "asked", "adopted"),
+    [
+        ({"hook_name": HOOK}, {"hook_name": HOOK}, True),
+        ({}, {"hook_name": HOOK}, True),  # nothing is said wrongly
+        ({"hook_name": HOOK, "hf_hook_name": "transformer.h.0"}, {"hook_name": "transformer.h.0"}, True),
+        ({"hook_name": "blocks.1.hook_resid_post"}, {"hook_name": HOOK, "hf_hook_name": "transformer.h.0"}, False),
+        ({"hook_name": HOOK, "hook_name_out": HOOK}, {"hook_name": HOOK, "hook_name_out": "blocks.0.hook_mlp_out"}, False),
+    ],
+)
+def test_what_was_published_for_another_hook_is_not_taken_over(
+    published: dict[str, str], asked: dict[str, str], adopted: bool, tmp_path: Path
+) -> None:
+    source = saelens(tmp_path / "source", architecture="topk")
+    there = saelens(tmp_path / "there", architecture="topk", metadata={**published, "sae_lens_version": "6.0.0"})
+    job = replace(adopt_job("saelens", source, there), metadata=asked)
+    if adopted:
+        assert adopt(job).proof["rows"] > 0
+    else:
+        with pytest.raises(Refused, match=r"cannot be taken over: its cfg\.json says hook_name.* --replace publishes it anew\."):
+            adopt(job)
