@@ -83,15 +83,12 @@ class LanguageModel:
         return self.module.tokenizer
 
     def token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, as SAELens's ActivationsStore asks for them, without what a tokenizer adds at its ends.
+        """Token ids of a text without what a tokenizer adds at its ends: what TransformerLens gives SAELens's ActivationsStore.
 
-        HookedProxyLM leaves BOS there where a post-processor adds it (Llama 3), and EOS, which the two others take off.
+        (HookedProxyLM leaves BOS there where a post-processor adds it, as Llama 3's does, and EOS.)
         """
-        if not hasattr(self.module, "cfg"):
-            plain = self.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
-            return [int(token) for token in plain]
-        tokens = self.module.to_tokens(text, prepend_bos=False, truncate=False, move_to_device=False)
-        return [int(token) for token in tokens.squeeze(0).tolist()]
+        found = self.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+        return [int(token) for token in found]
 
     def clean(
         self, tokens: torch.Tensor, hooks: frozenset[str], blocks: frozenset[int] = frozenset()
