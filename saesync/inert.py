@@ -14,6 +14,7 @@ SHOWN = 200
 """Longest piece of foreign text that is shown, in characters."""
 
 _SPAN = re.compile(r"[A-Za-z0-9 ._:/@=+,()\-*#'\"{}\[\]!?%^~;…→×–±]+")
+_PLACES, _SMALL = 6, 1e-4  # decimal places that are shown, and what would keep too few digits in them
 _WORD = re.compile(r"[A-Za-z0-9 ]")
 
 
@@ -49,22 +50,33 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def exact(value: float) -> str:
+    """A number that somebody wrote, as they wrote it (to 15 digits), thousands grouped: ``0.9995``, ``16,384``."""
+    return f"{value:,.15g}" if 1e-4 <= abs(value) < 1e15 else f"{value:.15g}"
+
+
 def measured(value: float, stderr: float | None) -> str:
-    """A value with its standard error, both to the error's first digit: ``0.812 ± 0.003``; tiny errors to six places."""
+    """A value with its standard error, both to the error's first digit, but at most six places: ``0.812 ± 0.003``.
+
+    What six places would show as nothing is written with an exponent: ``3.21e-07 ± 2e-09``.
+    """
     if stderr is None or not math.isfinite(value) or not math.isfinite(stderr):
         return number(value) if stderr is None else f"{number(value)} ± {number(stderr)}"
     if stderr == 0:
         return f"{number(value)} ± 0"
-    places = min(6, max(0, -math.floor(math.log10(stderr))))
-    return f"{value:,.{places}f} ± {stderr:,.{places}f}"
+    if 0 < abs(value) < _SMALL:
+        return f"{value:.3g} ± {stderr:.1g}"
+    places = min(_PLACES, max(0, -math.floor(math.log10(stderr))))
+    error = f"{stderr:,.{places}f}"
+    return f"{value:,.{places}f} ± {error if float(error.replace(',', '')) else f'{stderr:.0e}'}"
 
 
 def apart(value: float, bound: float) -> tuple[str, str]:
-    """Both numbers with as few digits as still show that they differ: ``("0.6998", "0.7")``."""
-    for digits in range(3, 18):
-        shown, limit = f"{value:.{digits}g}", f"{bound:.{digits}g}"
-        if shown != limit or value == bound:
-            return shown, limit
+    """A value with as few digits as still show on which side of the bound it is, and the bound: ``("0.6998", "0.7")``."""
+    for digits in range(max(3, len(f"{abs(value):.0f}")), 18):
+        near = float(f"{value:.{digits}g}")
+        if value == bound or (near < bound, near > bound) == (value < bound, value > bound):
+            return exact(near), exact(bound)
     return repr(value), repr(bound)
 
 

@@ -51,7 +51,8 @@ class ConvertResult:
 class AdoptJob:
     """Prove that a published folder (``published``: cfg.json + weights) is the same function as the source.
 
-    ``place`` says in words where it is published, ``home`` is the manifest's key that names the place.
+    ``place`` says in words where it is published, ``home`` is the manifest's key that names the place. ``metadata`` is what the
+    manifest says for cfg.json: the published one must name the same hooks.
     """
 
     address: str
@@ -61,6 +62,7 @@ class AdoptJob:
     published: str
     place: str
     home: str
+    metadata: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,7 +315,7 @@ def _metrics() -> str:
 def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:
     """What the manifest says for cfg.json's ``metadata`` (names as SAELens reads them).
 
-    ``model_type`` (config.json's) adds hf_hook_name; it is a function of the model, so keys leave it out.
+    ``model_type`` (config.json's) adds hf_hook_name; it is a function of model and hook, so keys leave it out.
     ``model_class_name`` is what ``sae_lens.load_model`` takes: a TransformerBridge without processing computes what
     ``HookedTransformer.from_pretrained_no_processing`` does.
     """
@@ -336,7 +336,10 @@ def metadata_for(sae: Sae, model_type: str | None = None) -> dict[str, Any]:
         named = {"hf_hook_name": sae.hook, "hf_hook_name_out": sae.hook_out}
         for key, hook in named.items():
             hf_name = hf_hook_name(hook, model_type) if hooked and hook is not None else hook
-            found |= {} if hf_name is None else {key: hf_name}
+            if sae.model.kwargs.get("center_writing_weights"):
+                found[key] = None  # another residual stream, which no module of the Hugging Face model gives
+            elif hf_name is not None:
+                found[key] = hf_name
     return found
 
 

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.restraint",
         "saesync.reason",
         "saesync.folders",
+        "saesync.splits",
         "saesync.record_json",
     ),
     ("saesync.record",),

@@ -24,7 +24,7 @@ from saesync.importing import entries, repository
 from saesync.importing.fold import fold
 from saesync.importing.layout import UPSTREAM, Contents, checked, manifest_text
 from saesync.inspection import parse_reference
-from saesync.inspection.folders import saelens_folders
+from saesync.inspection.folders import Folder, saelens_folders
 from saesync.manifest import find, load
 from saesync.model import Release
 from saesync.registry.document import Document, parse
@@ -422,6 +422,20 @@ def test_the_manifest_becomes_one_that_measures_or_publishes(hub_server: HubServ
     text = text.replace(f"  name: {MODEL}", f"  name: {MODEL}\n  revision: {repo}")
     path.write_text(text)
     assert run(tmp_path, "check").returncode == 0
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_the_model_is_processed_as_the_files_say(tmp_path: Path, other: bool) -> None:
+    """Measured on another model, the numbers would be those of other activations."""
+    said = [{"model_name": "gpt2", "model_from_pretrained_kwargs": {"center_writing_weights": flag}} for flag in (True, other)]
+    folders = [Folder(f"layer_{number}", metadata) for number, metadata in enumerate(said)]
+    reference = parse_reference("hf://alice/centred")
+    imported = repository.manifest_of(reference, "0" * 40, folders, "centred", None, UPSTREAM)
+    path = tmp_path / "centred.yaml"
+    path.write_text(imported.text)
+    (release,) = load([path])
+    assert dict(release.saes[0].model.kwargs) == ({"center_writing_weights": True} if other else {})
+    assert [note for note in imported.notes if "do not agree" in note] == ([] if other else [imported.notes[0]])
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)

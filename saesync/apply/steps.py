@@ -286,7 +286,9 @@ class Steps:
         if source is None or work.published is None:
             raise Refused("SAE has no source", f"{work.address} has nothing to be compared with.")
         files = {name: str(path) for name, path in work.source.items()}
-        job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published), work.place, work.home_key)
+        said = metadata_for(work.sae, work.model_type)
+        told = (work.place, work.home_key, said)
+        job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published), *told)
         with self.timed((work,), StepKind.ADOPT), self.step((work.address,), StepKind.ADOPT) as (progress, more):
             work.adoption = self._work(self.crew.converters[lane], "adopt", job, progress)["proof"]
             more[work.address] = {"proof": work.adoption}
@@ -299,7 +301,7 @@ class Steps:
         gone = {name.removeprefix("metadata."): None for name in before if name.startswith("metadata.")}
         metadata = {**gone, **metadata_for(work.sae, work.model_type)}
         with self.step((work.address,), StepKind.RELABEL):
-            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, metadata)
+            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, metadata, before)
             digest = digest_bytes(text)
             work.relabelled = self.context.cache.write("cfg", str(digest.sha256), text)
             work.kept = {**work.kept, CFG_FILE: digest}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saesync.card.how import how_measured
 from saesync.folders import roots_of
-from saesync.inert import code, measured, number
+from saesync.inert import code, exact, measured
 from saesync.measure.metrics import METRICS
 from saesync.model import Release, Sae
 from saesync.record import Record, SaeRecord, record_path
@@ -88,7 +88,7 @@ def _verdict(sae: Sae | None, entry: SaeRecord) -> str:
     require = sae.validate.require if sae.validate is not None else ()
     missed = judge(evidence, require)
     if missed:
-        return "; ".join(f"fails: {reason.data['metric']} asks for {number(reason.data['bound'])}" for reason in missed)
+        return "; ".join(f"fails: {reason.data['metric']} asks for {exact(reason.data['bound'])}" for reason in missed)
     if unmeasured(evidence, require):
         return "not measured"
     return "passes" if require else "measured"

@@ -13,9 +13,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from saesync.convert.finite import finite, not_finite
+from saesync.convert.said import resettled
 from saesync.digest import FileDigest, Hasher, digest_bytes
 from saesync.errors import Refused
 from saesync.formats._lazy import WIDTHS, holds, spans
@@ -33,7 +35,7 @@ CFG_LAYOUT = "6.54.12"
 # Fields a manifest may set for a format whose files do not say them. The proof decides whether they are true.
 OVERRIDABLE = ("apply_b_dec_to_input", "normalize_activations", "reshape_activations", "rescale_acts_by_decoder_norm")
 _PIECE = 4 << 20
-_OF_HOOK = ("hf_hook_name", "hf_hook_name_out", "hook_name_out")
+_OF_HOOK = {"hook_name": ("hf_hook_name", "hf_hook_name_out", "hook_name_out"), "hook_name_out": ("hf_hook_name_out",)}
 _LOCAL_PATH = re.compile(r"/|~|[A-Za-z]:[\\/]|\\\\|file:")
 
 Progress = Callable[[int, int], None]
@@ -73,10 +75,12 @@ def write_cfg(weights: Weights, out: Path, dtype: str) -> None:
     (out / CFG_FILE).write_bytes(_cfg_text(weights, dtype, {}, nowhere))
 
 
-def rewrite_cfg(text: bytes, cfg: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
+def rewrite_cfg(
+    text: bytes, cfg: Mapping[str, Any], metadata: Mapping[str, Any], before: Mapping[str, Any] = MappingProxyType({})
+) -> bytes:
     """cfg.json with other labels and the same weights: what a relabel writes. ``text`` is the published file.
 
-    A key of ``metadata`` that is None is removed.
+    A key of ``metadata`` that is None is removed. ``before`` are the inputs of the published build (``metadata.<name>``).
 
     Raises:
         Refused: ``text`` is not a SAELens v6 cfg.json.
@@ -86,7 +90,7 @@ def rewrite_cfg(text: bytes, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
         known = dict(found["metadata"])
     except (ValueError, TypeError, KeyError) as error:
         raise Refused("Damaged config", "The published cfg.json is not a SAELens v6 config.") from error
-    return _dump({**found, **_checked(cfg), "metadata": _merged(known, metadata)})
+    return _dump({**found, **_checked(cfg), "metadata": _merged(known, resettled(known, before, metadata))})
 
 
 def stored_dtype(name: str, dtype: str) -> str:
@@ -129,8 +133,8 @@ def _merged(source: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str,
 
     What the source says of its hook is left out when the manifest names another one.
     """
-    moved = metadata.get("hook_name", source.get("hook_name")) != source.get("hook_name")
-    kept = {key: _public(value) for key, value in source.items() if not (moved and key in _OF_HOOK)}
+    moved = {key for name, keys in _OF_HOOK.items() for key in keys if metadata.get(name, source.get(name)) != source.get(name)}
+    kept = {key: _public(value) for key, value in source.items() if key not in moved}
     known = {key: value for key, value in {**kept, **metadata}.items() if value is not None}
     # Absent, SAELens fills in the version that happens to load the file.
     return {"sae_lens_training_version": None, **known, "sae_lens_version": CFG_LAYOUT}

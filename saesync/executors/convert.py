@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesync.convert.proof import Published, Source, prove, prove_published
+from saesync.convert.said import require_same_hooks, settled
 from saesync.convert.writer import write_sae
 from saesync.errors import Inexpressible, Missing, Refused, SaesyncError
 from saesync.executors.native import keep
@@ -28,7 +29,7 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
     With ``job.native``, what SAELens cannot express is kept as it is, and the result says why.
 
     Raises:
-        Refused: the source is unsafe, damaged, or not expressible in SAELens.
+        Refused: the source is unsafe, damaged, not expressible in SAELens, or contradicts the manifest.
         ProofFailed: the result is not the authors' function, or stock SAELens loses part of it.
         Missing: a file of the job is not there.
     """
@@ -40,10 +41,10 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
             raise
         return keep(job, refusal)
     written, proved = halves(progress)
-    out = Path(job.out)
-    digests = write_sae(weights, out, job.dtype, job.cfg, job.metadata, written)
+    out, metadata = Path(job.out), settled(weights.metadata, job.metadata)
+    digests = write_sae(weights, out, job.dtype, job.cfg, metadata, written)
     real = _activations(job.activations, weights)
-    proof = prove(source, weights, out, job.dtype, job.cfg, job.metadata, real, proved)
+    proof = prove(source, weights, out, job.dtype, job.cfg, metadata, real, proved)
     return ConvertResult(proof, {name: digest.to_json() for name, digest in digests.items()})
 
 
@@ -51,7 +52,7 @@ def adopt(job: AdoptJob) -> ConvertResult:
     """Prove that a published folder is the source's function; its bytes stay as they are.
 
     Raises:
-        Refused: the source or the folder is unsafe, damaged, or not expressible in SAELens.
+        Refused: the source or the folder is unsafe, damaged, not expressible in SAELens, or says another hook than the manifest.
         ProofFailed: they are different functions.
         Missing: a file of the job is not there.
     """
@@ -59,6 +60,7 @@ def adopt(job: AdoptJob) -> ConvertResult:
     weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
     with _told_of(job):
         published = Published.of(Path(job.published))
+        require_same_hooks(published.function.metadata(), job.metadata)
     return ConvertResult(prove_published(source, weights, published))
 
 

@@ -27,6 +27,7 @@ from saesync.folders import path_of
 from saesync.hub import Hub
 from saesync.model import SAE_FILES, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
 from saesync.resolve import TEXT_NAME, ResolvedSource, Resolver, SourceFile, snapshot_names
+from saesync.splits import of_split, words_of
 from saesync.targets.base import Target
 
 Progress = Callable[[int, int], None]
@@ -172,13 +173,12 @@ def _pinned(hub: Hub, repo: str, revision: str | None, kind: str) -> str:
 
 
 def _by_name(spec: DatasetSpec, tree: Mapping[str, FileDigest]) -> list[str]:
-    """Files of a split by the words in their names, as the Hub's own libraries find them; without any, all belong to "train"."""
+    """Files of a config and split by the words in their names."""
     names = sorted(name for name in tree if not PurePosixPath(name).name.startswith(".") and TEXT_NAME.search(name))
     if spec.config is not None:
         inside = [name for name in names if spec.config in PurePosixPath(name).parts[:-1]]
-        names = inside or [name for name in names if spec.config in PurePosixPath(name).name]
-    of_split = [name for name in names if spec.split.lower() in re.split(r"[^a-z0-9]+", name.lower())]
-    return of_split or (names if spec.split == "train" else [])
+        names = inside or [name for name in names if words_of(spec.config) <= words_of(PurePosixPath(name).name)]
+    return of_split(names, spec.split)
 
 
 def _declared(spec: DatasetSpec, tree: Mapping[str, FileDigest], sha: str, hub: Hub) -> list[str] | None:

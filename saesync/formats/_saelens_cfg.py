@@ -14,6 +14,7 @@ from typing import Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats._checks import unknown_value
+from saesync.measure.loaders import PROCESSING
 
 CFG = "cfg.json"
 # SAELens's whitelist of legacy keys that describe the model (pretrained_sae_loaders.LLM_METADATA_KEYS), without versions.
@@ -31,6 +32,7 @@ _UNPROVABLE = {
     "temporal": "a temporal SAE is proved against its authors' files; convert those, with `format: temporal`",
     "matching_pursuit": "its greedy encoder has no closed form to prove against",
 }
+_SAME_FACTOR = 1e-3  # a number that somebody copied by hand
 SCALED = "expected_average_only_in"
 _NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
 
@@ -136,11 +138,19 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
     )
 
 
+def processing(metadata: Mapping[str, Any]) -> str | None:
+    """How the model's weights were processed, as a manifest's ``model.kwargs`` says it; None where they were left alone."""
+    said = metadata.get("model_from_pretrained_kwargs")
+    flags = [f"{name}: true" for name in PROCESSING if isinstance(said, Mapping) and said.get(name) is True]
+    return f"{{{', '.join(flags)}}}" if flags else None
+
+
 def require_factor(config: Config, factor: float | None, hint: Any = None) -> float:
     """The declared input scale: 1 where none is needed.
 
     Raises:
-        Refused: the cfg needs a factor that nobody declared, or one is declared that it does not need, or it is no scale.
+        Refused: the cfg needs a factor that nobody declared, or one is declared that it does not need, or it is no scale, or
+            not the one of ``hint`` (activation_scaler.json's).
     """
     if config.norm != SCALED:
         if factor is not None:
@@ -158,6 +168,13 @@ def require_factor(config: Config, factor: float | None, hint: Any = None) -> fl
         )
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not (math.isfinite(factor) and factor > 0):
         raise Refused("Factor is no scale", f"norm_scaling_factor must be a positive number, not {factor!r}.")
+    known = type(hint) is float or (type(hint) is int and abs(hint) < 1 << 53)
+    if known and not math.isclose(factor, hint, rel_tol=_SAME_FACTOR):
+        raise Refused(
+            "Factor is another one",
+            f"norm_scaling_factor is declared as {factor:g}, but activation_scaler.json, which SAELens's trainer wrote beside "
+            f"the weights, says {hint:g}: features would be wrong with one of them. Correct the option, or remove the file.",
+        )
     return float(factor)
 
 

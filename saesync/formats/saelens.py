@@ -18,7 +18,7 @@ from saesync.formats._bytes import LocalBytes
 from saesync.formats._checks import read_json, require_tensors, widest
 from saesync.formats._fold import divided_rows, row_norms, scaled_features, scaled_rows
 from saesync.formats._lazy import Filled, Mapped, Stored, map_file, whole
-from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, require_factor
+from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, processing, require_factor
 from saesync.formats._safetensors import parse
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, Weights
 from saesync.formats.mistudio import is_export
@@ -86,6 +86,7 @@ class Saelens:
             "layout": "legacy" if config.legacy else "v6",
             "hook": config.metadata.get("hook_name"),
             "model": config.metadata.get("model_name"),
+            "model_kwargs": processing(config.metadata),
         }
         scaler = headers.json.get(SCALER)
         factor = scaler.get("scaling_factor") if config.norm == SCALED and isinstance(scaler, Mapping) else None

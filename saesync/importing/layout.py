@@ -32,7 +32,8 @@ class Imported:
 @dataclass(frozen=True, slots=True)
 class Contents:
     """What a manifest holds. ``rows`` has a column per key that is said of every SAE: ``id``, ``path``, perhaps ``hook``, and
-    those of ENTRY. ``register`` is written as it is. ``head`` and ``tail`` are comments, without their ``#``."""
+    those of ENTRY. ``register`` and ``kwargs`` (the model's) are written as they are. ``head`` and ``tail`` are comments, without
+    their ``#``."""
 
     release: str
     model: str | None
@@ -43,6 +44,7 @@ class Contents:
     register: Mapping[str, Any]
     head: Sequence[str]
     tail: Sequence[str] = ()
+    kwargs: str | None = None
 
 
 def manifest_text(contents: Contents) -> str:
@@ -65,6 +67,7 @@ def manifest_text(contents: Contents) -> str:
         "",
         "model:",
         model,
+        *([f"  kwargs: {contents.kwargs}"] if contents.kwargs is not None else []),
         "",
         "saes:",
         *_saes(contents),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from saesync.formats._saelens_cfg import processing
 from saesync.importing.layout import Contents, Imported, checked, manifest_text
 from saesync.inert import plain
 from saesync.inspection.folders import Folder
@@ -33,7 +34,8 @@ def manifest_of(
     ]
     said = model or _model(chosen, notes)
     rows = _rows(chosen, notes)
-    contents = Contents(release, said, repo, sha, "saelens", rows, {"saelens": register}, _head(reference, sha), _tail(repo))
+    parts = ({"saelens": register}, _head(reference, sha), _tail(repo), _kwargs(chosen, notes))
+    contents = Contents(release, said, repo, sha, "saelens", rows, *parts)
     found = Imported(release, manifest_text(contents), tuple(notes))
     return found if said is None else checked(found)
 
@@ -47,6 +49,14 @@ def _model(folders: Sequence[Folder], notes: list[str]) -> str | None:
     why = f"the files name {listed}" if names else "the files do not say it"
     notes.append(f"The model is left open: {why}. Give it with --model, or write it as model.name.")
     return None
+
+
+def _kwargs(folders: Sequence[Folder], notes: list[str]) -> str | None:
+    """How the model is processed that all files speak of; without it, measuring would be on other activations."""
+    ways = {processing(folder.metadata) for folder in folders}
+    if len(ways) > 1:
+        notes.append("The files do not agree on how the model's weights are processed. Write a manifest for each way.")
+    return ways.pop() if len(ways) == 1 else None
 
 
 def _rows(folders: Sequence[Folder], notes: list[str]) -> list[dict[str, Any]]:

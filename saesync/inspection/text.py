@@ -71,6 +71,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
     candidates = [_best(one) for one in found]
     name = release_name(inspection, release)
     said = _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
+    kwargs = _only(str(one.facts["model_kwargs"]) for one in candidates if "model_kwargs" in one.facts)
     return "\n".join(
         [
             "# Completion in editors: run `saesync schema > saesync.schema.json` beside this file.",
@@ -80,6 +81,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "",
             "model:",
             *(_model(said) if model is None else _declared(model, folder)),
+            *([f"  kwargs: {kwargs}"] if kwargs is not None else []),
             "",
             *(["# Left out:", *(f"#   {line}" for line in left)] if left else []),
             "saes:",

@@ -2,7 +2,7 @@
 
 What is read: ``.txt`` (a file is one document), ``.jsonl`` and ``.parquet`` (a document per row, from ``column``), all of them
 also compressed (``.gz``, ``.bz2``, ``.zst``, ``.lz4``), datasets saved with ``save_to_disk``, and folders of such files in the
-order of their names. In a folder, files whose names have ``split`` as a word are taken alone if there are any.
+order of their names. Of a folder the files of ``split`` are read, as their names tell (``saesync.splits``).
 
 How it is cut (``pack``): documents follow each other with one BOS between them; a row begins with BOS when ``prepend_bos``
 is set; a document that does not fit goes on in the next row; what is left at the end is dropped. A tokenizer without BOS
@@ -24,8 +24,9 @@ import numpy as np
 from saesync.cache import Cache
 from saesync.digest import key_of
 from saesync.errors import Missing, Refused
+from saesync.splits import of_split
 
-_PACKING = 2  # bumped when rows made from the same text change
+_PACKING = 3  # bumped when rows made from the same text change
 _BLOCK = 1 << 16  # characters of a .txt file tokenised at a time, then to the end of the line
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 _KINDS = (".txt", ".jsonl", ".parquet")
@@ -131,7 +132,7 @@ def sources(spec: TextSpec) -> tuple[Path, ...]:
     """The files (or saved-dataset folders) a dataset is read from, in order.
 
     Raises:
-        Missing: something is not there.
+        Missing: something is not there, or nothing of this split.
         Refused: there is no file of a known kind.
     """
     root = Path(spec.path)
@@ -271,11 +272,22 @@ def _no_column(path: Path, column: str, names: Iterable[str], where: str) -> Mis
 
 
 def _listed(folder: Path, split: str) -> list[Path]:
-    """Files of known kinds under a folder, by name, hidden ones left out; those of the split alone when names tell."""
+    """A split's files of known kinds under a folder, by name, hidden ones left out.
+
+    Raises:
+        Missing: there are such files, but of other splits.
+    """
     every = (path for path in folder.rglob("*") if path.is_file() and _kind(path) in _KINDS)
-    files = sorted(path for path in every if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    of_split = [path for path in files if split.lower() in re.split(r"[^a-z0-9]+", str(path.relative_to(folder)).lower())]
-    return of_split or files
+    inside = sorted(path.relative_to(folder) for path in every)
+    names = {str(path): folder / path for path in inside if not any(part.startswith(".") for part in path.parts)}
+    chosen = [names[name] for name in of_split(names, split)]
+    if names and not chosen:
+        known = ", ".join(list(names)[:5]) + (" ..." if len(names) > 5 else "")
+        raise Missing(
+            "Dataset has no such split",
+            f"No file in {folder} is named as of split {split!r}; there are {known}. Correct `split`, or name a file as `path`.",
+        )
+    return chosen
 
 
 def _kind(path: Path) -> str:

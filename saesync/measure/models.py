@@ -54,6 +54,9 @@ def load_model(
                 fit = f"The model in {folder} does not fit on {device} in {dtype}. Use a device with more memory."
                 raise Missing("Not enough memory", fit) from error
             raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {reason(error)}.") from error
+        # Rows are never padded, and HookedTransformer would not attend to EOS at their beginning if its tokenizer padded there.
+        module.tokenizer.padding_side = "right"
+        _unmake(module.tokenizer)
         return LanguageModel.of(module.eval(), _text_config(folder), device)
 
 
@@ -97,6 +100,19 @@ def _proxy(folder: Path, dtype: torch.dtype, kwargs: Mapping[str, object], devic
     hf_model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_LOCAL, **kwargs)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return HookedProxyLM(hf_model.to(device), tokenizer)
+
+
+def _unmake(tokenizer: Any) -> None:
+    """Take special tokens back that are not in the vocabulary.
+
+    TransformerLens makes some up where a tokenizer has none at all: rows would begin with the unknown token as BOS, and where
+    text has it, it would not count.
+    """
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = getattr(tokenizer, name)
+        number = None if token is None else tokenizer.convert_tokens_to_ids(token)
+        if number is None or tokenizer.convert_ids_to_tokens(number) != token:
+            setattr(tokenizer, name, None)
 
 
 _LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -49,7 +49,8 @@ class Seen:
 class LanguageModel:
     """A loaded model. ``module`` is what SAELens would use; ``points`` are its hooks by name.
 
-    ``vocab`` is the number of token ids it embeds, ``longest`` the tokens it can read at once (None: unlimited).
+    ``vocab`` is the number of token ids it embeds, ``longest`` the tokens it can read at once (None: unlimited). ``overwritten``
+    are the hooks and blocks found so far whose tensors do not stay what they were.
     """
 
     module: Any
@@ -58,6 +59,7 @@ class LanguageModel:
     blocks: tuple[torch.nn.Module, ...]
     vocab: int
     longest: int | None
+    overwritten: set[str | int] = field(default_factory=set)
 
     @classmethod
     def of(cls, module: Any, config: Any, device: torch.device) -> Self:
@@ -81,32 +83,52 @@ class LanguageModel:
         return self.module.tokenizer
 
     def token_ids(self, text: str) -> list[int]:
-        """Token ids of a text, no BOS, as SAELens's ActivationsStore asks for them."""
-        tokens = self.module.to_tokens(text, prepend_bos=False, truncate=False, move_to_device=False, **self._padding)
-        return [int(token) for token in tokens.squeeze(0).tolist()]
+        """Token ids of a text without what a tokenizer adds at its ends: what TransformerLens gives SAELens's ActivationsStore.
 
-    @property
-    def _padding(self) -> dict[str, None]:
-        return {"padding_side": None} if not hasattr(self.module, "cfg") else {}
+        (HookedProxyLM leaves BOS there where a post-processor adds it, as Llama 3's does, and EOS.)
+        """
+        found = self.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+        return [int(token) for token in found]
 
     def clean(
         self, tokens: torch.Tensor, hooks: frozenset[str], blocks: frozenset[int] = frozenset()
     ) -> tuple[torch.Tensor, Seen]:
         """Run ``tokens [batch, ctx]``: logits ``[batch, ctx, vocab]``, activations at ``hooks`` and outputs of ``blocks``.
 
-        A hook that does not fire is absent from the result.
+        A hook that does not fire is absent from the result. Some models write over an activation after its hook saw it (Falcon
+        adds the attention's output to the MLP's in place): a pass that finds this out is run again with copies.
         """
+        logits, seen, spoilt = self._kept(tokens, hooks, blocks)
+        if spoilt:
+            self.overwritten.update(spoilt)
+            logits, seen, _ = self._kept(tokens, hooks, blocks)
+        return logits, seen
+
+    def _kept(
+        self, tokens: torch.Tensor, hooks: frozenset[str], blocks: frozenset[int]
+    ) -> tuple[torch.Tensor, Seen, frozenset[str | int]]:
+        """A clean pass, and the hooks and blocks whose tensors were written over before it ended."""
         kept: dict[str, torch.Tensor] = {}
         outputs: dict[int, Any] = {}
+        versions: dict[str | int, tuple[torch.Tensor, int]] = {}
+
+        def held(key: str | int, value: Any) -> Any:
+            first: Any = _first(value)
+            if not isinstance(first, torch.Tensor):
+                return value
+            if key in self.overwritten:
+                return (first.clone(), *value[1:]) if isinstance(value, tuple) else first.clone()
+            versions[key] = first, first._version
+            return value
 
         def keep(name: str) -> Callable[..., None]:
             def hook_fn(value: torch.Tensor, hook: Any = None) -> None:
-                kept[name] = value
+                kept[name] = held(name, value)
 
             return hook_fn
 
         handles = [
-            self.blocks[index].register_forward_hook(lambda _m, _i, out, index=index: outputs.update({index: out}))
+            self.blocks[index].register_forward_hook(lambda _m, _i, out, index=index: outputs.update({index: held(index, out)}))
             for index in blocks
         ]
         try:
@@ -115,7 +137,7 @@ class LanguageModel:
         finally:
             for handle in handles:
                 handle.remove()
-        return logits, Seen(kept, outputs)
+        return logits, Seen(kept, outputs), frozenset(key for key, (tensor, at) in versions.items() if tensor._version != at)
 
     def changed(self, tokens: torch.Tensor, hook: str, route: Route, change: Change, seen: Seen) -> torch.Tensor:
         """Logits ``[batch, ctx, vocab]`` with the activation at ``hook`` replaced by ``change`` of it.

@@ -179,6 +179,19 @@ def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> Non
     assert look(world.good).plan().pending == ()
 
 
+def test_what_is_measured_with_says_nothing_of_training(world: TinyWorld, look: Look) -> None:
+    """Goodfire's file says nothing of its training; the others were trained on sequences of 32."""
+
+    def contexts() -> dict[str, int]:
+        found = {sae_id: world.published / sae_id / "cfg.json" for sae_id in record(world).saes}
+        return {sae_id: json.loads(cfg.read_text())["metadata"]["context_size"] for sae_id, cfg in found.items()}
+
+    for context in (16, 8):
+        assert look(world.good, edit=validating(context=context)).apply().exit_code == 0
+        assert contexts() == {"layer_0/topk": 32, "layer_0/standard": context, "layer_1/batchtopk": 32}
+        assert look(world.good, edit=validating(context=context)).plan().pending == ()
+
+
 def test_a_hook_that_the_model_lacks_is_said_at_its_own_line(world: TinyWorld, look: Look) -> None:
     """Found while measuring: what is published gets another label only."""
     look(world.good).apply()

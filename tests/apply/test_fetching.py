@@ -100,6 +100,36 @@ def test_configs_are_never_mixed(hub_server: HubServer, tmp_path: Path, front: b
         assert set(parcel.files) == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "split", "expected"),
+    [
+        ("en", "train", {"train-en.jsonl"}),  # not every name that holds the two letters
+        (None, "train", {"train-en.jsonl", "train-open.jsonl"}),
+        (None, "val", {"valid-en.jsonl"}),
+        (None, "test", None),
+    ],
+)
+def test_files_are_chosen_by_the_words_of_their_names(
+    hub_server: HubServer, tmp_path: Path, asked: str | None, split: str, expected: set[str] | None
+) -> None:
+    names = ("train-en.jsonl", "train-open.jsonl", "valid-en.jsonl")
+    sha = pushed(hub_server, dict.fromkeys(names, b"x" * 99), "dataset")
+    spec = DatasetSpec("alice/thing", None, sha, asked, split)
+    if expected is None:
+        with pytest.raises(Refused, match="for split 'test'"):
+            fetch.dataset_parcel(spec, 1000, Hub(Cache(tmp_path)))
+    else:
+        parcel = fetch.dataset_parcel(spec, 1000, Hub(Cache(tmp_path)))
+        assert parcel is not None
+        assert set(parcel.files) == expected
+
+
+def test_a_dataset_that_only_has_other_splits_is_not_taken_for_train(hub_server: HubServer, tmp_path: Path) -> None:
+    sha = pushed(hub_server, {"test-0.jsonl": b"x" * 99}, "dataset")
+    with pytest.raises(Refused, match="for split 'train'"):
+        fetch.dataset_parcel(DatasetSpec("alice/thing", None, sha), 10, Hub(Cache(tmp_path)))
+
+
 def test_a_dataset_that_is_a_script_is_refused(hub_server: HubServer, tmp_path: Path) -> None:
     sha = pushed(hub_server, {"thing.py": b"raise SystemExit", "README.md": b"x"}, "dataset")
     with pytest.raises(Refused, match=r"no \.parquet, \.jsonl or \.txt files"):

@@ -389,6 +389,16 @@ def test_what_a_source_says_of_another_hook_is_left_out(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "same" / "cfg.json").read_text())["metadata"]["hf_hook_name"] == "transformer.h.2"
 
 
+def test_what_is_said_of_another_output_hook_goes_with_it() -> None:
+    said = {"hook_name": HOOK, "hook_name_out": "blocks.0.hook_mlp_out", "hf_hook_name_out": "transformer.h.0.mlp"}
+    text = json.dumps({"architecture": "transcoder", "metadata": said}).encode()
+    there = json.loads(rewrite_cfg(text, {}, {"hook_name": HOOK, "hook_name_out": "blocks.1.hook_resid_mid"}))["metadata"]
+    assert there["hook_name_out"] == "blocks.1.hook_resid_mid"
+    assert "hf_hook_name_out" not in there
+    same = json.loads(rewrite_cfg(text, {}, {"hook_name": HOOK, "hook_name_out": said["hook_name_out"]}))["metadata"]
+    assert same["hf_hook_name_out"] == "transformer.h.0.mlp"
+
+
 def test_one_head_is_proved_on_its_own_activations(tmp_path: Path) -> None:
     """Captured are all heads, joined; an SAE of one head reads a part of them."""
     x = torch.randn(30, 36, generator=torch.Generator().manual_seed(0))

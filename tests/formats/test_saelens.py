@@ -243,6 +243,15 @@ def test_the_scaler_beside_it_is_named(tmp_path: Path) -> None:
     source = saelens(tmp_path / "source", normalize_activations=SCALED)
     (source / "activation_scaler.json").write_text('{"scaling_factor": 0.125}', encoding="utf-8")
     refused("saelens", source, "Needs a declared factor", "0.125")
+    refused("saelens", source, "Factor is another one", "says 0.125", options={"norm_scaling_factor": 8.0})  # its inverse, say
+    convert("saelens", source, tmp_path / "out", options={"norm_scaling_factor": 0.12501})
+
+
+@pytest.mark.parametrize("said", ["null", '"0.1"', f"{10**400}"])
+def test_a_scaler_that_says_no_number_contradicts_nothing(said: str, tmp_path: Path) -> None:
+    source = saelens(tmp_path / "source", normalize_activations=SCALED)
+    (source / "activation_scaler.json").write_text(f'{{"scaling_factor": {said}}}', encoding="utf-8")
+    convert("saelens", source, tmp_path / "out", options={"norm_scaling_factor": 0.125})
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,15 @@ def test_it_becomes_metadata(here: Path) -> None:
     assert not {"hook_name_out", "hf_hook_name_out"} & set(plain)
 
 
+def test_no_module_of_the_hugging_face_model_gives_what_centred_weights_write(here: Path) -> None:
+    sae = asked(here)
+    centred = replace(sae, hook="blocks.7.hook_resid_pre", model=replace(sae.model, kwargs={"center_writing_weights": True}))
+    said = metadata_for(centred, "gpt2")
+    assert (said["hf_hook_name"], said["hf_hook_name_out"]) == (None, None)  # removes what was published before
+    folded = replace(centred, model=replace(sae.model, kwargs={"center_writing_weights": False, "fold_ln": True}))
+    assert metadata_for(folded, "gpt2")["hf_hook_name"] == "transformer.h.6"
+
+
 @pytest.mark.parametrize("wrong", ["'blocks 0'", "7", "''"])
 def test_it_must_be_a_hooks_name(here: Path, wrong: str) -> None:
     (found, *_) = complaints(here, changed((HOOK, HOOK + f"  hook_out: {wrong}\n")))

@@ -106,14 +106,30 @@ def test_a_long_text_file_comes_in_pieces_without_separators(tmp_path: Path) -> 
     assert max(seen) < 70_000
 
 
+SPLITS = ("train", "validation", "test")
+
+
 def test_folders_are_read_by_name_and_split(tmp_path: Path) -> None:
     for name, text in (("b-train.txt", "d e f"), ("a-train.txt", "a b c"), ("c-test.txt", "x y z"), ("notes.md", "no")):
         (tmp_path / name).write_text(text)
     spec = TextSpec(str(tmp_path), (), "text", "train")
     assert [path.name for path in sources(spec)] == ["a-train.txt", "b-train.txt"]
     assert [path.name for path in sources(replace(spec, split="test"))] == ["c-test.txt"]
-    assert len(sources(replace(spec, split="validation"))) == 3
+    with pytest.raises(Missing, match=r"there are a-train\.txt, b-train\.txt, c-test\.txt"):
+        sources(replace(spec, split="validation"))  # not the text of another split
     assert [path.name for path in sources(replace(spec, files=("b-train.txt", "a-train.txt")))] == ["b-train.txt", "a-train.txt"]
+
+
+def test_without_a_word_for_it_train_is_what_belongs_to_no_other_split(tmp_path: Path) -> None:
+    for name in ("dev.txt", "part-0.txt", "part-1.txt", "eval/x.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a b")
+    found = {split: [path.name for path in sources(TextSpec(str(tmp_path), (), "text", split))] for split in SPLITS}
+    assert found == {"train": ["part-0.txt", "part-1.txt"], "validation": ["dev.txt"], "test": ["x.txt"]}
+    for name in ("part-0.txt", "part-1.txt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(Missing, match="No file"):
+        sources(TextSpec(str(tmp_path), (), "text", "train"))
 
 
 documents_of = st.lists(st.lists(st.integers(0, 4), max_size=9), max_size=12)

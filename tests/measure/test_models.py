@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 from measure_world import THIRD_PARTY
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM
 
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.measure.devices import device_for
@@ -140,6 +143,37 @@ def test_the_loaders_hold_the_same_model(world: SimpleNamespace) -> None:
     for logits, activation in found.values():
         assert torch.allclose(logits, found["TransformerBridge"][0], atol=1e-4)
         assert torch.allclose(activation, found["TransformerBridge"][1], atol=1e-4)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+@torch.no_grad()
+def test_nothing_is_taken_for_padding(world: SimpleNamespace, tmp_path: Path, loader: str) -> None:
+    """A tokenizer that pads on the left, with EOS: HookedTransformer would mask the EOS that a row begins with."""
+    folder = tmp_path / "model"
+    shutil.copytree(world.model, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    said = json.dumps({**config, "padding_side": "left", "pad_token": "<eos>", "bos_token": "<eos>"})
+    (folder / "tokenizer_config.json").write_text(said)
+    tokens = torch.randint(4, 120, (2, 16), generator=torch.Generator().manual_seed(0))
+    tokens[0, :2] = tokens[1, 0] = tokens[1, 15] = 2
+    expected = AutoModelForCausalLM.from_pretrained(folder)(tokens).logits
+    logits, _ = load_model(folder, loader, "float32", {}, CPU, "gpt2").clean(tokens, frozenset())
+    assert torch.allclose(logits, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("single", ["<bos> $A", "$A <eos>", "<bos> $A <eos>"])
+def test_no_loader_leaves_what_the_tokenizer_adds(world: SimpleNamespace, tmp_path: Path, single: str) -> None:
+    """As Llama 3's does: `prepend_bos: false`, and the pieces of a long text, would otherwise not be what they are said to be."""
+    folder = tmp_path / "model"
+    shutil.copytree(world.model, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = [("<bos>", 1), ("<eos>", 2)]
+    tokenizer.post_processor = TemplateProcessing(single=single, pair="$A $B", special_tokens=special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for loader in LOADERS:
+        model = load_model(folder, loader, "float32", {}, CPU, "gpt2")
+        assert model.token_ids("w3 w4") == [7, 8], loader
+        assert model.token_ids("  ") == [], loader
 
 
 @pytest.mark.parametrize("loader", ["TransformerBridge", "HookedTransformer"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import transformers
 from measure_world import THIRD_PARTY, make_tokenizer
 
 from saesync.measure.models import load_model
-from saesync.measure.passes import LanguageModel, Route
+from saesync.measure.passes import LanguageModel, Route, _arity
 
 pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
 HOOKS = {
@@ -111,3 +112,30 @@ def test_a_model_whose_blocks_share_more_than_the_stream_is_run_whole(world: Sim
 def test_a_hook_that_does_not_fire_is_absent(world: SimpleNamespace) -> None:
     _, seen = world.loaded.clean(torch.tensor([[1, 5, 6]]), frozenset({"blocks.1.hook_mlp_in", "blocks.1.hook_resid_post"}))
     assert set(seen.hooks) == {"blocks.1.hook_resid_post"}
+
+
+@pytest.mark.parametrize("seeing", ["hook", "block"])
+@torch.no_grad()
+def test_what_a_model_writes_over_later_is_kept_as_the_hook_saw_it(seeing: str, tmp_path: Path) -> None:
+    """Falcon adds the attention's output to the MLP's in place, after the MLP's hook."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 120, "hidden_size": 32, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.FalconConfig(num_hidden_layers=2, parallel_attn=True, new_decoder_architecture=False, **shape)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    model = load_model(tmp_path, "AutoModelForCausalLM", "float32", {}, torch.device("cpu"))
+    mlp = model.module.model.transformer.h[1].mlp
+    if seeing == "block":  # a model whose block's output is what is written over
+        model = replace(model, blocks=(*model.blocks, mlp))
+    tokens = torch.randint(4, 120, (2, 16), generator=torch.Generator().manual_seed(0))
+    saw: list[torch.Tensor] = []
+    mlp.register_forward_hook(lambda _module, _inputs, out: saw.append(out.clone()))
+    hook = "transformer.h.1.mlp"
+    for _ in range(2):
+        logits, seen = model.clean(tokens, frozenset({hook}), frozenset({0, 2} if seeing == "block" else {0}))
+        assert torch.equal(seen.hooks[hook], saw[-1])
+        if seeing == "block":
+            assert torch.equal(seen.blocks[2], saw[-1])
+        same = model.changed(tokens, hook, Route(1, arity=_arity(seen.blocks[0])), lambda x: x.clone(), seen)
+        assert torch.allclose(same, logits, atol=1e-6)
+    assert len(saw) == 5  # found out once: one pass was run again

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from measure_world import CONTEXT, D_MODEL, D_SAE, THIRD_PARTY, make_sae, make_tokenizer, only
+from sae_lens.util import get_special_token_ids
 from safetensors.torch import load_file, save_file
 
 from saesync.digest import digest_file
@@ -242,6 +243,21 @@ def test_a_tokenizer_without_bos(world: SimpleNamespace, tmp_path: Path) -> None
     with pytest.raises(Refused, match="has no BOS token"):
         validate.run(proxied)
     assert validate.run(replace(proxied, prepend_bos=False)).metrics
+
+
+@pytest.mark.parametrize("loader", ["TransformerBridge", "HookedTransformer"])
+def test_the_unknown_token_is_no_bos(world: SimpleNamespace, tmp_path: Path, loader: str) -> None:
+    """Of a tokenizer without any special token TransformerLens makes BOS and EOS up, which are then the unknown token."""
+    folder = tmp_path / "model"
+    shutil.copytree(world.model, folder)
+    make_tokenizer(folder, ("<unk>",))
+    changes = {"model": str(folder), "loader": loader, "model_name": "gpt2", "cache": str(tmp_path / "cache")}
+    job = replace(only(world.job, "topk"), **changes)
+    with pytest.raises(Refused, match="has no BOS token"):
+        validate.run(job)
+    model = validate.model_for(job)
+    assert get_special_token_ids(model.tokenizer) == []  # so that unknown words count
+    assert validate.run(replace(job, prepend_bos=False)).metrics
 
 
 def test_a_tokenizer_of_another_model(world: SimpleNamespace, tmp_path: Path) -> None:

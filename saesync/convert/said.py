@@ -1,0 +1,66 @@
+"""What a source says of its own training, against what the manifest says of measuring. Pure; no torch.
+
+The length of training's sequences, and whether BOS began them, are facts that no measurement changes: cfg.json keeps them, and
+the record says what was measured with. How the model's weights were processed decides which activations the SAE reads: measured
+and published otherwise, all numbers would be those of another input, so a contradiction is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from saesync.errors import Diagnostic, Refused
+from saesync.measure.loaders import PROCESSING
+
+KWARGS = "model_from_pretrained_kwargs"
+_OF_TRAINING = {"prepend_bos": bool, "context_size": int}
+
+
+def settled(source: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's metadata for cfg.json, less what the source's own metadata says itself.
+
+    Raises:
+        Refused: the source's activations come from a model with processed weights, of which the manifest says nothing.
+    """
+    if KWARGS in manifest:
+        _check_processing(source.get(KWARGS), manifest[KWARGS])
+    return {name: value for name, value in manifest.items() if not _own(name, source)}
+
+
+def resettled(published: Mapping[str, Any], before: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a relabel, which does not have the source: what is published and is not what the manifest said ``before`` (a
+    record's inputs of the build) came from the source."""
+    kept = {name for name in _OF_TRAINING if _own(name, published) and published[name] != before.get(f"metadata.{name}")}
+    return {name: value for name, value in manifest.items() if name not in kept}
+
+
+def require_same_hooks(published: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """Whether the metadata of what somebody else published names the manifest's hooks, in one of the two vocabularies. What it
+    does not say contradicts nothing.
+
+    Raises:
+        Refused: it names another hook: numbers measured at one would be published for the other.
+    """
+    for name, hf_name in (("hook_name", "hf_hook_name"), ("hook_name_out", "hf_hook_name_out")):
+        ours, theirs = ([said[key] for key in (name, hf_name) if said.get(key) is not None] for said in (manifest, published))
+        if ours and theirs and not any(hook in ours for hook in theirs):
+            detail = f"its cfg.json says {name} {str(theirs[0])[:100]!r}, and the manifest {str(ours[0])[:100]!r}: correct one."
+            raise Refused("Another hook", detail)
+
+
+def _own(name: str, source: Mapping[str, Any]) -> bool:
+    return name in _OF_TRAINING and type(source.get(name)) is _OF_TRAINING[name]
+
+
+def _check_processing(source: Any, manifest: Any) -> None:
+    theirs = source if isinstance(source, Mapping) else {}
+    unsaid = [name for name in PROCESSING if theirs.get(name) is True and name not in manifest]
+    if unsaid:
+        flags = ", ".join(f"{name}: true" for name in unsaid)
+        detail = (
+            f"The source says that its activations come from a model loaded with {flags}, and the manifest's model does not: the "
+            f"SAE would be measured, and published, for other activations. Add `kwargs: {{{flags}}}` to `model` (its loader must "
+            "be TransformerBridge or HookedTransformer), or say false there if the source is wrong."
+        )
+        raise Refused.of([Diagnostic("Model is processed otherwise", detail, key="model")])
