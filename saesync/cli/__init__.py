@@ -5,6 +5,7 @@ Commands are loaded when they are called, so that ``saesync --help`` and complet
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -19,6 +20,7 @@ import click
 from saesync import __version__, carets
 from saesync.cli.output import may_color, say
 from saesync.errors import Interrupted, ManifestError, SaesyncError, os_trouble
+from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing
 
 _COMMANDS = {
     "init": "inspect",
@@ -109,7 +111,15 @@ def cli(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the program and exit with the code the design gives each end."""
-    words = sys.argv[1:] if args is None else args
+    occupy_standard_descriptors()
+    spell_what_is_missing(sys.stdout, sys.stderr)
+    code = _code_of(sys.argv[1:] if args is None else args)
+    flush_or_forget(sys.stdout, sys.stderr)
+    sys.exit(code)
+
+
+def _code_of(words: list[str]) -> int:
+    """Run the program, tell what went wrong, and return the exit code."""
     debug = "--debug" in words
     try:
         with _terminable():
@@ -117,7 +127,8 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted.")
@@ -136,7 +147,7 @@ def main(args: list[str] | None = None) -> None:
             say(traceback.format_exc())
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 class _Terminated(SystemExit):

@@ -15,7 +15,7 @@ import click
 
 from saesync.cache import Cache
 from saesync.cli.becoming import becoming, sweep
-from saesync.cli.output import is_terminal, put, say
+from saesync.cli.output import as_json, is_terminal, put, say
 from saesync.errors import Refused
 from saesync.hub import Hub
 from saesync.inert import plain
@@ -199,7 +199,7 @@ def _tell(dst: Path, to: str, source: str, result: Mapping[str, Any], format_: s
     proof = result["proof"]
     if format_ == "json":
         head = {"type": "saesync-convert", "version": 1, "destination": str(dst), "from": source, "to": to}
-        put(json.dumps({**head, "files": result["digests"], "proof": proof}, indent=2, ensure_ascii=False))
+        put(as_json({**head, "files": result["digests"], "proof": proof}))
         return
     size = sum(digest["size"] for digest in result["digests"].values())
     put(f"Wrote {dst}: {source} to {to}, {len(result['digests'])} files, {size:,} bytes.")

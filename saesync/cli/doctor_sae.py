@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.common import root_option
 from saesync.cli.convert import a_worker, from_option, locate, option_option, parse_hook, progress_bar
-from saesync.cli.output import put
+from saesync.cli.output import as_json, put
 from saesync.errors import Missing
 from saesync.hub import Hub
 from saesync.inert import plain
@@ -240,9 +239,7 @@ def _fetched(model: ModelSpec, text: ValidateSpec, cache: Cache) -> _Fetched:
 
 
 def _json(said: _Subject, result: Mapping[str, Any]) -> str:
-    return json.dumps(
-        {"type": "saesync-doctor-sae", "version": 1, "subject": said.address, **result}, indent=2, ensure_ascii=False
-    )
+    return as_json({"type": "saesync-doctor-sae", "version": 1, "subject": said.address, **result})
 
 
 def _shown(said: _Subject, result: Mapping[str, Any]) -> str:

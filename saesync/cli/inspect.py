@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from saesync.cache import Cache, write_atomic
-from saesync.cli.output import put, say, writing
+from saesync.cli.output import as_json, put, put_file, say, writing
 from saesync.errors import Refused
 from saesync.inert import plain
 from saesync.inspection import Inspection, inspect_source
@@ -47,7 +46,7 @@ def inspect(ctx: click.Context, source: str, format_: str) -> None:
     """
     found = _look(source)
     if format_ == "json":
-        put(json.dumps(to_json(found), indent=2, ensure_ascii=False))
+        put(as_json(to_json(found)))
     else:
         put(describe(found))
         if found.convertible:
@@ -68,7 +67,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
     """
     found = _look(source)
     if out is not None and str(out) == "-":
-        put(manifest(found, release, model, Path.cwd()).rstrip())
+        put_file(manifest(found, release, model, Path.cwd()).rstrip())
         _say_notes(found)
         return
     path = out or _MANIFESTS / f"{release_name(found, release)}.yaml"

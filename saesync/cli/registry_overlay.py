@@ -11,7 +11,7 @@ import click
 
 from saesync.cache import Cache, write_atomic
 from saesync.cli.common import Asked, manifests_only, paths_argument, releases_of, root_option
-from saesync.cli.output import put, say, writing
+from saesync.cli.output import put, put_file, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.inert import plain
 from saesync.model import SAE_FILES, Observed, PublishSpec, Release
@@ -54,7 +54,7 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
         say(f"Note: {plain(name)} is a release of SAELens already. The overlay is refused unless replacing is allowed.")
     text = f"{_HEAD}\n".encode() + written(entries)
     if str(out) == "-":
-        put(text.decode().rstrip())
+        put_file(text.decode().rstrip())
         return
     _write(out, text)
     saes = sum(len(entry.saes) for entry in entries)

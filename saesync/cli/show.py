@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,7 @@ import click
 
 from saesync import manifest, planfile, render
 from saesync.cli.common import Asked, look, manifests_only, root_option
-from saesync.cli.output import colored, put
+from saesync.cli.output import as_json, colored, put
 from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
 from saesync.keys import Wanted
@@ -54,7 +53,7 @@ def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple
     place = (release.home.target, release.home.location) if release.home is not None else None
     view = planfile.show_json(items[address], wanted.get(address), world.observed.get(place) if place else None)
     if format_ == "json":
-        put(json.dumps(view, indent=2, ensure_ascii=False))
+        put(as_json(view))
     else:
         put(render.show_text(view, color=colored(ctx, sys.stdout)))
 

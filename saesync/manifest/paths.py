@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +69,7 @@ class Bounds:
             raise ManifestError(
                 "Path is refused", "`~` is not expanded in manifests. Write the path from the manifest's folder on.", origin
             )
+        _refuse_unspeakable(text, origin)
         if self.confined:
             self._refuse_links(Path(os.path.normpath(self.folder / text)), origin)
         try:
@@ -107,6 +109,22 @@ class Bounds:
             parent = self._resolved[path.parent] = path.parent.resolve()
         found = parent / path.name
         return found.resolve() if found.is_symlink() else found
+
+
+def _refuse_unspeakable(text: str, origin: Origin) -> None:
+    """A name that the locale's encoding lacks would pass for one that is not there.
+
+    Raises:
+        ManifestError: the system cannot be asked for it.
+    """
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        detail = (
+            f"Names of files are {sys.getfilesystemencoding()} here, which lacks {text[error.start]!r}. Set PYTHONUTF8=1, or "
+            "LC_ALL to a UTF-8 locale."
+        )
+        raise ManifestError("Path is refused", detail, origin) from error
 
 
 def real(path: Path) -> Path:
