@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +25,16 @@ from saesync.digest import FileDigest, digest_file, key_of
 from saesync.errors import Missing
 
 _TEMPORARY = "tmp"
+_ANYBODY = 0o666  # less what the umask takes away
 _DIGITS = 10  # more has no process's number
 
 
 def default_root() -> Path:
-    """Where the cache is unless told otherwise."""
+    """Where the cache is unless told otherwise.
+
+    Raises:
+        Missing: nobody has the home that it would be in. A folder that is named ``~`` is never made.
+    """
     if chosen := os.environ.get("SAESYNC_CACHE"):
         return _real(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -35,8 +42,15 @@ def default_root() -> Path:
 
 
 def _real(typed: str) -> Path:
-    """What a variable names; a home that nobody has, and links in a circle, are met by whoever opens it."""
-    return Path(os.path.realpath(os.path.expanduser(typed)))  # noqa: PTH111 - Path's own raises RuntimeError there
+    """What a variable names; links in a circle are met by whoever opens it."""
+    named = os.path.expanduser(typed)  # noqa: PTH111 - Path's own raises RuntimeError there
+    if named.startswith("~"):
+        home = named.partition("/")[0]
+        why = "This user has no home folder" if home == "~" else f"There is no user {home[1:]}"
+        raise Missing(
+            "Cache has no place", f"{why}, so {typed} is nowhere. Set SAESYNC_CACHE to a folder that may be written to."
+        )
+    return Path(os.path.realpath(named))
 
 
 class Cache:
@@ -44,6 +58,17 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
+
+    @classmethod
+    def checked(cls) -> Cache:
+        """The cache where it is by default.
+
+        Raises:
+            Missing: it has no place, or may not be written to.
+        """
+        cache = cls()
+        cache.check_writable()
+        return cache
 
     def check_writable(self) -> None:
         """Everything below works only where the cache may be written to.
@@ -167,25 +192,46 @@ def printable(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int = 0o644) -> None:
-    """Write a file so that it is either as before or whole; also after power loss if ``durable``.
+def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int | None = None) -> None:
+    """Write a file so that it is either as before or whole; also after power loss if ``durable``. Links are not followed.
+
+    ``mode``: its permissions, else those of any new file here.
 
     Raises:
         OSError: no space, no permission.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = path.with_name(f".saesync-{secrets.token_hex(8)}")  # not made of its name, which may be as long as names can be
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _ANYBODY), "wb") as stream:
             stream.write(data)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
+        if mode is not None:
+            fresh.chmod(mode)
+        fresh.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
+
+
+def write_named(path: Path, data: bytes) -> None:
+    """Write a file that a user named: where links lead, with the permissions it had, and into pipes and devices as they are.
+
+    Raises:
+        OSError: no space, no permission, a folder.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        write_atomic(path, data)
+        return
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+        write_atomic(path, data, mode=stat.S_IMODE(kind))
+    else:
+        path.write_bytes(data)
 
 
 def settle(folder: Path) -> None:

@@ -190,8 +190,7 @@ def releases_of(asked: Asked, policy: Policy = OPEN, scope: Scope = EVERYTHING) 
 
 def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
     releases, everything = releases_of(asked, policy, scope)
-    cache = Cache()
-    cache.check_writable()
+    cache = Cache.checked()
     observed = observe(releases, cache)
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)

@@ -130,7 +130,7 @@ def locate(src: str, format_: str | None, options: Mapping[str, Any]) -> tuple[C
     from saesync.executors.fetch import Parcel, bring
     from saesync.resolve import SourceFile
 
-    cache = Cache()
+    cache = Cache.checked()
     hub: Hub | None = None
 
     def opened() -> Hub:
@@ -170,7 +170,7 @@ def a_worker(preload: Sequence[str]) -> Iterator[Callable[[str, Any, str], Any]]
     terminal) and returns its result as plain JSON. ``preload`` names libraries that the first job needs at once."""
     from saesync.workers import Worker, spawn
 
-    worker = Worker(Cache().root / "worker-home", spawn, preload)
+    worker = Worker(Cache.checked().root / "worker-home", spawn, preload)
 
     def run(job: str, data: Any, label: str) -> Any:
         with progress_bar(label) as progress:

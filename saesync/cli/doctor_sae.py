@@ -126,7 +126,7 @@ def _of_address(address: str, manifests: Sequence[Path], roots: Sequence[Path]) 
     found: Sae = saes[address]
     if found.source is None:
         raise Missing("SAE has no source", f"{address} has no weights to look at yet.")
-    cache = Cache()
+    cache = Cache.checked()
     resolver = Resolver(cache)
     expected = resolver.source(found.source).digest
     with progress_bar("Fetching") as progress:
@@ -179,7 +179,7 @@ def _complete(said: _Subject) -> tuple[ModelSpec, ValidateSpec]:
 
 def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
     model, text = _complete(said)
-    cache = Cache()
+    cache = Cache.checked()
     where = _fetched(model, text, cache)
     name, options, source = said.source
     # One process for both jobs: most of its time is libraries being imported.

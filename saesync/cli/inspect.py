@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from saesync.cache import Cache, write_atomic
+from saesync.cache import Cache, write_named
 from saesync.cli.output import as_json, put, put_file, say, writing
 from saesync.errors import Refused
 from saesync.inert import plain
@@ -30,7 +30,7 @@ def _look(source: str) -> Inspection:
 def _hub() -> Hub:
     from saesync.hub import Hub  # a sixth of the time of looking at a file on this disk
 
-    return Hub(Cache())
+    return Hub(Cache.checked())
 
 
 @click.command()
@@ -75,7 +75,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
         raise Refused("File exists", f"{path} is there already and is not overwritten. Give another name with --out.")
     text = manifest(found, release, model, path.parent.absolute())
     with writing(path):
-        write_atomic(path, text.encode())
+        write_named(path, text.encode())
     put(f"Wrote {path}.")
     _say_notes(found)
     say(f"Fill in what it leaves open, then run `saesync plan {shlex.quote(str(path))}`.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from saesync.cache import Cache, write_atomic
+from saesync.cache import Cache, write_named
 from saesync.cli.common import Asked, manifests_only, paths_argument, releases_of, root_option
 from saesync.cli.output import put, put_file, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
@@ -41,7 +41,7 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
     """
     manifests_only(paths)
     releases, _ = releases_of(Asked(paths, roots))
-    observed = observe(releases, Cache())
+    observed = observe(releases, Cache.checked())
     entries: list[Entry] = []
     for release in releases:
         try:
@@ -63,10 +63,10 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
 
 def _write(out: Path, text: bytes) -> None:
     with writing(out):
-        if out.exists() and not out.read_bytes().startswith(_HEAD.encode()):
+        if out.is_file() and not out.read_bytes().startswith(_HEAD.encode()):
             detail = f"{out} is there already and was not written by this command, so it is not overwritten. Give another --out."
             raise Refused("File exists", detail)
-        write_atomic(out, text)
+        write_named(out, text)
 
 
 def _entry(release: Release, observed: _Seen) -> Entry:

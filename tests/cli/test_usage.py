@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cli_support import PROGRAM, Place, masked
 from planning import golden
+from unprivileged import no_override
 
 from saesync.formats import formats
 
@@ -363,3 +364,25 @@ def test_verbose_lists_everything(applied: Place) -> None:
     for sae in ("sweep/layer_0", "layer_0/topk", "layer_0/standard", "layer_1/batchtopk"):
         assert f"  = {sae}" in done.out
     assert "  x sweep/layer_1" in done.out
+
+
+@pytest.mark.parametrize(
+    "words", [["plan"], ["apply", "-y"], ["convert", "sources/legacy", "converted"], ["doctor", "sae", "tiny-res/layer_0/topk"]]
+)
+def test_a_home_that_may_not_be_written_to_is_called_the_caches_place(own: Place, words: list[str]) -> None:
+    home = own.folder / "home"
+    home.mkdir(mode=0o500)
+    environment = {name: value for name, value in own.environment.items() if not name.startswith(("SAESYNC_", "XDG_"))}
+    done = subprocess.run(
+        [PROGRAM, *words],
+        cwd=own.folder,
+        env={**environment, "HOME": str(home)},
+        preexec_fn=no_override,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: Cache cannot be written\n  No permission to write to {home}")
+    assert "Set SAESYNC_CACHE" in done.stderr
+    assert not (own.folder / "converted").exists()
