@@ -25,6 +25,7 @@ from saesync.digest import FileDigest, digest_file, key_of
 from saesync.errors import Missing
 
 _TEMPORARY = "tmp"
+_SEAL = "sealed.json"
 _ANYBODY = 0o666  # less what the umask takes away
 _DIGITS = 10  # more has no process's number
 
@@ -93,24 +94,56 @@ class Cache:
         """Whether the entry is there, whole."""
         return self.path(kind, key).exists()
 
+    def sealed(self, kind: str, key: str) -> bool:
+        """Whether the entry is there with the very files it was made with. One that was damaged since is removed."""
+        folder = self.path(kind, key)
+        if not os.path.lexists(folder):
+            return False
+        try:
+            for name, size, sha256 in json.loads((folder / _SEAL).read_bytes()):
+                found = self.digest_of(folder / name)
+                if (found.size, found.sha256) != (size, sha256):
+                    break
+            else:
+                return True
+        except (OSError, ValueError, TypeError):
+            pass  # not whole
+        self.discard(kind, key)
+        return False
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove an entry, whatever it has become."""
+        remove(self.path(kind, key))
+
     @contextlib.contextmanager
-    def making(self, kind: str, key: str) -> Iterator[Path]:
+    def making(self, kind: str, key: str, seal: bool = False) -> Iterator[Path]:
         """A fresh folder to fill; on success it becomes the entry (or is dropped if another process was first).
+
+        ``seal``: note the digests of its files, for ``sealed``.
 
         Raises:
             OSError: no space, no permission.
         """
         with self.scratch() as folder:
             yield folder
+            if seal:
+                _seal(folder)
             settle(folder)
             final = self.path(kind, key)
-            final.parent.mkdir(parents=True, exist_ok=True)
+            self._make_way(final)
             try:
                 folder.rename(final)
             except OSError:
                 # A folder cannot replace a non-empty one: whoever came first made the same content.
                 if not final.exists():
                     raise
+
+    def _make_way(self, final: Path) -> None:
+        """The folder above an entry, also where a file took its name, and nothing at the entry's place but a folder."""
+        for place in (self.root / final.relative_to(self.root).parts[0], final.parent, final):
+            if os.path.lexists(place) and not place.is_dir():
+                remove(place)
+        final.parent.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -134,14 +167,20 @@ class Cache:
     def write(self, kind: str, key: str, data: bytes, durable: bool = True) -> Path:
         """Store a small file as an entry. One that is not ``durable`` may be gone or damaged after power loss."""
         final = self.path(kind, key)
-        write_atomic(final, data, durable)
+        try:
+            write_atomic(final, data, durable)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            self._make_way(final)
+            if final.is_dir():
+                remove(final)
+            write_atomic(final, data, durable)
         return final
 
     def read(self, kind: str, key: str) -> bytes | None:
-        """A small entry's bytes, or None."""
+        """A small entry's bytes, or None, also where something else took its place."""
         try:
             return self.path(kind, key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
             return None
 
     def read_json(self, kind: str, key: str) -> Any:
@@ -160,14 +199,25 @@ class Cache:
         Raises:
             OSError: the file cannot be read.
         """
-        stat = path.stat()
-        key = key_of([printable(str(path.resolve())), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        at = path.stat()
+        key = _stat_key(path, at)
         known = self.read_json("stat", key)
-        if isinstance(known, dict) and known.get("size") == stat.st_size and known.get("sha256"):
-            return FileDigest(stat.st_size, known["sha256"], known.get("blob_id"))
+        if isinstance(known, dict) and known.get("size") == at.st_size and known.get("sha256"):
+            return FileDigest(at.st_size, known["sha256"], known.get("blob_id"))
         found = digest_file(path)
-        self.write("stat", key, json.dumps(found.to_json()).encode(), durable=False)
+        self._note(key, found)
         return found
+
+    def remember(self, path: Path, digest: FileDigest) -> None:
+        """Note a file's digest that is known from having written it: ``digest_of`` need not read it.
+
+        Raises:
+            OSError: the file is not there.
+        """
+        self._note(_stat_key(path, path.stat()), digest)
+
+    def _note(self, key: str, digest: FileDigest) -> None:
+        self.write("stat", key, json.dumps(digest.to_json()).encode(), durable=False)
 
     def sweep(self) -> None:
         """Remove what killed processes left half-made."""
@@ -178,6 +228,24 @@ class Cache:
             owner = entry.name.split("-", 1)[0]
             if owner.isdecimal() and len(owner) < _DIGITS and abandoned(entry, int(owner)):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _stat_key(path: Path, at: os.stat_result) -> str:
+    return key_of([printable(str(path.resolve())), at.st_size, at.st_mtime_ns, at.st_ino])
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = [(str(path.relative_to(folder)), digest_file(path)) for path in files]
+    (folder / _SEAL).write_text(json.dumps([[name, digest.size, digest.sha256] for name, digest in digests]))
+
+
+def remove(place: Path) -> None:
+    """Remove a file or a folder, whatever is there."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def existing(place: Path) -> Path:
