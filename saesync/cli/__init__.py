@@ -9,6 +9,7 @@ import contextlib
 import difflib
 import importlib
 import keyword
+import os
 import signal
 import sys
 import traceback
@@ -19,7 +20,7 @@ import click
 
 from saesync import __version__, carets
 from saesync.cli.output import may_color, say
-from saesync.errors import Interrupted, ManifestError, SaesyncError, os_trouble
+from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError, os_trouble
 from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing
 
 _COMMANDS = {
@@ -139,7 +140,7 @@ def _code_of(words: list[str]) -> int:
     except (SaesyncError, OSError) as error:
         if debug:
             say(traceback.format_exc())
-        known = os_trouble(error) if isinstance(error, OSError) else error
+        known = _in_words(error) if isinstance(error, OSError) else error
         _tell(known, words)
         code = known.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
@@ -167,6 +168,16 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _in_words(error: OSError) -> SaesyncError:
+    """What the system refused. Without a working folder it refuses what has nothing to do with it."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()  # noqa: PTH109 - Path.cwd is the same call
+        except FileNotFoundError:
+            return Missing("Working folder is gone", "The folder this runs in was removed. `cd` to one that is there.")
+    return os_trouble(error)
 
 
 def _tell(error: SaesyncError, words: Sequence[str]) -> None:

@@ -386,3 +386,32 @@ def test_a_home_that_may_not_be_written_to_is_called_the_caches_place(own: Place
     assert done.stderr.startswith(f"error: Cache cannot be written\n  No permission to write to {home}")
     assert "Set SAESYNC_CACHE" in done.stderr
     assert not (own.folder / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["plan {}/manifests/good.yaml", "check {}/manifests", "inspect {}/sources/goodfire", "demo demo"]
+)
+def test_a_working_folder_that_was_removed_is_named(applied: Place, tmp_path: Path, words: str) -> None:
+    line = f"mkdir gone && cd gone && rmdir ../gone && {PROGRAM} {words.format(applied.folder)}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=dict(applied.environment), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Working folder is gone\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "summary"),
+    [
+        ("ALL_PROXY", "socks5://me:hidden@127.0.0.1:1", "Package is missing"),
+        ("ALL_PROXY", "gopher://me:hidden@127.0.0.1:1", "Proxy is not usable"),
+        ("SSL_CERT_FILE", "/hidden/nowhere.pem", "Certificates cannot be read"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "hidden", "Environment variable is not usable"),
+    ],
+)
+def test_variables_that_the_hubs_client_cannot_use_are_named(applied: Place, variable: str, value: str, summary: str) -> None:
+    done = applied.run("inspect", "hf://owner/repo", **{variable: value})
+    assert done.code == 1
+    assert done.err.startswith(f"error: {summary}\n")
+    assert variable in done.err
+    assert "hidden" not in done.err
