@@ -51,7 +51,10 @@ def _real(typed: str) -> Path:
         raise Missing(
             "Cache has no place", f"{why}, so {typed} is nowhere. Set SAESYNC_CACHE to a folder that may be written to."
         )
-    return Path(os.path.realpath(named))
+    root = Path(os.path.realpath(named))
+    if printable(str(root)) != str(root):  # libraries that write there take text alone
+        raise Missing("Cache has no place", f"{printable(str(root))} is not UTF-8. Set SAESYNC_CACHE to a folder whose name is.")
+    return root
 
 
 class Cache:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from saesync.cache import printable
 from saesync.errors import ManifestError, Origin
 
 _MANIFESTS = "manifests"
@@ -84,6 +85,9 @@ class Bounds:
             advice = f" To allow it, add `--root {shlex.quote(str(root))}`." if root != everything else ""
             detail = f"The path leads to {found}, which is outside {inside}.{advice}"
             raise ManifestError("Path leads outside the project", detail, origin)
+        if printable(str(found)) != str(found):
+            detail = f"The path leads to {printable(str(found))}, whose name is not UTF-8. Rename that folder or file."
+            raise ManifestError("Path is refused", detail, origin)
         return str(found)
 
     def _refuse_links(self, path: Path, origin: Origin) -> None:

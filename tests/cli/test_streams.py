@@ -101,13 +101,22 @@ def test_a_manifest_on_stdout_is_utf_8_as_files_are(own: Place) -> None:
     assert "größe" in done.stdout.decode("utf-8")
 
 
-def test_names_that_are_no_text_can_be_printed(own: Place) -> None:
-    (own.folder / "nöt-a-text").mkdir()
-    name = bytes(own.folder) + b"/\xff\xfe.yaml"
-    Path(name.decode("utf-8", "surrogateescape")).write_text(own.world.good.read_text())
-    for command in ("check", "plan"):
-        done = own.run(command, "\udcff\udcfe.yaml")
-        assert "bug in saesync" not in done.err
+def test_names_that_are_not_utf_8_are_refused_by_name(own: Place) -> None:
+    folder = own.folder / "\udcff"
+    for name in ("manifests", "sources", "data", "model"):
+        folder.mkdir(exist_ok=True)
+        (own.folder / name).rename(folder / name)
+    for words in (["plan", "\udcff/manifests"], ["apply", "-y", "\udcff/manifests"], ["check", "\udcff/manifests/good.yaml"]):
+        done = own.run(*words)
+        assert done.code == 1
+        assert "error: Path is refused\n" in done.err
+        assert "\\xff/published, whose name is not UTF-8. Rename" in done.err
+
+
+def test_a_cache_whose_name_is_not_utf_8_is_refused(applied: Place) -> None:
+    done = applied.run("plan", SAESYNC_CACHE="/tmp/c\udcff")
+    assert done.code == 1
+    assert done.err.startswith("error: Cache has no place\n  /tmp/c\\xff is not UTF-8.")
 
 
 def test_closed_descriptors_are_not_given_to_files(tmp_path: Path) -> None:
