@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -412,3 +413,15 @@ def test_what_stands_in_the_way_is_named_before_any_work(own: Place, in_the_way:
     assert f"{at} is a f" in done.err
     assert "Move it away, and run again." in done.err
     assert sorted(own.world.published.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_model_file_that_is_no_file_is_named_and_not_waited_for(own: Place, kind: str) -> None:
+    config = own.world.model / "config.json"
+    config.unlink()
+    config.mkdir() if kind == "folder" else os.mkfifo(config)
+    shutil.rmtree(own.world.published, ignore_errors=True)
+    done = own.run("apply", "-y", "manifests/good.yaml", timeout=30)
+    assert done.code == 1
+    assert f"config.json in {own.world.model} is not a regular file." in done.err
+    assert "manifests/good.yaml:" in done.err
