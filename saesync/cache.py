@@ -220,7 +220,9 @@ class Cache:
         self._note(_stat_key(path, path.stat()), digest)
 
     def _note(self, key: str, digest: FileDigest) -> None:
-        self.write("stat", key, json.dumps(digest.to_json()).encode(), durable=False)
+        """A digest that cannot be noted (a full disk) is computed again: it is right all the same."""
+        with contextlib.suppress(OSError):
+            self.write("stat", key, json.dumps(digest.to_json()).encode(), durable=False)
 
     def sweep(self) -> None:
         """Remove what killed processes left half-made."""

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,20 @@ def test_links_are_kept_and_pipes_are_written_into(tmp_path: Path) -> None:
 def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
     write_named(tmp_path / ("x" * 250 + ".json"), b"one")
     assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on files stands for a full disk")
+def test_a_digest_is_right_also_where_it_cannot_be_noted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"one")
+    program = """
+        import resource, signal, sys
+        from pathlib import Path
+        from saesync.cache import Cache
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        print(Cache(Path(sys.argv[1]) / "cache").digest_of(Path(sys.argv[1]) / "file").sha256)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == hashlib.sha256(b"one").hexdigest()

@@ -15,6 +15,7 @@ import click
 
 from saesync.cache import Cache
 from saesync.cli.becoming import becoming, sweep
+from saesync.cli.named import Named
 from saesync.cli.output import as_json, is_terminal, put, say
 from saesync.errors import Refused
 from saesync.hub import Hub
@@ -70,7 +71,7 @@ option_option = click.option(
 
 @click.command()
 @click.argument("src")
-@click.argument("dst", type=click.Path(path_type=Path))
+@click.argument("dst", type=Named())
 @click.option(
     "--to", type=click.Choice(LAYOUTS), metavar="LAYOUT", default=SAELENS, show_default=True, help=f"One of {', '.join(LAYOUTS)}."
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from saesync.cache import Cache, write_named
+from saesync.cli.named import Named
 from saesync.cli.output import put, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.garbage import no_garbage_collection
@@ -30,7 +31,7 @@ FAILED = 1
 @click.option("--all", "everything", is_flag=True, help="Every release of the registry; the same as SOURCE saelens:")
 @click.option(
     "--registry",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Named(dir_okay=False),
     help="The registry file to read; that of the installed sae-lens unless given.",
 )
 @click.option(
@@ -43,7 +44,7 @@ FAILED = 1
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Named(file_okay=False),
     default=DEFAULT_FOLDER,
     show_default=True,
     help="Folder for the manifests, RELEASE.yaml each.",

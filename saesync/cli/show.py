@@ -11,6 +11,7 @@ import click
 
 from saesync import manifest, planfile, render
 from saesync.cli.common import Asked, look, manifests_only, root_option
+from saesync.cli.named import Named
 from saesync.cli.output import as_json, colored, put
 from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
@@ -31,9 +32,7 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
 
 @click.command()
 @click.argument("address", shell_complete=_complete)
-@click.option(
-    "--manifests", "paths", multiple=True, type=click.Path(path_type=Path), help="Where to look; manifests/ unless given."
-)
+@click.option("--manifests", "paths", multiple=True, type=Named(), help="Where to look; manifests/ unless given.")
 @root_option
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form.")
 @click.pass_context

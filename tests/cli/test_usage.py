@@ -67,6 +67,10 @@ def test_every_command_explains_itself(applied: Place, command: str) -> None:
         (["plan", "--prune", "*"], "--prune '*': no release of that name is here. Type its whole name."),
         (["plan", "--prune", "tiny-re"], "Did you mean tiny-res?"),
         (["demo"], "Missing argument 'FOLDER'"),
+        (["demo", ""], "The name is empty"),
+        (["apply", "-y", ""], "The name is empty: maybe a variable of the shell is not set."),
+        (["check", ""], "The name is empty"),
+        (["convert", "sources/legacy", ""], "The name is empty"),
         (["init"], "Missing argument 'SOURCE'"),
     ],
 )
@@ -419,3 +423,19 @@ def test_variables_that_the_hubs_client_cannot_use_are_named(applied: Place, var
     assert done.err.startswith(f"error: {summary}\n")
     assert variable in done.err
     assert "hidden" not in done.err
+
+
+@pytest.mark.parametrize("command", [["check"], ["plan"], ["apply", "-y"], ["pin"], ["show", "a/b", "--manifests"]])
+def test_a_manifest_that_may_not_be_read_is_told_alike_everywhere(own: Place, command: list[str]) -> None:
+    own.world.good.chmod(0)
+    done = subprocess.run(
+        [PROGRAM, *command, "manifests/good.yaml"],
+        cwd=own.folder,
+        env=dict(own.environment),
+        preexec_fn=no_override,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Manifest cannot be read\n  manifests/good.yaml: Permission denied.")
