@@ -13,7 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +25,17 @@ from saesync.digest import FileDigest, digest_file, key_of
 from saesync.errors import Missing
 
 _TEMPORARY = "tmp"
+_SEAL = "sealed.json"
+_ANYBODY = 0o666  # less what the umask takes away
 _DIGITS = 10  # more has no process's number
 
 
 def default_root() -> Path:
-    """Where the cache is unless told otherwise."""
+    """Where the cache is unless told otherwise.
+
+    Raises:
+        Missing: nobody has the home that it would be in. A folder that is named ``~`` is never made.
+    """
     if chosen := os.environ.get("SAESYNC_CACHE"):
         return _real(chosen)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -35,8 +43,18 @@ def default_root() -> Path:
 
 
 def _real(typed: str) -> Path:
-    """What a variable names; a home that nobody has, and links in a circle, are met by whoever opens it."""
-    return Path(os.path.realpath(os.path.expanduser(typed)))  # noqa: PTH111 - Path's own raises RuntimeError there
+    """What a variable names; links in a circle are met by whoever opens it."""
+    named = os.path.expanduser(typed)  # noqa: PTH111 - Path's own raises RuntimeError there
+    if named.startswith("~"):
+        home = named.partition("/")[0]
+        why = "This user has no home folder" if home == "~" else f"There is no user {home[1:]}"
+        raise Missing(
+            "Cache has no place", f"{why}, so {typed} is nowhere. Set SAESYNC_CACHE to a folder that may be written to."
+        )
+    root = Path(os.path.realpath(named))
+    if printable(str(root)) != str(root):  # libraries that write there take text alone
+        raise Missing("Cache has no place", f"{printable(str(root))} is not UTF-8. Set SAESYNC_CACHE to a folder whose name is.")
+    return root
 
 
 class Cache:
@@ -44,6 +62,17 @@ class Cache:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root if root is not None else default_root()
+
+    @classmethod
+    def checked(cls) -> Cache:
+        """The cache where it is by default.
+
+        Raises:
+            Missing: it has no place, or may not be written to.
+        """
+        cache = cls()
+        cache.check_writable()
+        return cache
 
     def check_writable(self) -> None:
         """Everything below works only where the cache may be written to.
@@ -68,24 +97,56 @@ class Cache:
         """Whether the entry is there, whole."""
         return self.path(kind, key).exists()
 
+    def sealed(self, kind: str, key: str) -> bool:
+        """Whether the entry is there with the very files it was made with. One that was damaged since is removed."""
+        folder = self.path(kind, key)
+        if not os.path.lexists(folder):
+            return False
+        try:
+            for name, size, sha256 in json.loads((folder / _SEAL).read_bytes()):
+                found = self.digest_of(folder / name)
+                if (found.size, found.sha256) != (size, sha256):
+                    break
+            else:
+                return True
+        except (OSError, ValueError, TypeError):
+            pass  # not whole
+        self.discard(kind, key)
+        return False
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove an entry, whatever it has become."""
+        remove(self.path(kind, key))
+
     @contextlib.contextmanager
-    def making(self, kind: str, key: str) -> Iterator[Path]:
+    def making(self, kind: str, key: str, seal: bool = False) -> Iterator[Path]:
         """A fresh folder to fill; on success it becomes the entry (or is dropped if another process was first).
+
+        ``seal``: note the digests of its files, for ``sealed``.
 
         Raises:
             OSError: no space, no permission.
         """
         with self.scratch() as folder:
             yield folder
+            if seal:
+                _seal(folder)
             settle(folder)
             final = self.path(kind, key)
-            final.parent.mkdir(parents=True, exist_ok=True)
+            self._make_way(final)
             try:
                 folder.rename(final)
             except OSError:
                 # A folder cannot replace a non-empty one: whoever came first made the same content.
                 if not final.exists():
                     raise
+
+    def _make_way(self, final: Path) -> None:
+        """The folder above an entry, also where a file took its name, and nothing at the entry's place but a folder."""
+        for place in (self.root / final.relative_to(self.root).parts[0], final.parent, final):
+            if os.path.lexists(place) and not place.is_dir():
+                remove(place)
+        final.parent.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -109,14 +170,20 @@ class Cache:
     def write(self, kind: str, key: str, data: bytes, durable: bool = True) -> Path:
         """Store a small file as an entry. One that is not ``durable`` may be gone or damaged after power loss."""
         final = self.path(kind, key)
-        write_atomic(final, data, durable)
+        try:
+            write_atomic(final, data, durable)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            self._make_way(final)
+            if final.is_dir():
+                remove(final)
+            write_atomic(final, data, durable)
         return final
 
     def read(self, kind: str, key: str) -> bytes | None:
-        """A small entry's bytes, or None."""
+        """A small entry's bytes, or None, also where something else took its place."""
         try:
             return self.path(kind, key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
             return None
 
     def read_json(self, kind: str, key: str) -> Any:
@@ -135,14 +202,27 @@ class Cache:
         Raises:
             OSError: the file cannot be read.
         """
-        stat = path.stat()
-        key = key_of([printable(str(path.resolve())), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        at = path.stat()
+        key = _stat_key(path, at)
         known = self.read_json("stat", key)
-        if isinstance(known, dict) and known.get("size") == stat.st_size and known.get("sha256"):
-            return FileDigest(stat.st_size, known["sha256"], known.get("blob_id"))
+        if isinstance(known, dict) and known.get("size") == at.st_size and known.get("sha256"):
+            return FileDigest(at.st_size, known["sha256"], known.get("blob_id"))
         found = digest_file(path)
-        self.write("stat", key, json.dumps(found.to_json()).encode(), durable=False)
+        self._note(key, found)
         return found
+
+    def remember(self, path: Path, digest: FileDigest) -> None:
+        """Note a file's digest that is known from having written it: ``digest_of`` need not read it.
+
+        Raises:
+            OSError: the file is not there.
+        """
+        self._note(_stat_key(path, path.stat()), digest)
+
+    def _note(self, key: str, digest: FileDigest) -> None:
+        """A digest that cannot be noted (a full disk) is computed again: it is right all the same."""
+        with contextlib.suppress(OSError):
+            self.write("stat", key, json.dumps(digest.to_json()).encode(), durable=False)
 
     def sweep(self) -> None:
         """Remove what killed processes left half-made."""
@@ -153,6 +233,24 @@ class Cache:
             owner = entry.name.split("-", 1)[0]
             if owner.isdecimal() and len(owner) < _DIGITS and abandoned(entry, int(owner)):
                 shutil.rmtree(entry, ignore_errors=True)
+
+
+def _stat_key(path: Path, at: os.stat_result) -> str:
+    return key_of([printable(str(path.resolve())), at.st_size, at.st_mtime_ns, at.st_ino])
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = [(str(path.relative_to(folder)), digest_file(path)) for path in files]
+    (folder / _SEAL).write_text(json.dumps([[name, digest.size, digest.sha256] for name, digest in digests]))
+
+
+def remove(place: Path) -> None:
+    """Remove a file or a folder, whatever is there."""
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)
 
 
 def existing(place: Path) -> Path:
@@ -167,25 +265,46 @@ def printable(name: str) -> str:
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int = 0o644) -> None:
-    """Write a file so that it is either as before or whole; also after power loss if ``durable``.
+def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int | None = None) -> None:
+    """Write a file so that it is either as before or whole; also after power loss if ``durable``. Links are not followed.
+
+    ``mode``: its permissions, else those of any new file here.
 
     Raises:
         OSError: no space, no permission.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fresh = path.with_name(f".saesync-{secrets.token_hex(8)}")  # not made of its name, which may be as long as names can be
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _ANYBODY), "wb") as stream:
             stream.write(data)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
+        if mode is not None:
+            fresh.chmod(mode)
+        fresh.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)
         raise
+
+
+def write_named(path: Path, data: bytes) -> None:
+    """Write a file that a user named: where links lead, with the permissions it had, and into pipes and devices as they are.
+
+    Raises:
+        OSError: no space, no permission, a folder.
+    """
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        write_atomic(path, data)
+        return
+    if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
+        write_atomic(path, data, mode=stat.S_IMODE(kind))
+    else:
+        path.write_bytes(data)
 
 
 def settle(folder: Path) -> None:

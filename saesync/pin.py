@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from saesync.cache import write_atomic
+from saesync.cache import write_named
 from saesync.errors import ManifestError, Origin, SaesyncError
 from saesync.manifest import read_bytes
 from saesync.manifest.yaml12 import Node, Unresolved, decode, parse
@@ -95,7 +95,7 @@ def pin(path: Path, resolve: Resolve, everything: bool = False) -> list[Change]:
     if changes:
         pinned = _spliced(text, splices)
         _verify(parse(pinned, file), changes)
-        write_atomic(path.resolve(), (mark + pinned).encode())
+        write_named(path, (mark + pinned).encode())
     return changes
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,15 @@ from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
+from saesync.folders import path_of
 from saesync.hub import Hub
 from saesync.lanes import in_lanes
 from saesync.measure.folder import check_context, check_files, longest_context
-from saesync.model import ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
+from saesync.model import CARD_FILE, SAE_FILES, Item, ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
 from saesync.nothing import nothing
+from saesync.record import record_path
 from saesync.room import Room
-from saesync.targets.base import Proposing
+from saesync.targets.base import Placing, Proposing
 
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
 
@@ -77,8 +80,9 @@ class _Checks:
 
     def all(self) -> Iterator[Check]:
         """Every check with the place in the manifest that makes it necessary."""
-        for (target, _), (spec, origin) in self._places().items():
-            yield partial(self.write_access, target, spec), origin
+        paths = self._paths()
+        for (target, location), (spec, origin) in self._places().items():
+            yield partial(self.write_access, target, spec, paths[target, location]), origin
         for model, origin in self.graph.models:
             yield partial(self.model, model), origin
         for text, origin in self.graph.texts:
@@ -93,7 +97,7 @@ class _Checks:
             yield self.devices, None
 
     def _places(self) -> dict[tuple[str, str], tuple[PublishSpec, Origin | None]]:
-        pending = {item.release for item in self.graph.plan.pending if not item.held and set(item.steps) != {StepKind.REGISTER}}
+        pending = {item.release for item in self._publishing()}
         found: dict[tuple[str, str], tuple[PublishSpec, Origin | None]] = {}
         for release in self.graph.plan.releases:
             for spec in (release.publish, release.records):
@@ -101,15 +105,34 @@ class _Checks:
                     found.setdefault((spec.target, spec.location), (spec, release.origin))
         return found
 
+    def _paths(self) -> Mapping[tuple[str, str], set[str]]:
+        """What will be written in each place, as far as it is known before: records, cards, and SAEs by their two files."""
+        releases = {release.name: release for release in self.graph.plan.releases}
+        found: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for item in self._publishing():
+            release = releases[item.release]
+            for spec in (release.publish, release.records):
+                if spec is not None:
+                    found[spec.target, spec.location].add(record_path(release.name))
+            if (spec := release.publish) is not None:
+                saes = [path_of(item.id, name) for name in SAE_FILES] if item.id is not None else []
+                found[spec.target, spec.location].update([CARD_FILE, *saes])
+        return found
+
+    def _publishing(self) -> Iterator[Item]:
+        return (item for item in self.graph.plan.pending if not item.held and set(item.steps) != {StepKind.REGISTER})
+
     @property
     def hub(self) -> Hub:
         return self.steps.hub(StepKind.FETCH)
 
-    def write_access(self, target: str, spec: PublishSpec) -> Sizes:
-        """May we publish there?"""
+    def write_access(self, target: str, spec: PublishSpec, paths: Iterable[str]) -> Sizes:
+        """May we publish there, and does nothing stand in the way?"""
         place = self.steps.target(StepKind.PUBLISH, target)
         if not spec.pull_request:
             place.check_write(spec.location, spec.private)
+            if isinstance(place, Placing):
+                place.check_paths(spec.location, paths)
         elif isinstance(place, Proposing):
             place.check_proposing(spec.location)
         else:

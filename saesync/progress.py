@@ -6,7 +6,6 @@ Foreign text (addresses, messages of servers) is made inert before it is shown.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,7 +18,7 @@ from saesync.nothing import nothing
 from saesync.render import summary_text
 from saesync.render.style import Style
 from saesync.render.summary import duration
-from saesync.streams import write_line
+from saesync.streams import json_text, write_line, write_message
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -67,7 +66,7 @@ def reporter(kind: str, stream: TextIO | None, look: Look) -> Iterator[Emit]:
     if kind == "json":
         yield _json_lines(stream)
     elif kind == "lines":
-        yield Lines(lambda line: write_line(stream, line), look)
+        yield Lines(lambda line: write_message(stream, line), look)
     elif kind == "terminal":
         with _bars(stream, look.color) as (bars, write):
             yield Lines(write, look, bars)
@@ -77,7 +76,7 @@ def reporter(kind: str, stream: TextIO | None, look: Look) -> Iterator[Emit]:
 
 def _json_lines(stream: TextIO | None) -> Emit:
     def emit(event: Event) -> None:
-        write_line(stream, json.dumps(event, ensure_ascii=False))
+        write_line(stream, json_text(event, stream))
 
     return emit
 

@@ -194,7 +194,10 @@ class Resolver:
             detail = error.diagnostics[0].detail
             return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, {"path": sae.source.path, "detail": detail}))
         except OSError as error:  # one file that cannot be read never stops the plan of the others
-            about = {"path": str(error.filename), "detail": error.strerror or type(error).__name__}
+            about = {
+                "path": str(error.filename or sae.source.path or sae.source.repo),
+                "detail": error.strerror or type(error).__name__,
+            }
             return Wanted(sae, None, Reason(ReasonCode.SOURCE_MISSING, about))
         return Wanted(sae, inputs, not_here=recorded.named, evidence=self._evidence(release, sae, inputs, observed))
 

@@ -110,7 +110,7 @@ class Room:
             if shape is None or work.sae.validate is None:
                 continue
             key = settings.capture_key(work, rows)
-            if not self.context.cache.has(ACTIVATIONS, key):
+            if not self.context.cache.sealed(ACTIVATIONS, key):
                 found[key] = 4 * rows * (_WIDEST if "attn" in work.sae.hook else shape.width)  # an SAE may read one head of many
         return found
 

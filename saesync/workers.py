@@ -81,6 +81,7 @@ def scrubbed(environment: Mapping[str, str], home: Path) -> dict[str, str]:
         "OMP_WAIT_POLICY": "passive",  # threads that wait spinning take the cores from those that work
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # libraries open text files in the locale's encoding
         worker_main.PARENT_VARIABLE: str(os.getpid()),
     }
 

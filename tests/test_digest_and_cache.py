@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from saesync.cache import Cache, default_root, write_atomic
+from saesync.cache import Cache, default_root, write_atomic, write_named
 from saesync.digest import FileDigest, canonical, digest_bytes, digest_file, key_of
+from saesync.errors import Missing
 
 
 def test_digests_are_those_of_git_and_sha256(tmp_path: Path) -> None:
@@ -112,8 +116,81 @@ def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
 
 
 def test_a_root_that_cannot_be_is_no_surprise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Homes that nobody has, and links in a circle: a path like any other, which the system refuses when it is opened."""
+    """Links in a circle: a path like any other, which the system refuses when it is opened."""
     (tmp_path / "circle").symlink_to("circle")
-    for chosen in ("~nobody-of-that-name/cache", str(tmp_path / "circle")):
-        monkeypatch.setenv("SAESYNC_CACHE", chosen)
-        assert default_root().name == Path(chosen).name
+    monkeypatch.setenv("SAESYNC_CACHE", str(tmp_path / "circle"))
+    assert default_root() == tmp_path / "circle"
+
+
+def test_a_home_that_nobody_has_is_no_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SAESYNC_CACHE", "~nobody-of-that-name/cache")
+    with pytest.raises(Missing, match="There is no user nobody-of-that-name, so ~nobody-of-that-name/cache is nowhere"):
+        Cache()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as containers run programs under a number that has no name")
+def test_a_user_without_a_home_is_told_to_name_a_cache(tmp_path: Path) -> None:
+    """Instead of a folder ``~`` in the working directory, which nobody dares to remove."""
+    program = "from saesync.cli import main; main(['inspect', 'hf://owner/repo'])"
+    as_nobody = ["unshare", "-U", "--map-user=31999", "--map-group=31999"]
+    if subprocess.run([*as_nobody, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user namespaces here")
+    done = subprocess.run(
+        [*as_nobody, sys.executable, "-c", program],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Cache has no place\n  This user has no home folder")
+    assert "SAESYNC_CACHE" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_new_files_are_as_open_as_the_user_wants_them(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_named(tmp_path / "file", b"one")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+    (tmp_path / "file").chmod(0o640)
+    write_named(tmp_path / "file", b"two")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640, "one that was there keeps its permissions"
+
+
+def test_links_are_kept_and_pipes_are_written_into(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/file")
+    for text in (b"one", b"two"):
+        write_named(tmp_path / "link", text)
+        assert (tmp_path / "there" / "file").read_bytes() == text
+    assert (tmp_path / "link").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_named(tmp_path / "pipe", b"three")
+    assert os.read(reader, 10) == b"three"
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    write_named(tmp_path / ("x" * 250 + ".json"), b"one")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on files stands for a full disk")
+def test_a_digest_is_right_also_where_it_cannot_be_noted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"one")
+    program = """
+        import resource, signal, sys
+        from pathlib import Path
+        from saesync.cache import Cache
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        print(Cache(Path(sys.argv[1]) / "cache").digest_of(Path(sys.argv[1]) / "file").sha256)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == hashlib.sha256(b"one").hexdigest()

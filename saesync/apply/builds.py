@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saesync.cache import Cache
 from saesync.digest import FileDigest
-from saesync.errors import ProofFailed
+from saesync.errors import ProofFailed, Refused
 from saesync.model import SAE_FILES, WEIGHTS_FILE, Requirement
 from saesync.record import Evidence, Native
 from saesync.record_json import RecordUnreadable
@@ -52,8 +51,22 @@ def read_build(cache: Cache, key: str) -> Build | None:
             return Build(folder, files, dict(about["proof"]), native)
     except (OSError, ValueError, KeyError, TypeError, RecordUnreadable):
         pass  # not whole
-    shutil.rmtree(folder, ignore_errors=True)
+    cache.discard(BUILDS, key)
     return None
+
+
+def require_whole(cache: Cache, key: str, build: Build) -> None:
+    """Compare a build that was made by an earlier run with its digests, before it is relied on.
+
+    Raises:
+        Refused: it was damaged since. It is removed, so that the next run makes it again.
+    """
+    with contextlib.suppress(OSError):
+        if all(cache.digest_of(build.folder / name).same_bytes(digest) for name, digest in build.files.items()):
+            return
+    cache.discard(BUILDS, key)
+    detail = f"The cache held other bytes than were proved, in {build.folder}; they were removed. Run the same command again."
+    raise Refused("Cached SAE was damaged", detail)
 
 
 def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any], native: Mapping[str, Any] | None = None) -> None:
@@ -65,7 +78,7 @@ def seal(folder: Path, proof: Mapping[str, Any], digests: Mapping[str, Any], nat
     (folder / _ABOUT).write_text(json.dumps({"files": dict(digests), "proof": dict(proof), "native": native}))
 
 
-@contextmanager
+@contextlib.contextmanager
 def failed_proofs_kept(cache: Cache, key: str) -> Iterator[None]:
     """Remember what a failed proof under this build_key said, with its numbers: ``saesync show`` tells it. Nothing else is made
     of it: the next apply tries again."""

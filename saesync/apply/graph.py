@@ -121,7 +121,7 @@ class Graph:
     def _captures_for(self, work: Work) -> bool:
         if not work.has(StepKind.CONVERT) or work.build is not None or work.sae.validate is None:
             return False
-        return not self.context.cache.has(ACTIVATIONS, settings.capture_key(work, self.context.proof_rows))
+        return not self.context.cache.sealed(ACTIVATIONS, settings.capture_key(work, self.context.proof_rows))
 
     def _add_sae(self, work: Work) -> None:
         """The chain of one SAE. Each link needs the one before; what is shared is needed where it is used."""

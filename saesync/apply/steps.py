@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from saesync.apply import settings
-from saesync.apply.builds import BUILDS, failed_proofs_kept, keep_evidence, read_build, read_evidence, seal, usable
+from saesync.apply.builds import (
+    BUILDS,
+    failed_proofs_kept,
+    keep_evidence,
+    read_build,
+    read_evidence,
+    require_whole,
+    seal,
+    usable,
+)
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
 from saesync.apply.numbers import evidence_of, numbers
@@ -217,7 +226,7 @@ class Steps:
         hooks = {work.sae.hook: settings.capture_key(work, rows) for work in works}
         label = f"activations of {first.sae.model.label}"
         with self.step((label,), StepKind.CONVERT, "tokens") as (progress, _), cache.scratch() as scratch:
-            out = {hook: scratch / key for hook, key in hooks.items() if not cache.has(ACTIVATIONS, key)}
+            out = {hook: scratch / key for hook, key in hooks.items() if not cache.sealed(ACTIVATIONS, key)}
             job = settings.capture_job(first, model, text, self.crew.devices[lane], rows, out, cache.root)
             worker = self.crew.measurers[lane]
             try:
@@ -229,7 +238,7 @@ class Steps:
                 if hook in failures:
                     self.uncaptured[hooks[hook]] = [Diagnostic.from_json(value) for value in failures[hook]]
                     continue
-                with cache.making(ACTIVATIONS, hooks[hook]) as folder:
+                with cache.making(ACTIVATIONS, hooks[hook], seal=True) as folder:
                     path.rename(folder / ACTIVATIONS_FILE)
 
     def convert(self, lane: int, work: Work) -> None:
@@ -237,6 +246,7 @@ class Steps:
         cache, key = self.context.cache, work.inputs.build_key
         work.build = work.build or read_build(cache, key)
         if work.build is not None:
+            require_whole(cache, key, work.build)
             work.require_allowed(work.build)
             self.cached(work, StepKind.CONVERT, proof=dict(work.build.proof))
             return

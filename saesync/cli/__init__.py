@@ -5,9 +5,11 @@ Commands are loaded when they are called, so that ``saesync --help`` and complet
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import keyword
+import os
 import signal
 import sys
 import traceback
@@ -18,7 +20,8 @@ import click
 
 from saesync import __version__, carets
 from saesync.cli.output import may_color, say
-from saesync.errors import Interrupted, ManifestError, SaesyncError, os_trouble
+from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError, os_trouble
+from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing
 
 _COMMANDS = {
     "init": "inspect",
@@ -109,7 +112,15 @@ def cli(ctx: click.Context) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the program and exit with the code the design gives each end."""
-    words = sys.argv[1:] if args is None else args
+    occupy_standard_descriptors()
+    spell_what_is_missing(sys.stdout, sys.stderr)
+    code = _code_of(sys.argv[1:] if args is None else args)
+    flush_or_forget(sys.stdout, sys.stderr)
+    sys.exit(code)
+
+
+def _code_of(words: list[str]) -> int:
+    """Run the program, tell what went wrong, and return the exit code."""
     debug = "--debug" in words
     try:
         with _terminable():
@@ -117,7 +128,8 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.Exit as end:
         code = end.exit_code
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):
+            error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         say("Interrupted.")
@@ -128,7 +140,7 @@ def main(args: list[str] | None = None) -> None:
     except (SaesyncError, OSError) as error:
         if debug:
             say(traceback.format_exc())
-        known = os_trouble(error) if isinstance(error, OSError) else error
+        known = _in_words(error) if isinstance(error, OSError) else error
         _tell(known, words)
         code = known.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
@@ -136,7 +148,7 @@ def main(args: list[str] | None = None) -> None:
             say(traceback.format_exc())
         say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 class _Terminated(SystemExit):
@@ -156,6 +168,16 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _in_words(error: OSError) -> SaesyncError:
+    """What the system refused. Without a working folder it refuses what has nothing to do with it."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()  # noqa: PTH109 - Path.cwd is the same call
+        except FileNotFoundError:
+            return Missing("Working folder is gone", "The folder this runs in was removed. `cd` to one that is there.")
+    return os_trouble(error)
 
 
 def _tell(error: SaesyncError, words: Sequence[str]) -> None:

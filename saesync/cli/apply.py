@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -18,7 +18,7 @@ from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
-from saesync.cli.output import colored, debugging, is_terminal, put, say
+from saesync.cli.output import colored, debugging, is_terminal, lost, put, say
 from saesync.cli.scope import policy_of, policy_option
 from saesync.errors import Diagnostic, Interrupted, Missing, Refused, SaesyncError, os_trouble
 from saesync.planner import keep, part
@@ -141,7 +141,26 @@ def _carry_out(ctx: click.Context, world: World, context: Context, format_: str,
         addresses=tuple(item.address for item in world.plan.pending if item.id is not None),
     )
     with progress.reporter(kind, stream, appearance) as emit, _interruptible(stop):
-        return run(world.plan, context, emit, stop).exit_code
+        heard = _Heard(emit)
+        code = run(world.plan, context, heard, stop).exit_code
+    if heard.lost is not None:
+        raise heard.lost
+    return code
+
+
+@dataclass
+class _Heard:
+    """Events on their way to whoever asked for them. A run goes on when they cannot be written, and the end says so."""
+
+    emit: events.Emit
+    lost: Missing | None = None
+
+    def __call__(self, event: events.Event) -> None:
+        try:
+            self.emit(event)
+        except OSError as error:
+            self.lost = self.lost or lost(error)
+            raise
 
 
 def _context(world: World, devices: tuple[str, ...], debug: bool) -> Context:

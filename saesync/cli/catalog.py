@@ -6,7 +6,7 @@ import json
 
 import click
 
-from saesync.cli.output import put
+from saesync.cli.output import as_json, put
 
 
 def _rows(what: str, rows: list[tuple[str, str]], as_json: bool) -> None:
@@ -47,4 +47,4 @@ def schema(policy: bool) -> None:
     from saesync.schema import build
     from saesync.schema.policy import build as build_policy
 
-    put(json.dumps(build_policy() if policy else build(), indent=2, ensure_ascii=False))
+    put(as_json(build_policy() if policy else build()))

@@ -14,6 +14,7 @@ import click
 
 from saesync import manifest
 from saesync.cache import Cache
+from saesync.cli.named import Named
 from saesync.cli.scope import EVERYTHING, Scope
 from saesync.errors import ManifestError
 from saesync.garbage import no_garbage_collection
@@ -33,14 +34,12 @@ from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-root_option = click.option(
-    "--root", "roots", multiple=True, type=click.Path(path_type=Path, file_okay=False), help="Also allow local paths in here."
-)
+root_option = click.option("--root", "roots", multiple=True, type=Named(file_okay=False), help="Also allow local paths in here.")
 format_option = click.option(
     "--format", "format_", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True, help="Output form."
 )
 verbose_option = click.option("-v", "--verbose", is_flag=True, help="One line per SAE: fold and leave out nothing.")
-paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
+paths_argument = click.argument("paths", nargs=-1, metavar="[PATH]...", type=Named())
 PLAN_SUFFIX = ".json"
 _NEIGHBOURS = "Other manifests of the folder are read, too: what they ask for is no orphan."
 
@@ -190,8 +189,7 @@ def releases_of(asked: Asked, policy: Policy = OPEN, scope: Scope = EVERYTHING) 
 
 def _look(asked: Asked, again: bool, policy: Policy, scope: Scope) -> World:
     releases, everything = releases_of(asked, policy, scope)
-    cache = Cache()
-    cache.check_writable()
+    cache = Cache.checked()
     observed = observe(releases, cache)
     resolver = Resolver(cache)
     wanted = resolver.resolve(releases, observed)

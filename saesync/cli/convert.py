@@ -15,7 +15,8 @@ import click
 
 from saesync.cache import Cache
 from saesync.cli.becoming import becoming, sweep
-from saesync.cli.output import is_terminal, put, say
+from saesync.cli.named import Named
+from saesync.cli.output import as_json, is_terminal, put, say
 from saesync.errors import Refused
 from saesync.hub import Hub
 from saesync.inert import plain
@@ -70,7 +71,7 @@ option_option = click.option(
 
 @click.command()
 @click.argument("src")
-@click.argument("dst", type=click.Path(path_type=Path))
+@click.argument("dst", type=Named())
 @click.option(
     "--to", type=click.Choice(LAYOUTS), metavar="LAYOUT", default=SAELENS, show_default=True, help=f"One of {', '.join(LAYOUTS)}."
 )
@@ -130,7 +131,7 @@ def locate(src: str, format_: str | None, options: Mapping[str, Any]) -> tuple[C
     from saesync.executors.fetch import Parcel, bring
     from saesync.resolve import SourceFile
 
-    cache = Cache()
+    cache = Cache.checked()
     hub: Hub | None = None
 
     def opened() -> Hub:
@@ -170,7 +171,7 @@ def a_worker(preload: Sequence[str]) -> Iterator[Callable[[str, Any, str], Any]]
     terminal) and returns its result as plain JSON. ``preload`` names libraries that the first job needs at once."""
     from saesync.workers import Worker, spawn
 
-    worker = Worker(Cache().root / "worker-home", spawn, preload)
+    worker = Worker(Cache.checked().root / "worker-home", spawn, preload)
 
     def run(job: str, data: Any, label: str) -> Any:
         with progress_bar(label) as progress:
@@ -199,7 +200,7 @@ def _tell(dst: Path, to: str, source: str, result: Mapping[str, Any], format_: s
     proof = result["proof"]
     if format_ == "json":
         head = {"type": "saesync-convert", "version": 1, "destination": str(dst), "from": source, "to": to}
-        put(json.dumps({**head, "files": result["digests"], "proof": proof}, indent=2, ensure_ascii=False))
+        put(as_json({**head, "files": result["digests"], "proof": proof}))
         return
     size = sum(digest["size"] for digest in result["digests"].values())
     put(f"Wrote {dst}: {source} to {to}, {len(result['digests'])} files, {size:,} bytes.")

@@ -9,11 +9,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from saesync.cli.named import Named
 from saesync.cli.output import colored, put, say
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=Named(file_okay=False))
 @click.pass_context
 def demo(ctx: click.Context, folder: Path) -> None:
     """Build a small real world to try everything on.

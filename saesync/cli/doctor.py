@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 
 from saesync.cli.ci import api_option
 from saesync.cli.doctor_sae import sae
-from saesync.cli.output import put
+from saesync.cli.output import as_json, put
 from saesync.errors import Missing
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def github(ctx: click.Context, repository: str | None, api: str, format_: str) -
 
 def _json(settings: Settings, found: tuple[Finding, ...]) -> str:
     head = {"type": "saesync-doctor-github", "version": 1, "repository": settings.repository, "branch": settings.branch}
-    return json.dumps({**head, "findings": [each.to_json() for each in found]}, indent=2, ensure_ascii=False)
+    return as_json({**head, "findings": [each.to_json() for each in found]})
 
 
 def _text(settings: Settings, found: tuple[Finding, ...]) -> str:

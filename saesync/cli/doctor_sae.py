@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from saesync import manifest
 from saesync.cache import Cache
 from saesync.cli.common import root_option
 from saesync.cli.convert import a_worker, from_option, locate, option_option, parse_hook, progress_bar
-from saesync.cli.output import put
+from saesync.cli.output import as_json, put
 from saesync.errors import Missing
 from saesync.hub import Hub
 from saesync.inert import plain
@@ -127,7 +126,7 @@ def _of_address(address: str, manifests: Sequence[Path], roots: Sequence[Path]) 
     found: Sae = saes[address]
     if found.source is None:
         raise Missing("SAE has no source", f"{address} has no weights to look at yet.")
-    cache = Cache()
+    cache = Cache.checked()
     resolver = Resolver(cache)
     expected = resolver.source(found.source).digest
     with progress_bar("Fetching") as progress:
@@ -180,7 +179,7 @@ def _complete(said: _Subject) -> tuple[ModelSpec, ValidateSpec]:
 
 def _diagnose(said: _Subject, tokens: int, device: str) -> Mapping[str, Any]:
     model, text = _complete(said)
-    cache = Cache()
+    cache = Cache.checked()
     where = _fetched(model, text, cache)
     name, options, source = said.source
     # One process for both jobs: most of its time is libraries being imported.
@@ -240,9 +239,7 @@ def _fetched(model: ModelSpec, text: ValidateSpec, cache: Cache) -> _Fetched:
 
 
 def _json(said: _Subject, result: Mapping[str, Any]) -> str:
-    return json.dumps(
-        {"type": "saesync-doctor-sae", "version": 1, "subject": said.address, **result}, indent=2, ensure_ascii=False
-    )
+    return as_json({"type": "saesync-doctor-sae", "version": 1, "subject": said.address, **result})
 
 
 def _shown(said: _Subject, result: Mapping[str, Any]) -> str:

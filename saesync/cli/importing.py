@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from saesync.cache import Cache, write_atomic
+from saesync.cache import Cache, write_named
+from saesync.cli.named import Named
 from saesync.cli.output import put, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.garbage import no_garbage_collection
@@ -30,7 +31,7 @@ FAILED = 1
 @click.option("--all", "everything", is_flag=True, help="Every release of the registry; the same as SOURCE saelens:")
 @click.option(
     "--registry",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Named(dir_okay=False),
     help="The registry file to read; that of the installed sae-lens unless given.",
 )
 @click.option(
@@ -43,7 +44,7 @@ FAILED = 1
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Named(file_okay=False),
     default=DEFAULT_FOLDER,
     show_default=True,
     help="Folder for the manifests, RELEASE.yaml each.",
@@ -130,7 +131,7 @@ def _from_hub(source: str, release: str | None, model: str | None, register: str
     reference = parse_reference(source)
     if release is not None and not RELEASE.fullmatch(release):
         raise Refused("Not a release name", f"{release!r}: a release's name has only letters, digits, `.`, `_` and `-`.")
-    sha, folders = saelens_folders(Hub(Cache()), reference)
+    sha, folders = saelens_folders(Hub(Cache.checked()), reference)
     name = release or slug((reference.repo or "").lower(), slashes=False)
     return repository.manifest_of(replace(reference, revision=None), sha, folders, name, model, register)
 
@@ -154,7 +155,7 @@ def _write(out: Path, found: Imported, force: bool) -> Path:
     if path.exists() and not force:
         raise Refused("File exists", f"{path} is there already. Give another folder with --out, or overwrite it with --force.")
     with writing(path):
-        write_atomic(path, found.text.encode())
+        write_named(path, found.text.encode())
     return path
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from saesync.cache import Cache, write_atomic
-from saesync.cli.output import put, say, writing
+from saesync.cache import Cache, write_named
+from saesync.cli.output import as_json, put, put_file, say, writing
 from saesync.errors import Refused
 from saesync.inert import plain
 from saesync.inspection import Inspection, inspect_source
@@ -31,7 +30,7 @@ def _look(source: str) -> Inspection:
 def _hub() -> Hub:
     from saesync.hub import Hub  # a sixth of the time of looking at a file on this disk
 
-    return Hub(Cache())
+    return Hub(Cache.checked())
 
 
 @click.command()
@@ -47,7 +46,7 @@ def inspect(ctx: click.Context, source: str, format_: str) -> None:
     """
     found = _look(source)
     if format_ == "json":
-        put(json.dumps(to_json(found), indent=2, ensure_ascii=False))
+        put(as_json(to_json(found)))
     else:
         put(describe(found))
         if found.convertible:
@@ -68,7 +67,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
     """
     found = _look(source)
     if out is not None and str(out) == "-":
-        put(manifest(found, release, model, Path.cwd()).rstrip())
+        put_file(manifest(found, release, model, Path.cwd()).rstrip())
         _say_notes(found)
         return
     path = out or _MANIFESTS / f"{release_name(found, release)}.yaml"
@@ -76,7 +75,7 @@ def init(source: str, release: str | None, model: str | None, out: Path | None) 
         raise Refused("File exists", f"{path} is there already and is not overwritten. Give another name with --out.")
     text = manifest(found, release, model, path.parent.absolute())
     with writing(path):
-        write_atomic(path, text.encode())
+        write_named(path, text.encode())
     put(f"Wrote {path}.")
     _say_notes(found)
     say(f"Fill in what it leaves open, then run `saesync plan {shlex.quote(str(path))}`.")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from saesync.errors import Missing
-from saesync.streams import write_line
+from saesync.streams import json_text, write_line, write_message
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -37,12 +38,47 @@ def debugging(ctx: click.Context) -> bool:
 
 def say(text: str) -> None:
     """One message to stderr."""
-    write_line(sys.stderr, text)
+    write_message(sys.stderr, text)
 
 
 def put(text: str) -> None:
-    """Data to stdout."""
-    write_line(sys.stdout, text)
+    """Data to stdout.
+
+    Raises:
+        Missing: it cannot be written there, and why.
+    """
+    with _to_stdout():
+        write_line(sys.stdout, text)
+
+
+def put_file(text: str) -> None:
+    """The content of a file to stdout: in UTF-8, as files are, whatever a terminal here reads.
+
+    Raises:
+        Missing: it cannot be written there, and why.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with _to_stdout():
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    put(text)
+
+
+def as_json(value: Any) -> str:
+    """``value`` as JSON that stdout can take, for people to read."""
+    return json_text(value, sys.stdout, indent=2)
+
+
+def lost(error: OSError) -> Missing:
+    """What is said of data that stdout did not take."""
+    return Missing("Output cannot be written", f"Standard output: {error.strerror}. Write it somewhere else.")
+
+
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise lost(error) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import click
 
 from saesync.cache import Cache
 from saesync.cli.common import manifests_only
+from saesync.cli.named import Named
 from saesync.cli.output import put, say
 from saesync.errors import NotVisible
 from saesync.hub import Hub
@@ -17,7 +18,7 @@ from saesync.pin import pin as pin_file
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Named())
 @click.option("--all", "everything", is_flag=True, help="Also those that a release which only registers can do without.")
 def pin(file: Path, everything: bool) -> None:
     """Fill in the commit hashes that FILE needs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ import click
 
 from saesync import planfile, render
 from saesync.cli.common import PLAN_SUFFIX, Asked, asked_options, format_option, look, manifests_only, verbose_option
-from saesync.cli.output import colored, put, say, writing
+from saesync.cli.output import as_json, colored, put, say, writing
 from saesync.cli.scope import Whose, policy_of, scope_options
 from saesync.garbage import no_garbage_collection
 from saesync.model import Plan, Status
@@ -73,7 +72,7 @@ def plan(
 
 def _shown(saved: Mapping[str, Any], format_: str, text: Callable[[Mapping[str, Any]], str]) -> str:
     if format_ == "json":
-        return json.dumps(saved, indent=2, ensure_ascii=False)
+        return as_json(saved)
     return render.markdown(saved) if format_ == "markdown" else text(saved)
 
 

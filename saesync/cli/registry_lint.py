@@ -69,7 +69,7 @@ def _read(source: str | None) -> tuple[bytes, str]:
         if source is not None and not path.exists() and _elsewhere(source):
             from saesync.forge import read_registry  # git and GitHub clients, for what is not on this disk
 
-            return read_registry(source, Cache())
+            return read_registry(source, Cache.checked())
         if path.exists() and not path.is_file():
             raise Missing("Registry cannot be read", f"{path} is not a regular file. Name a file, a folder, or owner/name.")
         with path.open("rb") as stream:
@@ -104,4 +104,4 @@ def _online(data: bytes, name: str, known: Sequence[Finding]) -> tuple[Finding, 
         if is_terminal(sys.stderr):
             click.echo(f"\r{done} of {total} repositories", nl=done == total, err=True)
 
-    return missing_paths(parse(data, name), Hub(Cache()), progress)
+    return missing_paths(parse(data, name), Hub(Cache.checked()), progress)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from saesync.cache import Cache, write_atomic
+from saesync.cache import Cache, write_named
 from saesync.cli.common import Asked, manifests_only, paths_argument, releases_of, root_option
-from saesync.cli.output import put, say, writing
+from saesync.cli.output import put, put_file, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.inert import plain
 from saesync.model import SAE_FILES, Observed, PublishSpec, Release
@@ -41,7 +41,7 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
     """
     manifests_only(paths)
     releases, _ = releases_of(Asked(paths, roots))
-    observed = observe(releases, Cache())
+    observed = observe(releases, Cache.checked())
     entries: list[Entry] = []
     for release in releases:
         try:
@@ -54,7 +54,7 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
         say(f"Note: {plain(name)} is a release of SAELens already. The overlay is refused unless replacing is allowed.")
     text = f"{_HEAD}\n".encode() + written(entries)
     if str(out) == "-":
-        put(text.decode().rstrip())
+        put_file(text.decode().rstrip())
         return
     _write(out, text)
     saes = sum(len(entry.saes) for entry in entries)
@@ -63,10 +63,10 @@ def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None
 
 def _write(out: Path, text: bytes) -> None:
     with writing(out):
-        if out.exists() and not out.read_bytes().startswith(_HEAD.encode()):
+        if out.is_file() and not out.read_bytes().startswith(_HEAD.encode()):
             detail = f"{out} is there already and was not written by this command, so it is not overwritten. Give another --out."
             raise Refused("File exists", detail)
-        write_atomic(out, text)
+        write_named(out, text)
 
 
 def _entry(release: Release, observed: _Seen) -> Entry:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,8 @@ import click
 from saesync import manifest, planfile, render
 from saesync.apply.builds import read_failed_proof
 from saesync.cli.common import Asked, look, manifests_only, root_option
-from saesync.cli.output import colored, put
+from saesync.cli.named import Named
+from saesync.cli.output import as_json, colored, put
 from saesync.errors import ManifestError, SaesyncError
 from saesync.inert import plain
 from saesync.keys import Wanted
@@ -33,9 +33,7 @@ def _complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> l
 
 @click.command()
 @click.argument("address", shell_complete=_complete)
-@click.option(
-    "--manifests", "paths", multiple=True, type=click.Path(path_type=Path), help="Where to look; manifests/ unless given."
-)
+@click.option("--manifests", "paths", multiple=True, type=Named(), help="Where to look; manifests/ unless given.")
 @root_option
 @click.option("--format", "format_", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Output form.")
 @click.pass_context
@@ -57,7 +55,7 @@ def show(ctx: click.Context, address: str, paths: tuple[Path, ...], roots: tuple
     failed = read_failed_proof(world.cache, asked.inputs.build_key) if asked is not None and asked.inputs is not None else None
     view = planfile.show_json(items[address], asked, world.observed.get(place) if place else None, failed)
     if format_ == "json":
-        put(json.dumps(view, indent=2, ensure_ascii=False))
+        put(as_json(view))
     else:
         put(render.show_text(view, color=colored(ctx, sys.stdout)))
 

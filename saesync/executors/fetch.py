@@ -7,9 +7,7 @@ parcel out as a folder of hard links, whole or not at all. Local paths are used 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ import yaml
 from saesync.cache import Cache
 from saesync.digest import FileDigest, key_of
 from saesync.errors import Conflict, Missing, Refused
+from saesync.executors.kept import BLOBS, FOLDERS, laid_out, lay_out, whole
 from saesync.folders import path_of
 from saesync.hub import Hub
 from saesync.model import SAE_FILES, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
@@ -32,7 +31,6 @@ from saesync.targets.base import Target
 
 Progress = Callable[[int, int], None]
 
-BLOBS, FOLDERS = "blob", "folder"  # kinds of cache entries
 BYTES_PER_TOKEN = 16  # of a dataset's files: text has about 4, and other columns and short documents cost some
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5")
@@ -254,8 +252,8 @@ def bring(parcel: Parcel, hub: Hub, cache: Cache, progress: Progress | None = No
         Missing: the disk is full.
         NotVisible, Unavailable: the Hub does not answer, or its bytes are not those its tree lists.
     """
-    folder = cache.path(FOLDERS, parcel.key)
-    if folder.exists():
+    digests = {name: file.digest for name, file in parcel.files.items()}
+    if (folder := laid_out(cache, parcel.key, digests)) is not None:
         return folder
     done, total = 0, parcel.size
     blobs: dict[str, Path] = {}
@@ -263,14 +261,14 @@ def bring(parcel: Parcel, hub: Hub, cache: Cache, progress: Progress | None = No
         _check_name(name, parcel.repo)
         told = _shifted(progress, done, total)
         with _fetching(cache, file.digest) as blob:
-            if not blob.exists():
+            if not whole(cache, blob, file.digest):
                 hub.download(parcel.repo, parcel.sha, file.place, file.digest, blob, told, kind=parcel.kind)
+                cache.remember(blob, file.digest)
         blobs[name] = blob
         done += file.digest.size
         if progress is not None:
             progress(done, total)
-    lay_out(cache, parcel.key, blobs)
-    return folder
+    return lay_out(cache, parcel.key, blobs, digests)
 
 
 @contextmanager
@@ -294,23 +292,6 @@ def may_read(parcel: Parcel, hub: Hub) -> None:
     smallest = min(filled, key=lambda file: file.digest.size, default=None)
     if smallest is not None:
         hub.read_range(parcel.repo, parcel.sha, smallest.place, 0, 1, parcel.kind)
-
-
-def lay_out(cache: Cache, key: str, files: Mapping[str, Path]) -> Path:
-    """A folder of hard links (copies where the file system has none), atomically.
-
-    Raises:
-        OSError: no space, no permission.
-    """
-    with cache.making(FOLDERS, key) as folder:
-        for name, path in files.items():
-            place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(path, place)
-            except OSError:
-                shutil.copyfile(path, place)
-    return cache.path(FOLDERS, key)
 
 
 def source_files(
@@ -364,18 +345,19 @@ def published_files(
         raise Missing("Published file is not there", f"{observed.location} has no {sae_id}/{absent[0]}. Make a new plan.")
     files = {name: there[name] for name in names or sorted(there)}
     key = key_of({name: _name_of(digest) for name, digest in files.items()})
-    if cache.has(FOLDERS, key):
-        return cache.path(FOLDERS, key)
+    if (folder := laid_out(cache, key, files)) is not None:
+        return folder
     done, total = 0, sum(digest.size for digest in files.values())
     blobs: dict[str, Path] = {}
     for name, digest in files.items():
         _check_name(name, observed.location)
         with _fetching(cache, digest) as blob:
-            if not blob.exists():
+            if not whole(cache, blob, digest):
                 target.fetch(observed.location, observed, path_of(sae_id, name), blob, _shifted(progress, done, total))
+                cache.remember(blob, digest)
         blobs[name] = blob
         done += digest.size
-    return lay_out(cache, key, blobs)
+    return lay_out(cache, key, blobs, files)
 
 
 def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:

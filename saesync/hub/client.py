@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saesync import __version__
 from saesync.errors import NotVisible, Unavailable
 from saesync.hub import oidc
+from saesync.hub.opening import library_constants, opened
 from saesync.hub.reach import Reach, reach_of
 from saesync.hub.trouble import (
     CONNECT_SECONDS,
@@ -61,9 +62,8 @@ class Client:
         """Address of the Hub, without a slash at its end."""
         if self._endpoint is not None:
             return self._endpoint.rstrip("/")
-        from huggingface_hub import constants
-
-        return constants.ENDPOINT
+        endpoint: str = library_constants().ENDPOINT
+        return endpoint
 
     @property
     def host(self) -> str:
@@ -94,10 +94,10 @@ class Client:
         Raises:
             Missing: there is one but it cannot be used, or ``HF_OIDC_RESOURCE`` would replace it.
         """
-        from huggingface_hub import constants, get_token
+        from huggingface_hub import get_token
 
         oidc.refuse_resource()
-        if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN or restrained():
+        if library_constants().HF_HUB_DISABLE_IMPLICIT_TOKEN or restrained():
             return None
         token = get_token()
         if token is not None and not (token.isascii() and token.isprintable() and " " not in token):
@@ -120,7 +120,7 @@ class Client:
         import httpx2
         from huggingface_hub import get_session
 
-        session = get_session()
+        session = opened(get_session)
         session.timeout = httpx2.Timeout(WRITE_READ_SECONDS, connect=CONNECT_SECONDS)
         if _refuse_long_waits not in session.event_hooks["response"]:
             session.event_hooks["response"].append(_refuse_long_waits)

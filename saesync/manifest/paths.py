@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from saesync.cache import printable
 from saesync.errors import ManifestError, Origin
 
 _MANIFESTS = "manifests"
@@ -68,6 +70,7 @@ class Bounds:
             raise ManifestError(
                 "Path is refused", "`~` is not expanded in manifests. Write the path from the manifest's folder on.", origin
             )
+        _refuse_unspeakable(text, origin)
         if self.confined:
             self._refuse_links(Path(os.path.normpath(self.folder / text)), origin)
         try:
@@ -82,6 +85,9 @@ class Bounds:
             advice = f" To allow it, add `--root {shlex.quote(str(root))}`." if root != everything else ""
             detail = f"The path leads to {found}, which is outside {inside}.{advice}"
             raise ManifestError("Path leads outside the project", detail, origin)
+        if printable(str(found)) != str(found):
+            detail = f"The path leads to {printable(str(found))}, whose name is not UTF-8. Rename that folder or file."
+            raise ManifestError("Path is refused", detail, origin)
         return str(found)
 
     def _refuse_links(self, path: Path, origin: Origin) -> None:
@@ -107,6 +113,22 @@ class Bounds:
             parent = self._resolved[path.parent] = path.parent.resolve()
         found = parent / path.name
         return found.resolve() if found.is_symlink() else found
+
+
+def _refuse_unspeakable(text: str, origin: Origin) -> None:
+    """A name that the locale's encoding lacks would pass for one that is not there.
+
+    Raises:
+        ManifestError: the system cannot be asked for it.
+    """
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        detail = (
+            f"Names of files are {sys.getfilesystemencoding()} here, which lacks {text[error.start]!r}. Set PYTHONUTF8=1, or "
+            "LC_ALL to a UTF-8 locale."
+        )
+        raise ManifestError("Path is refused", detail, origin) from error
 
 
 def real(path: Path) -> Path:

@@ -85,11 +85,11 @@ def tokenised(
             "tokenizer": dict(tokenizer),
         }
     )
-    made = _read(cache.path("tokens", key), cutting.context)
+    made = _read(cache.path("tokens", key), cutting.context) if cache.sealed("tokens", key) else None
     if made is None:
         pieces = ((encode(text), start) for text, start in documents(spec, files) if text)
         made = np.array(list(islice(pack(pieces, cutting), rows)), dtype=np.int32).reshape(-1, cutting.context)
-        with cache.making("tokens", key) as folder:
+        with cache.making("tokens", key, seal=True) as folder:
             np.save(folder / "tokens.npy", made, allow_pickle=False)
     if len(made) < (rows if least is None else least):
         raise _not_enough(spec, made, rows * cutting.context)

@@ -133,8 +133,11 @@ def _tokenizer(folder: Path) -> list[Diagnostic]:
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if path.exists() and not path.is_file():  # to read a pipe is to wait for whoever writes into it
+        raise Refused("Model file is unreadable", f"{name} in {folder} is not a regular file. Put the model's own there.")
     try:
-        value = json.loads((folder / name).read_bytes())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise Missing("Model is incomplete", f"{folder} holds no {name}. Fetch the whole model.") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saesync import __version__
-from saesync.cache import write_atomic
+from saesync.cache import write_named
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, Release, Sae, Status, StepKind
@@ -181,7 +181,7 @@ def write(path: Path, plan: Plan | Mapping[str, Any]) -> None:
         OSError: no space, no permission.
     """
     data = plan_json(plan) if isinstance(plan, Plan) else plan
-    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_named(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Deleting is part of publishing (``Batch.removed``), so that a commit is always a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -85,6 +85,19 @@ class Target(Protocol):
 
     def fetch(self, location: str, observed: Observed, path: str, into: Path, progress: Progress | None = None) -> FileDigest:
         """Bring one published file to ``into`` and check its digest (for validate and adopt)."""
+        ...
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A target in which something may stand where a file or a folder is to be."""
+
+    def check_paths(self, location: str, paths: Iterable[str]) -> None:
+        """Before any work: can files be put at these paths?
+
+        Raises:
+            Missing: no, with everything that stands in the way.
+        """
         ...
 
 

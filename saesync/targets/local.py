@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 
 from saesync.cache import Cache, existing, settle
@@ -33,6 +33,7 @@ from saesync.reason import Reason, ReasonCode
 from saesync.record import Pending, Record, SaeRecord
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file
+from saesync.targets.obstacles import obstacles
 from saesync.targets.reading import read_card, read_records
 
 _STAGING = ".saesync-tmp-"
@@ -87,7 +88,7 @@ class Local:
                 now = self._observe(root)
                 change = merge(batch, expect, now)
                 if not change.nothing:
-                    _refuse_links(root, change)
+                    self.check_paths(location, _written(change))
                     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=root))
                     try:
                         _apply(root, staging, batch, now, change, progress)
@@ -107,6 +108,11 @@ class Local:
             raise Missing("Folder cannot be written", f"{place} is a file; {location} has to be a folder.")
         if not os.access(place, os.W_OK | os.X_OK):
             raise Missing("Folder cannot be written", f"No permission to write to {place}, needed to publish to {location}.")
+
+    def check_paths(self, location: str, paths: Iterable[str]) -> None:
+        """See ``Placing.check_paths``."""
+        if found := obstacles(Path(location), paths):
+            raise Missing.of(found)
 
     def fetch(
         self, location: str, observed: Observed, path: str, into: Path, progress: Progress | None = None
@@ -171,19 +177,15 @@ def _sweep(root: Path) -> None:
     """Remove what a killed process staged. Only called under the lock, so nobody is using it."""
     for entry in root.glob(f"{_STAGING}*"):
         shutil.rmtree(entry)
-    (root / RECORD_FOLDER / _LAST).unlink(missing_ok=True)
+    with contextlib.suppress(NotADirectoryError):  # of which it is said when something is to be written
+        (root / RECORD_FOLDER / _LAST).unlink(missing_ok=True)
 
 
-def _refuse_links(root: Path, change: Merge) -> None:
-    """A linked folder in the path of a write would lead out of the target.
-
-    Raises:
-        Refused: there is one.
-    """
-    for name in {*change.puts, *change.copies, *change.deletes, record_file(change.record)}:
-        for parent in PurePosixPath(name).parents:
-            if (root / parent).is_symlink() and parent != PurePosixPath():
-                raise Refused("Folder is a link", f"{root / parent} is a symbolic link; saesync does not write through it.")
+def _written(change: Merge) -> Iterator[str]:
+    """Every path in the target that a change touches."""
+    yield from (*change.puts, *change.copies, *change.deletes, record_file(change.record))
+    if change.card_bytes is not None:
+        yield CARD_FILE
 
 
 def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge, progress: Progress | None) -> None:

@@ -18,6 +18,7 @@ from saesync.errors import Missing, Refused
 from saesync.executors import fetch
 from saesync.hub import Hub
 from saesync.model import DatasetSpec, ModelSpec
+from saesync.resolve import SourceFile
 
 Look = Callable[..., Run]
 pytestmark = pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
@@ -156,3 +157,29 @@ def test_preflight_asks_once_per_repo_and_counts_a_file_once(
     source = (hub_world.folder / "sources" / "goodfire" / "layer_0.pth").stat().st_size
     assert counted[0] < 100 * source, "of a file that all of them need, one download"
     assert counted[1] < 100 * source, "and one conversion"
+
+
+@pytest.mark.parametrize("damaged", ["blob", "folder", "both"])
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "cleaned", "a folder"])
+def test_what_was_damaged_since_it_was_fetched_is_fetched_again(
+    hub_server: HubServer, tmp_path: Path, damaged: str, damage: str
+) -> None:
+    hub_server.create_repo("alice/thing")
+    weights = b"weights" * 1000
+    sha = hub_server.push("alice/thing", {"ae.pt": weights, "deep/config.json": b"{}"}, lfs=("ae.pt",))
+    cache = Cache(tmp_path)
+    hub = Hub(cache)
+    files = {name: SourceFile(name, digest) for name, digest in hub.tree("alice/thing", sha).items() if name != ".gitattributes"}
+    parcel = fetch.Parcel("alice/thing", sha, "model", files)
+    first = fetch.bring(parcel, hub, cache)
+    kinds = ("blob", "folder") if damaged == "both" else (damaged,)
+    for path in [path for kind in kinds for path in (tmp_path / kind).rglob("*") if path.is_file()]:
+        data = path.read_bytes()
+        path.unlink()  # the other name of the same file stays as it is
+        if damage == "a folder":
+            path.mkdir()
+        elif damage != "cleaned":
+            path.write_bytes(data[:-2] if damage == "cut" else bytes(len(data)))
+    second = fetch.bring(parcel, hub, cache)
+    assert second == first
+    assert {name: (second / name).read_bytes() for name in files} == {"ae.pt": weights, "deep/config.json": b"{}"}

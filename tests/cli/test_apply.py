@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -397,3 +398,30 @@ def test_after_a_second_ctrl_c_the_next_run_does_the_rest(long: Place) -> None:
     done = long.run("apply", "-y")
     assert done.code == 0, done.said
     assert len(recorded(long)) == len(long.published()) == 8
+
+
+@pytest.mark.parametrize(
+    "in_the_way", ["layer_0", "saesync", "README.md/", "saesync/tiny-res.json/", "layer_1/batchtopk/cfg.json/"]
+)
+def test_what_stands_in_the_way_is_named_before_any_work(own: Place, in_the_way: str) -> None:
+    at = own.world.published / in_the_way
+    at.mkdir(parents=True) if in_the_way.endswith("/") else (at.parent.mkdir(parents=True), at.touch())
+    before = sorted(own.world.published.rglob("*"))
+    done = own.run_without_torch("apply", "-y", "manifests/good.yaml")
+    assert done.code == 1, done.said
+    assert "error: Something is in the way\n" in done.err
+    assert f"{at} is a f" in done.err
+    assert "Move it away, and run again." in done.err
+    assert sorted(own.world.published.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_a_model_file_that_is_no_file_is_named_and_not_waited_for(own: Place, kind: str) -> None:
+    config = own.world.model / "config.json"
+    config.unlink()
+    config.mkdir() if kind == "folder" else os.mkfifo(config)
+    shutil.rmtree(own.world.published, ignore_errors=True)
+    done = own.run("apply", "-y", "manifests/good.yaml", timeout=30)
+    assert done.code == 1
+    assert f"config.json in {own.world.model} is not a regular file." in done.err
+    assert "manifests/good.yaml:" in done.err

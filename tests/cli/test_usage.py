@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 from cli_support import PROGRAM, Place, masked
 from planning import golden
+from unprivileged import no_override
 
 from saesync.formats import formats
 
@@ -67,6 +69,10 @@ def test_every_command_explains_itself(applied: Place, command: str) -> None:
         (["plan", "--prune", "*"], "--prune '*': no release of that name is here. Type its whole name."),
         (["plan", "--prune", "tiny-re"], "Did you mean tiny-res?"),
         (["demo"], "Missing argument 'FOLDER'"),
+        (["demo", ""], "The name is empty"),
+        (["apply", "-y", ""], "The name is empty: maybe a variable of the shell is not set."),
+        (["check", ""], "The name is empty"),
+        (["convert", "sources/legacy", ""], "The name is empty"),
         (["init"], "Missing argument 'SOURCE'"),
     ],
 )
@@ -302,7 +308,7 @@ def test_output_that_cannot_be_written_is_an_error(applied: Place) -> None:
     line = f"{PROGRAM} schema > /dev/full"
     done = subprocess.run(["bash", "-c", line], env=dict(applied.environment), capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: Disk is full\n")
+    assert done.stderr.startswith("error: Output cannot be written\n")
 
 
 @pytest.mark.parametrize("command", [["plan"], ["apply", "-y"]])
@@ -435,3 +441,73 @@ def test_verbose_lists_everything(applied: Place) -> None:
     for sae in ("sweep/layer_0", "layer_0/topk", "layer_0/standard", "layer_1/batchtopk"):
         assert f"  = {sae}" in done.out
     assert "  x sweep/layer_1" in done.out
+
+
+@pytest.mark.parametrize(
+    "words", [["plan"], ["apply", "-y"], ["convert", "sources/legacy", "converted"], ["doctor", "sae", "tiny-res/layer_0/topk"]]
+)
+def test_a_home_that_may_not_be_written_to_is_called_the_caches_place(own: Place, words: list[str]) -> None:
+    home = own.folder / "home"
+    home.mkdir(mode=0o500)
+    environment = {name: value for name, value in own.environment.items() if not name.startswith(("SAESYNC_", "XDG_"))}
+    done = subprocess.run(
+        [PROGRAM, *words],
+        cwd=own.folder,
+        env={**environment, "HOME": str(home)},
+        preexec_fn=no_override,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: Cache cannot be written\n  No permission to write to {home}")
+    assert "Set SAESYNC_CACHE" in done.stderr
+    assert not (own.folder / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["plan {}/manifests/good.yaml", "check {}/manifests", "inspect {}/sources/goodfire", "demo demo"]
+)
+def test_a_working_folder_that_was_removed_is_named(applied: Place, tmp_path: Path, words: str) -> None:
+    line = f"mkdir gone && cd gone && rmdir ../gone && {PROGRAM} {words.format(applied.folder)}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, env=dict(applied.environment), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Working folder is gone\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "summary"),
+    [
+        pytest.param(
+            *("ALL_PROXY", "socks5://me:hidden@127.0.0.1:1", "Package is missing"),
+            marks=pytest.mark.skipif(importlib.util.find_spec("socksio") is not None, reason="the package is here"),
+        ),
+        ("ALL_PROXY", "gopher://me:hidden@127.0.0.1:1", "Proxy is not usable"),
+        ("SSL_CERT_FILE", "/hidden/nowhere.pem", "Certificates cannot be read"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "hidden", "Environment variable is not usable"),
+    ],
+)
+def test_variables_that_the_hubs_client_cannot_use_are_named(applied: Place, variable: str, value: str, summary: str) -> None:
+    done = applied.run("inspect", "hf://owner/repo", **{variable: value})
+    assert done.code == 1
+    assert done.err.startswith(f"error: {summary}\n")
+    assert variable in done.err
+    assert "hidden" not in done.err
+
+
+@pytest.mark.parametrize("command", [["check"], ["plan"], ["apply", "-y"], ["pin"], ["show", "a/b", "--manifests"]])
+def test_a_manifest_that_may_not_be_read_is_told_alike_everywhere(own: Place, command: list[str]) -> None:
+    own.world.good.chmod(0)
+    done = subprocess.run(
+        [PROGRAM, *command, "manifests/good.yaml"],
+        cwd=own.folder,
+        env=dict(own.environment),
+        preexec_fn=no_override,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Manifest cannot be read\n  manifests/good.yaml: Permission denied.")

@@ -16,7 +16,7 @@ import pytest
 from target_support import batch, upload
 
 from saesync.cache import Cache
-from saesync.errors import Conflict, Missing, Refused, Unavailable
+from saesync.errors import Conflict, Missing, Unavailable
 from saesync.reason import ReasonCode
 from saesync.record import Pending, Record, record_path
 from saesync.targets.local import Local
@@ -156,9 +156,32 @@ def test_links_are_not_written_through(target: Local, tmp_path: Path) -> None:
     root.mkdir()
     outside.mkdir()
     (root / "layer_0").symlink_to(outside)
-    with pytest.raises(Refused, match="symbolic link"):
+    with pytest.raises(Missing, match="symbolic link"):
         target.publish(str(root), batch("res", {"layer_0/a": upload(tmp_path / "one", 1)}), target.observe(str(root)))
     assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "said"),
+    [
+        ("file", "layer_0", "layer_0 is a file, and has to be a folder"),
+        ("file", "saesync", "saesync is a file, and has to be a folder"),
+        ("folder", "README.md", "README.md is a folder, and has to be a file"),
+        ("folder", "saesync/res.json", "res.json is a folder, and has to be a file"),
+        ("folder", "layer_0/a/cfg.json", "cfg.json is a folder, and has to be a file"),
+    ],
+)
+def test_what_stands_in_the_way_is_named_and_nothing_is_written(
+    target: Local, tmp_path: Path, kind: str, where: str, said: str
+) -> None:
+    root = tmp_path / "out"
+    at = root / where
+    at.parent.mkdir(parents=True)
+    at.mkdir() if kind == "folder" else at.write_text("theirs")
+    before = sorted(root.rglob("*"))
+    with pytest.raises(Missing, match=said):
+        target.publish(str(root), batch("res", {"layer_0/a": upload(tmp_path / "one", 1)}), target.observe(str(root)))
+    assert sorted(root.rglob("*")) == before
 
 
 def test_a_file_is_no_folder(target: Local, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""Paths on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Named(click.Path):
+    """A path that somebody typed. Whether it can be read is told by whoever reads it, in the same words everywhere."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, readable=False, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does it; but nothing is no name of the working folder."""
+        if value == "":
+            self.fail("The name is empty: maybe a variable of the shell is not set.", param, ctx)
+        return super().convert(value, param, ctx)

@@ -1,0 +1,58 @@
+"""What was fetched, in the cache: files by content (``blob``), and folders of them (``folder``). Believed only as long as the
+bytes are those that were fetched: caches are cleaned by programs that know nothing of them, and disks fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from saesync.cache import Cache, remove
+from saesync.digest import FileDigest
+
+BLOBS, FOLDERS = "blob", "folder"
+
+
+def lay_out(cache: Cache, key: str, files: Mapping[str, Path], digests: Mapping[str, FileDigest]) -> Path:
+    """A folder of hard links (copies where the file system has none), atomically.
+
+    Raises:
+        OSError: no space, no permission.
+    """
+    with cache.making(FOLDERS, key) as folder:
+        for name, path in files.items():
+            place = folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, place)
+            except OSError:
+                shutil.copyfile(path, place)
+    made = cache.path(FOLDERS, key)
+    for name, digest in digests.items():
+        cache.remember(made / name, digest)
+    return made
+
+
+def laid_out(cache: Cache, key: str, digests: Mapping[str, FileDigest]) -> Path | None:
+    """The folder, if every file in it is as it was fetched; one that was damaged since is removed."""
+    folder = cache.path(FOLDERS, key)
+    if not os.path.lexists(folder):
+        return None
+    if folder.is_dir() and all(whole(cache, folder / name, digest) for name, digest in digests.items()):
+        return folder
+    cache.discard(FOLDERS, key)
+    return None
+
+
+def whole(cache: Cache, path: Path, digest: FileDigest) -> bool:
+    """Whether a fetched file is there with the bytes it was fetched with. Whatever else has its name is removed."""
+    try:
+        if cache.digest_of(path).same_bytes(digest):
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (IsADirectoryError, PermissionError):
+        pass
+    remove(path)
+    return False

@@ -1,0 +1,53 @@
+"""Starting huggingface_hub in an environment that may be wrong: proxies, certificates, numbers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import TypeVar
+
+from saesync.errors import Missing
+
+T = TypeVar("T")
+_PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def library_constants() -> ModuleType:
+    """huggingface_hub's settings, which it reads from the environment when it is imported.
+
+    Raises:
+        Missing: a variable that has to be a number is none.
+    """
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        wrong = [name for name in sorted(os.environ) if name.startswith("HF_") and name.endswith("TIMEOUT")]
+        detail = f"huggingface_hub reads a number from one of {', '.join(wrong) or 'its variables (HF_...)'}, and it is none."
+        raise Missing("Environment variable is not usable", f"{detail} Correct or unset it.") from error
+    return constants
+
+
+def opened(session: Callable[[], T]) -> T:
+    """What ``session`` opens.
+
+    Raises:
+        Missing: what the environment says of proxies or certificates cannot be followed.
+    """
+    try:
+        return session()
+    except ImportError as error:
+        detail = f"{_named(_PROXIES)} names a SOCKS proxy, for which a package is missing. Install it: pip install socksio."
+        raise Missing("Package is missing", detail) from error
+    except OSError as error:
+        detail = f"{_named(_CERTIFICATES)} names certificates that cannot be read ({error.strerror or 'not certificates'})."
+        raise Missing("Certificates cannot be read", f"{detail} Correct or unset it.") from error
+    except ValueError as error:
+        raise Missing("Proxy is not usable", f"{_named(_PROXIES)} is no address of a proxy. Correct or unset it.") from error
+
+
+def _named(names: tuple[str, ...]) -> str:
+    """Those of the variables that are set; their values may hold a password."""
+    spelt = [each for name in names for each in (name, name.lower()) if os.environ.get(each)]
+    return " or ".join(spelt) or names[0]

@@ -1,0 +1,41 @@
+"""What stands in the way of files that are to be put into a folder: seen before any work, and again before writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from saesync.errors import Diagnostic
+
+
+def obstacles(root: Path, paths: Iterable[str]) -> tuple[Diagnostic, ...]:
+    """Why files cannot be put at these ``paths`` below ``root``, each reason once.
+
+    A linked folder would lead out of the target; a file may stand where a folder is needed, or a folder where a file is.
+    """
+    wanted = sorted({*paths})
+    folders = sorted({parent for path in wanted for parent in PurePosixPath(path).parents if parent != PurePosixPath()})
+    return tuple(dict.fromkeys((*_folders(root, folders), *_files(root, wanted))))
+
+
+def _folders(root: Path, folders: Iterable[PurePosixPath]) -> Iterator[Diagnostic]:
+    for folder in folders:
+        at = root / folder
+        if at.is_symlink():
+            yield Diagnostic("Folder is a link", f"{at} is a symbolic link; saesync does not write through it.")
+        elif os.path.lexists(at) and not at.is_dir():
+            yield _in_the_way(f"{at} is a file, and has to be a folder")
+        elif at.is_dir() and not os.access(at, os.W_OK | os.X_OK):
+            yield Diagnostic("Folder cannot be written", f"No permission to write to {at}. Correct it, and run again.")
+
+
+def _files(root: Path, paths: Iterable[str]) -> Iterator[Diagnostic]:
+    for path in paths:
+        at = root / path
+        if at.is_dir() and not at.is_symlink():
+            yield _in_the_way(f"{at} is a folder, and has to be a file")
+
+
+def _in_the_way(what: str) -> Diagnostic:
+    return Diagnostic("Something is in the way", f"{what}. Move it away, and run again.")

@@ -1,0 +1,95 @@
+"""A damaged cache costs time, never truth, and never a person's help: the same command, at most twice, gives the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_support import Place, copy_of
+
+Damage = Callable[[Path], object]
+
+
+def to_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES: dict[str, Damage] = {
+    "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "emptied": lambda path: path.write_bytes(b""),
+    "overwritten": lambda path: path.write_bytes(b"\x07" * path.stat().st_size),
+    "cleaned": Path.unlink,
+    "a folder": to_a_folder,
+}
+
+
+@pytest.fixture
+def warm(applied: Place, tmp_path: Path) -> Place:
+    """A world of which everything is in a cache of its own, and nothing is published."""
+    return copy_of(applied, tmp_path / "world", cache=tmp_path / "cache", published=False)
+
+
+def result_of(place: Place) -> dict[str, bytes]:
+    """What is published, without the record, which tells of times."""
+    files = (path for path in place.world.published.rglob("*") if path.is_file() and path.parent.name != "saesync")
+    return {str(path.relative_to(place.world.published)): path.read_bytes() for path in files}
+
+
+def metrics(place: Place) -> dict[str, Any]:
+    """What was measured, by SAE, and how large features were in the proof."""
+    record = json.loads((place.world.published / "saesync" / "tiny-res.json").read_text())
+    return {name: (sae["evidence"][0]["metrics"], sae["proof"]) for name, sae in record["saes"].items()}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_entry_is_damaged(warm: Place, applied: Place, damage: str) -> None:
+    for path in sorted(warm.cache.rglob("*")):
+        if path.is_file():
+            DAMAGES[damage](path)
+    assert warm.run("plan", "manifests/good.yaml").code == 0
+    done = warm.run("apply", "-y", "manifests/good.yaml")
+    assert done.code == 0, done.said
+    whole = result_of(applied)
+    assert {name: data == whole[name] for name, data in result_of(warm).items() if name != "README.md"} == dict.fromkeys(
+        set(whole) - {"README.md", "sweep/layer_0/cfg.json", "sweep/layer_0/sae_weights.safetensors"}, True
+    )
+
+
+@pytest.mark.parametrize("kind", ["tokens", "activations"])
+def test_wrong_numbers_are_not_taken_for_right_ones(warm: Place, applied: Place, kind: str) -> None:
+    """The headers say what they said before; only what they are followed by is something else."""
+    shutil.rmtree(warm.cache / "evidence")
+    shutil.rmtree(warm.cache / "build")
+    for path in (warm.cache / kind).rglob("*.safetensors" if kind == "activations" else "*.npy"):
+        data = path.read_bytes()
+        path.write_bytes(data[:-400] + bytes(400))
+    done = warm.run("apply", "-y", "manifests/good.yaml")
+    assert done.code == 0, done.said
+    assert metrics(warm) == metrics(applied)
+
+
+def test_a_cached_sae_that_was_changed_is_not_published(warm: Place) -> None:
+    changed = next(path for path in (warm.cache / "build").rglob("sae_weights.safetensors"))
+    changed.write_bytes(changed.read_bytes()[:-4] + b"\0\0\0\0")
+    shutil.rmtree(warm.cache / "stat")
+    first = warm.run("apply", "-y")
+    assert first.code == 1
+    assert "Cached SAE was damaged" in first.err
+    assert "Run the same command again" in first.err
+    assert len(warm.published()) == 3, "the others are published"
+    second = warm.run("apply", "-y", "manifests/good.yaml")
+    assert second.code == 0, second.said
+
+
+def test_a_file_stands_where_a_kind_of_entries_was(warm: Place) -> None:
+    for kind in ("stat", "evidence", "build", "tokens", "activations"):
+        shutil.rmtree(warm.cache / kind)
+        (warm.cache / kind).write_text("in the way")
+    assert warm.run("plan", "manifests/good.yaml").code == 0
+    assert warm.run("apply", "-y", "manifests/good.yaml").code == 0
