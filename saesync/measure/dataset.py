@@ -24,9 +24,9 @@ import numpy as np
 from saesync.cache import Cache
 from saesync.digest import key_of
 from saesync.errors import Missing, Refused
+from saesync.measure.metrics import ROWS_VERSION
 from saesync.splits import of_split
 
-_PACKING = 3  # bumped when rows made from the same text change
 _BLOCK = 1 << 16  # characters of a .txt file tokenised at a time, then to the end of the line
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 _KINDS = (".txt", ".jsonl", ".parquet")
@@ -76,7 +76,7 @@ def tokenised(
     parts = [part for file in files for part in _parts(file)]
     key = key_of(
         {
-            "packing": _PACKING,
+            "rows version": ROWS_VERSION,
             "files": [["".join(part.suffixes[-2:]), cache.digest_of(part).sha256] for part in parts],
             "column": spec.column,
             "split": spec.split,

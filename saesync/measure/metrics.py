@@ -39,7 +39,9 @@ _DEFINITIONS = (
 OF_FEATURES = ("l0", "dead_features")
 METRICS: Mapping[str, MetricDefinition] = MappingProxyType({metric.name: metric for metric in _DEFINITIONS})
 
+ROWS_VERSION = 3  # bumped when the same text gives other rows of tokens, or a model is run otherwise on them
+
 
 def metric_versions() -> dict[str, int]:
     """What goes into a measure_key."""
-    return {name: definition.version for name, definition in METRICS.items()}
+    return {name: definition.version for name, definition in METRICS.items()} | {"rows": ROWS_VERSION}
