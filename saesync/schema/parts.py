@@ -152,7 +152,13 @@ def _dataset() -> Schema:
                 "repo": ref("hubId", "Hub id of the dataset."),
                 "revision": ref("commit", "Commit hash of the dataset; `saesync pin` fills it in."),
                 "config": text("Configuration (subset) of the dataset."),
-                "split": {**text("Split to read."), "default": "train"},
+                "split": {
+                    **text(
+                        "Split to read; in folders and on the Hub its files are told by the words in their names. "
+                        "`train` is what belongs to no other split."
+                    ),
+                    "default": "train",
+                },
                 "column": {**text("Column that holds the text."), "default": "text"},
                 "path": ref("localPath", "Local .txt, .jsonl or .parquet file, or saved dataset, from the manifest's folder on."),
             },

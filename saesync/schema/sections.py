@@ -58,7 +58,11 @@ def model() -> Schema:
                 "path": ref("localPath", "A local Hugging Face model folder, from the manifest's folder on; instead of `name`."),
                 "loader": choice("Class that loads it: hooks and weight processing differ.", LOADERS, LOADERS[0]),
                 "dtype": choice("Number type the model runs in.", DTYPES, "float32"),
-                "kwargs": section("Weight processing of TransformerLens that changes activations.", kwargs),
+                "kwargs": section(
+                    "Weight processing of TransformerLens that changes activations. "
+                    "A flag that the source sets is refused until it is said here, true or false.",
+                    kwargs,
+                ),
             },
             oneOf=one_of("name", "path"),
             dependentRequired={"revision": ["name"]},
@@ -241,7 +245,9 @@ def validate(metrics: Mapping[str, str]) -> Schema:
         {
             "dataset": ref("dataset", "Text to measure on."),
             "tokens": count("Tokens to measure on, in all."),
-            "context": count("Tokens per sequence, BOS included.", 2, 10**7),
+            "context": count(
+                "Tokens per sequence, BOS included; cfg.json keeps those of training where the source says them.", 2, 10**7
+            ),
             "prepend_bos": flag("Whether every sequence begins with the BOS token.", True),
             "require": section("Bounds an SAE must keep to be published.", require),
         },
