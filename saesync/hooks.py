@@ -41,6 +41,40 @@ def layer_of(hook: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+_SITES = frozenset(
+    {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_in", "hook_mlp_out", "hook_attn_out", "attn.hook_z",
+     "mlp.hook_pre", "mlp.hook_post", "ln1.hook_normalized", "ln2.hook_normalized"}
+)  # fmt: skip
+
+
+def contradict(one: str, other: str) -> bool:
+    """Whether two names, each in either vocabulary, are surely of different activations: other layers, or well-known sites that
+    differ. Layer L's ``hook_resid_post`` is layer L + 1's ``hook_resid_pre``, and the output of the Hugging Face block L.
+    """
+    if one == other:
+        return False
+    depths = _depth(one), _depth(other)
+    if None not in depths:
+        return depths[0] != depths[1]
+    layers = layer_of(one), layer_of(other)
+    if None not in layers and layers[0] != layers[1]:
+        return True
+    return {_site(one), _site(other)} <= _SITES
+
+
+def _depth(hook: str) -> int | None:
+    """How many blocks have written to the residual stream that is meant; None for another activation."""
+    if (match := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook)) is not None:
+        return int(match[1]) + (match[2] == "post")
+    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", hook)
+    return None if match is None else int(match[1]) + 1
+
+
+def _site(hook: str) -> str:
+    match = _HOOK.fullmatch(hook)
+    return "" if match is None else match[2]
+
+
 def hf_hook_name(hook: str, model_type: str | None) -> str | None:
     """The Hugging Face module whose output is the tensor at ``hook``, or None where no module surely is.
 

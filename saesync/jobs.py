@@ -19,7 +19,8 @@ class ConvertJob:
     ``cfg`` are manifest overrides of cfg fields; ``metadata`` what goes into cfg.json's ``metadata`` (hook_name,
     hf_hook_name, model_name, model_from_pretrained_kwargs, neuronpedia_id, prepend_bos, context_size ...).
     ``activations`` may name a safetensors file with real activations (key "x", ``[n, d_in]``) to prove on as well.
-    ``native`` allows to keep the files as they are when SAELens cannot express them; it says where they are from.
+    ``native`` allows to keep the files as they are when SAELens cannot express them; it says where they are from. With
+    ``unbounded`` nothing that is measured would tell a wrong hook: the source's own must not contradict ``metadata``.
     """
 
     address: str
@@ -32,6 +33,7 @@ class ConvertJob:
     out: str
     activations: str | None = None
     native: Mapping[str, Json] | None = None
+    unbounded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

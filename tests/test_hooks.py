@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from saesync.hooks import hf_hook_name, layer_of
+from saesync.hooks import contradict, hf_hook_name, layer_of
 
 SMALL = {
     "vocab_size": 16,
@@ -73,3 +73,25 @@ def test_what_is_not_surely_equal_is_left_out() -> None:
 )
 def test_layer_of(hook: str, layer: int | None) -> None:
     assert layer_of(hook) == layer
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ("blocks.5.hook_resid_post", "blocks.5.hook_resid_post", False),
+        ("blocks.5.hook_resid_post", "blocks.6.hook_resid_pre", False),
+        ("blocks.5.hook_resid_post", "blocks.5.hook_resid_pre", True),
+        ("blocks.5.hook_resid_post", "blocks.6.hook_resid_post", True),
+        ("blocks.5.hook_resid_post", "model.layers.5", False),
+        ("transformer.h.4", "blocks.5.hook_resid_pre", False),
+        ("blocks.5.hook_resid_post", "model.language_model.layers.6", True),
+        ("blocks.5.hook_mlp_out", "model.layers.5.mlp", False),
+        ("blocks.5.hook_mlp_out", "model.layers.6.mlp", True),
+        ("blocks.5.hook_mlp_out", "blocks.5.hook_resid_post", True),
+        ("blocks.5.hook_mlp_out", "blocks.5.mlp.hook_out", False),  # one activation under two names of TransformerBridge
+        ("hook_embed", "blocks.0.hook_resid_pre", False),  # nothing is sure
+    ],
+)
+def test_names_that_are_surely_of_different_activations(one: str, other: str, expected: bool) -> None:
+    assert contradict(one, other) is expected
+    assert contradict(other, one) is expected

@@ -280,6 +280,7 @@ class Steps:
             str(out),
             activations,
             source_said(sae.source) if work.may_be_native else None,
+            unbounded=sae.validate is None or not sae.validate.require,
         )
 
     def _check_source(self, work: Work) -> None:

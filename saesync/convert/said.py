@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from saesync.errors import Diagnostic, Refused
+from saesync.hooks import contradict
 from saesync.measure.loaders import PROCESSING
 
 KWARGS = "model_from_pretrained_kwargs"
@@ -35,18 +36,17 @@ def resettled(published: Mapping[str, Any], before: Mapping[str, Any], manifest:
     return {name: value for name, value in manifest.items() if name not in kept}
 
 
-def require_same_hooks(published: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-    """Whether the metadata of what somebody else published names the manifest's hooks, in one of the two vocabularies. What it
-    does not say contradicts nothing.
+def require_same_hooks(said: Mapping[str, Any], manifest: Mapping[str, Any], whose: str = "its cfg.json", do: str = "") -> None:
+    """Whether somebody else's metadata names the manifest's hooks. What it does not say contradicts nothing.
 
     Raises:
         Refused: it names another hook: numbers measured at one would be published for the other.
     """
     for name, hf_name in (("hook_name", "hf_hook_name"), ("hook_name_out", "hf_hook_name_out")):
-        ours, theirs = ([said[key] for key in (name, hf_name) if said.get(key) is not None] for said in (manifest, published))
-        if ours and theirs and not any(hook in ours for hook in theirs):
-            detail = f"its cfg.json says {name} {str(theirs[0])[:100]!r}, and the manifest {str(ours[0])[:100]!r}: correct one."
-            raise Refused("Another hook", detail)
+        ours, theirs = ([str(names[key]) for key in (name, hf_name) if names.get(key) is not None] for names in (manifest, said))
+        if ours and theirs and all(contradict(one, other) for one in ours for other in theirs):
+            detail = f"{whose} says {name} {theirs[0][:100]!r}, and the manifest {ours[0][:100]!r}: correct one.{do}"
+            raise Refused.of([Diagnostic("Another hook", detail, key="hook" if name == "hook_name" else "hook_out")])
 
 
 def _own(name: str, source: Mapping[str, Any]) -> bool:

@@ -20,6 +20,8 @@ from saesync.jobs import AdoptJob, ConvertJob, ConvertResult, Json
 if TYPE_CHECKING:
     import torch
 
+_MEASURED = " If the source is wrong, bounds under `validate.require` decide: a wrong hook misses them."
+
 Progress = Callable[[int, int], None]
 
 
@@ -41,6 +43,8 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
             raise
         return keep(job, refusal)
     written, proved = halves(progress)
+    if job.unbounded:
+        require_same_hooks(weights.metadata, job.metadata, "The source", _MEASURED)
     out, metadata = Path(job.out), settled(weights.metadata, job.metadata)
     digests = write_sae(weights, out, job.dtype, job.cfg, metadata, written)
     real = _activations(job.activations, weights)

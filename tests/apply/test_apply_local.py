@@ -281,6 +281,31 @@ def test_a_dataset_that_cannot_be_read_as_text_is_named_before_any_work(world: T
     assert found.origin is not None
 
 
+@pytest.mark.parametrize("bounded", [False, True])
+def test_a_source_that_says_another_hook_is_refused_unless_bounds_decide(world: TinyWorld, look: Look, bounded: bool) -> None:
+    def edit(release: Release) -> Release:
+        sae = next(sae for sae in release.saes if sae.id == "layer_0/topk")
+        assert sae.validate is not None
+        require = sae.validate.require if bounded else ()
+        return replace(
+            release, saes=(replace(sae, hook="blocks.1.hook_resid_post", validate=replace(sae.validate, require=require)),)
+        )
+
+    result = look(world.good, edit=edit).apply()
+    if bounded:
+        assert list(result.outcomes.values()) == [Outcome.PUBLISHED], "its bounds hold there"
+        return
+    (failure,) = result.failures
+    (found,) = failure.diagnostics
+    assert found.summary == "Another hook"
+    assert found.detail.startswith(
+        "The source says hook_name 'blocks.0.hook_resid_post', and the manifest 'blocks.1.hook_resid_post'"
+    )
+    assert found.origin is not None
+    assert "hook:" in world.good.read_text().splitlines()[found.origin.line - 1]
+    assert not world.published.exists() or not list(world.published.rglob("cfg.json"))
+
+
 def test_what_a_model_folder_lacks_is_named_before_any_work(world: TinyWorld, look: Look) -> None:
     for name in ("model.safetensors", "tokenizer.json"):
         (world.model / name).unlink()
