@@ -55,6 +55,15 @@ def read_build(cache: Cache, key: str) -> Build | None:
     return None
 
 
+def remembered(cache: Cache, key: str) -> Build | None:
+    """A build that was just made. Its digests are known from writing it, so no later run has to read it for them."""
+    build = read_build(cache, key)
+    if build is not None:
+        for name, digest in build.files.items():
+            cache.remember(build.folder / name, digest)
+    return build
+
+
 def require_whole(cache: Cache, key: str, build: Build) -> None:
     """Compare a build that was made by an earlier run with its digests, before it is relied on.
 

@@ -44,12 +44,15 @@ class CommitLane:
     cards: int = 0  # commits of a card alone
     tagged: int = 0
     _head: str | None = None
+    _since: float | None = None  # when the first SAE was ready
 
     def pick(self, ready: Sequence[Task], ending: bool) -> Pick:
         """See ``scheduler.Picker``."""
         if not ready[0].weight:
             return Pick(1)  # writes no file: a tag
-        decision = self.batching.decide(self.steps.context.clock(), [task.weight for task in ready], ending)
+        now = self.steps.context.clock()
+        self._since = now if self._since is None else self._since
+        decision = self.batching.decide(now, [task.weight for task in ready], ending, self._since)
         return Pick(decision.take, decision.wait)
 
     def run(self, _lane: int, tasks: Sequence[Task]) -> Mapping[str, SaesyncError]:

@@ -18,6 +18,7 @@ from saesync.apply.builds import (
     keep_evidence,
     read_build,
     read_evidence,
+    remembered,
     require_whole,
     seal,
     usable,
@@ -255,7 +256,7 @@ class Steps:
                 result = self._work(self.crew.converters[lane], "convert", self._convert_job(work, folder), progress)
                 self._check_source(work)
                 seal(folder, result["proof"], result["digests"], result["native"])
-            work.build = read_build(cache, key)
+            work.build = remembered(cache, key)
             more[work.address] = {"proof": result["proof"]}
 
     def _convert_job(self, work: Work, out: Path) -> ConvertJob:

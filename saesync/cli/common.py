@@ -34,7 +34,9 @@ from saesync.resolve import Resolver
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-root_option = click.option("--root", "roots", multiple=True, type=Named(file_okay=False), help="Also allow local paths in here.")
+root_option = click.option(
+    "--root", "roots", multiple=True, type=Named(exists=True, file_okay=False), help="Also allow local paths in here."
+)
 format_option = click.option(
     "--format", "format_", type=click.Choice(["text", "markdown", "json"]), default="text", show_default=True, help="Output form."
 )

@@ -15,9 +15,10 @@ from saesync.errors import NotVisible
 from saesync.forge.api_trouble import Wanted, failures, is_trouble, rationed, said, stumbled
 from saesync.forge.credentials import Credentials
 from saesync.forge.identity import Identity
-from saesync.forge.patience import patience_seconds, patiently
+from saesync.forge.patience import patiently
 from saesync.forge.places import Place
 from saesync.forge.types import PullRequest
+from saesync.hub.trouble import patience_seconds
 
 if TYPE_CHECKING:
     from github import Github

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from saesync.cache import write_atomic
 from saesync.errors import Missing, NotVisible, Unavailable
-from saesync.forge.patience import patience_seconds
+from saesync.hub.trouble import patience_seconds
 
 
 def read_file(path: Path) -> bytes:

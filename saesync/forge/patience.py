@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from typing import TypeVar
 
 from saesync.errors import SaesyncError
-from saesync.hub.trouble import Patience, Trouble
+from saesync.hub.trouble import Patience, Trouble, patience_seconds
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 120.0
 
 
 class Stumbled(Exception):
@@ -20,12 +17,6 @@ class Stumbled(Exception):
     def __init__(self, error: SaesyncError, retry: bool, wait: float | None = None) -> None:
         self.trouble = Trouble(error, retry, wait)
         super().__init__(error.diagnostics[0].summary)
-
-
-def patience_seconds() -> float:
-    """``SAESYNC_RETRY_SECONDS``, else 120."""
-    chosen = os.environ.get("SAESYNC_RETRY_SECONDS", "")
-    return float(chosen) if re.fullmatch(r"\d+(\.\d+)?", chosen) else PATIENCE_SECONDS
 
 
 def patiently(action: Callable[[], T]) -> T:

@@ -17,9 +17,9 @@ from saesync.forge.files import edit_file
 from saesync.forge.identity import Identity, no_identity, own_identity
 from saesync.forge.merging import Stack, commit_file, on_top
 from saesync.forge.observing import credentials_for, no_file, remote_of, see
-from saesync.forge.patience import patience_seconds
 from saesync.forge.places import Place, branch_of, compare_by_hand, compare_url, host_and_path, place_of
 from saesync.forge.types import Proposal, Proposed, PullRequest
+from saesync.hub.trouble import patience_seconds
 
 FORK_VARIABLE = "SAESYNC_FORK"
 """A git address of our fork, for pushing without a token (an ssh key does)."""

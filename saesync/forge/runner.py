@@ -12,7 +12,7 @@ from pathlib import Path
 
 from saesync.errors import Missing
 from saesync.forge.credentials import TOKEN_VARIABLES, Credentials
-from saesync.forge.patience import patience_seconds
+from saesync.hub.trouble import patience_seconds
 
 _OLDEST = (2, 32)  # the first that reads GIT_CONFIG_GLOBAL; GIT_CONFIG_COUNT is from 2.31
 _LONGEST = 1_800.0  # seconds any git command may take

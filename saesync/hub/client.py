@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 import urllib.parse
@@ -26,6 +25,7 @@ from saesync.hub.trouble import (
     bad_token,
     diagnose,
     host_of,
+    patience_seconds,
     unreachable,
 )
 from saesync.restraint import restrained
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
-PATIENCE_SECONDS = 120.0
 READ_SECONDS = 60.0
 WRITE_READ_SECONDS = 600.0  # a commit of thousands of files may be answered late
 _MAX_PAGES = 2_000
@@ -80,8 +79,7 @@ class Client:
         """A fresh allowance of waiting time."""
         if self._patience is not None:
             return Patience(self._patience, self.reach)
-        chosen = os.environ.get("SAESYNC_RETRY_SECONDS", "")
-        return Patience(float(chosen) if re.fullmatch(r"\d+(\.\d+)?", chosen) else PATIENCE_SECONDS, self.reach)
+        return Patience(patience_seconds(), self.reach)
 
     @property
     def reach(self) -> Reach:

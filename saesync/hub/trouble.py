@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import errno
+import os
 import random
 import re
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import httpx2
 
 CONNECT_SECONDS = 15.0
+PATIENCE_SECONDS = 120.0
 LONGEST_WAIT = 30.0
 MAX_ATTEMPTS = 12
 CLIENT_WAITS = 23.0  # seconds for which huggingface_hub tries again by itself, five times
@@ -72,6 +74,21 @@ class Answered(Exception):
 
 class Garbled(Exception):
     """The answer is not of the form the Hub documents. Never leaves this package."""
+
+
+def patience_seconds() -> float:
+    """How long one action may be tried, on the Hub, with git and with GitHub: ``SAESYNC_RETRY_SECONDS``, else 120.
+
+    Raises:
+        Refused: the variable says no number.
+    """
+    chosen = os.environ.get("SAESYNC_RETRY_SECONDS", "").strip()
+    if not chosen:
+        return PATIENCE_SECONDS
+    if not re.fullmatch(r"\d{1,9}(\.\d+)?", chosen):
+        detail = "SAESYNC_RETRY_SECONDS has to be a number of seconds, such as 120. Correct it, or unset it."
+        raise Refused("Environment variable is not usable", detail)
+    return float(chosen)
 
 
 class Patience:

@@ -41,6 +41,8 @@ def parse_reference(text: str) -> Reference:
         revision = revision.replace("%2F", "/").replace("%2f", "/")
     else:
         path, _, revision = path.rpartition("@") if "@" in path else (path, "", "")
+    if "@" in text and not revision:
+        raise Refused("Not a Hub reference", f"{text[:200]!r} names no revision after its `@`. Name one, or leave the `@` out.")
     path = path.strip("/")
     if not (_NAME.fullmatch(owner) and _NAME.fullmatch(name)):
         raise Refused("Not a Hub reference", f"{text[:200]!r} is not of the form hf://owner/repo[/path][@revision].")

@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saesync.apply.batching import FILES, HOUR, INTERVAL, MOST_FILES, PER_HOUR, Batching, Decision
+from saesync.apply.batching import FILES, HOUR, INTERVAL, MOMENT, MOST_FILES, PER_HOUR, Batching, Decision
 
 
 def publish(arrivals: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
     """Play a whole release: SAEs arrive at given times with given numbers of files. Yields (time, files) of every commit."""
     batching, waiting, now = Batching(), [], 0.0
     arrivals = sorted(arrivals)
+    since = arrivals[0][0] if arrivals else 0.0
     while arrivals or waiting:
         while arrivals and arrivals[0][0] <= now:
             waiting.append(arrivals.pop(0)[1])
-        decision = batching.decide(now, waiting, ending=not arrivals)
+        decision = batching.decide(now, waiting, ending=not arrivals, since=since)
         if decision.take:
             batching.committed(now)
             yield now, sum(waiting[: decision.take])
@@ -34,8 +35,10 @@ def publish(arrivals: list[tuple[float, int]]) -> Iterator[tuple[float, int]]:
         now = min(ends)
 
 
-def test_the_first_goes_out_at_once() -> None:
-    assert Batching().decide(0.0, [2], ending=False) == Decision(1)
+def test_the_first_goes_out_after_a_moment() -> None:
+    assert Batching().decide(7.0, [2], ending=False, since=7.0) == Decision(0, MOMENT)
+    assert Batching().decide(7.0 + MOMENT, [2, 2], ending=False, since=7.0) == Decision(2)
+    assert Batching().decide(7.0, [2], ending=True, since=7.0) == Decision(1)
 
 
 def test_then_they_gather_until_time_has_passed() -> None:
@@ -73,7 +76,7 @@ def test_one_every_ten_seconds_for_two_hours() -> None:
     commits = list(publish([(10.0 * i, 2) for i in range(720)]))
     assert sum(files for _, files in commits) == 1440
     assert len(commits) <= 2 * PER_HOUR + 2
-    assert commits[0][0] == 0.0
+    assert commits[0][0] == MOMENT
 
 
 def test_a_huge_release_makes_larger_commits_instead_of_waiting_an_hour() -> None:

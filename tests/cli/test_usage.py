@@ -73,6 +73,7 @@ def test_every_command_explains_itself(applied: Place, command: str) -> None:
         (["apply", "-y", ""], "The name is empty: maybe a variable of the shell is not set."),
         (["check", ""], "The name is empty"),
         (["convert", "sources/legacy", ""], "The name is empty"),
+        (["plan", "--root", "nowhere"], "Directory 'nowhere' does not exist."),
         (["init"], "Missing argument 'SOURCE'"),
     ],
 )
@@ -101,6 +102,7 @@ def test_wrong_use_is_told_with_exit_code_2(applied: Place, words: list[str], sa
         (["init", "https://huggingface.co/acme/saes"], ["Source not found", "named hf://owner/repo"]),
         (["inspect", "manifests"], ["Nothing to inspect"]),
         (["inspect", "hf://"], ["Not a Hub reference", "hf://owner/repo[/path][@revision]"]),
+        (["inspect", "hf://acme/saes@"], ["Not a Hub reference", "names no revision"]),
         (["inspect", "hf://nope/nope"], ["Hub cannot be reached", "HF_ENDPOINT"]),
         (["init", "model"], ["Nothing here can be converted"]),
         (["init", "sources", "--release", "../evil"], ["Not a release name"]),
@@ -486,6 +488,7 @@ def test_a_working_folder_that_was_removed_is_named(applied: Place, tmp_path: Pa
         ),
         ("ALL_PROXY", "gopher://me:hidden@127.0.0.1:1", "Proxy is not usable"),
         ("SSL_CERT_FILE", "/hidden/nowhere.pem", "Certificates cannot be read"),
+        ("SAESYNC_RETRY_SECONDS", "hidden", "Environment variable is not usable"),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "hidden", "Environment variable is not usable"),
     ],
 )
