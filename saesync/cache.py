@@ -26,6 +26,8 @@ from saesync.errors import Missing
 
 _TEMPORARY = "tmp"
 _SEAL = "sealed.json"
+# What says that an entry is not whole. Other trouble, such as too many open files, says nothing of it.
+_NOT_WHOLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError, TypeError)
 _ANYBODY = 0o666  # less what the umask takes away
 _DIGITS = 10  # more has no process's number
 
@@ -102,15 +104,11 @@ class Cache:
         folder = self.path(kind, key)
         if not os.path.lexists(folder):
             return False
-        try:
-            for name, size, sha256 in json.loads((folder / _SEAL).read_bytes()):
-                found = self.digest_of(folder / name)
-                if (found.size, found.sha256) != (size, sha256):
-                    break
-            else:
+        with contextlib.suppress(*_NOT_WHOLE):
+            noted = json.loads((folder / _SEAL).read_bytes())
+            found = [self.digest_of(folder / name) for name, _, _ in noted]
+            if noted and [[digest.size, digest.sha256] for digest in found] == [[size, sha256] for _, size, sha256 in noted]:
                 return True
-        except (OSError, ValueError, TypeError):
-            pass  # not whole
         self.discard(kind, key)
         return False
 
@@ -157,6 +155,8 @@ class Cache:
         """
         self.sweep()
         place = self.root / _TEMPORARY
+        if place.is_file():
+            remove(place)
         place.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
         handle = os.open(folder, os.O_RDONLY)
@@ -295,14 +295,14 @@ def write_named(path: Path, data: bytes) -> None:
     Raises:
         OSError: no space, no permission, a folder.
     """
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
     try:
-        kind = path.stat().st_mode
+        kind = path.stat().st_mode  # as typed: /dev/stdout leads to a pipe that has no name
     except FileNotFoundError:
-        write_atomic(path, data)
+        write_atomic(real, data)
         return
     if stat.S_ISREG(kind) or stat.S_ISDIR(kind):
-        write_atomic(path, data, mode=stat.S_IMODE(kind))
+        write_atomic(real, data, mode=stat.S_IMODE(kind))
     else:
         path.write_bytes(data)
 

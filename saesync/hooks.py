@@ -42,7 +42,7 @@ def layer_of(hook: str) -> int | None:
 
 
 _SITES = frozenset(
-    {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_in", "hook_mlp_out", "hook_attn_out", "attn.hook_z",
+    {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_mlp_out", "hook_attn_out", "attn.hook_z",
      "mlp.hook_pre", "mlp.hook_post", "ln1.hook_normalized", "ln2.hook_normalized"}
 )  # fmt: skip
 
@@ -66,7 +66,7 @@ def _depth(hook: str) -> int | None:
     """How many blocks have written to the residual stream that is meant; None for another activation."""
     if (match := re.fullmatch(r"blocks\.(\d+)\.hook_resid_(pre|post)", hook)) is not None:
         return int(match[1]) + (match[2] == "post")
-    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h)\.(\d+)", hook)
+    match = re.fullmatch(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.output)?", hook)
     return None if match is None else int(match[1]) + 1
 
 

@@ -76,7 +76,8 @@ def apart(value: float, bound: float) -> tuple[str, str]:
     for digits in range(max(3, len(f"{abs(value):.0f}")), 18):
         near = float(f"{value:.{digits}g}")
         if value == bound or (near < bound, near > bound) == (value < bound, value > bound):
-            return exact(near), exact(bound)
+            shown = exact(near), exact(bound)
+            return shown if shown[0] != shown[1] or value == bound else (repr(near), repr(bound))
     return repr(value), repr(bound)
 
 

@@ -29,6 +29,7 @@ from saesync.record import record_path
 from saesync.room import Room
 from saesync.targets.base import Placing, Proposing
 
+_MOVING = frozenset({StepKind.CONVERT, StepKind.RELABEL, StepKind.MOVE, StepKind.DELETE})  # steps that change an SAE's files
 _PACKAGES = {CONVERT: ("torch", "sae_lens"), DEVICE: ("torch", "sae_lens", "transformers", "transformer_lens", "pyarrow")}
 
 
@@ -115,7 +116,8 @@ class _Checks:
                 if spec is not None:
                     found[spec.target, spec.location].add(record_path(release.name))
             if (spec := release.publish) is not None:
-                saes = [path_of(item.id, name) for name in SAE_FILES] if item.id is not None else []
+                moves = item.id is not None and not _MOVING.isdisjoint(item.steps) and StepKind.ADOPT not in item.steps
+                saes = [path_of(str(item.id), name) for name in SAE_FILES] if moves else []
                 found[spec.target, spec.location].update([CARD_FILE, *saes])
         return found
 

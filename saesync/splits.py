@@ -1,32 +1,58 @@
-"""Which files of a dataset belong to a split, by the words in their names, as the Hub's own libraries find them. Pure."""
+"""Which files of a dataset belong to a split or a config, by the words in their names, as the Hub's own libraries find them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-_WORDS = (
+_FAMILIES = (
     frozenset({"train", "training"}),
     frozenset({"validation", "valid", "val", "dev"}),
     frozenset({"test", "testing", "eval", "evaluation"}),
 )
+_SHARD = re.compile(r"(?:^|/)([\w.]+)-\d{5}-of-\d{5}")  # how the Hub's libraries name what they write: the split stands alone
 
 
 def of_split(names: Iterable[str], split: str) -> list[str]:
-    """The names that have the split's word, in their order.
+    """The names that are told to be of the split, in their order.
 
-    Where none has, "train" is what belongs to no other split; any other split is then empty: numbers of one split are never
-    passed off as those of another.
+    Shards that are named as of this very split are taken alone. Otherwise folders tell before file names, the innermost first.
+    Where none is of the split, "train" is what belongs to no other; any other split is then empty: numbers of one split are
+    never passed off as those of another.
     """
-    found = [(name, words_of(name)) for name in names]
-    asked = split.lower()
-    alike = next((words for words in _WORDS if asked in words), frozenset({asked}))
-    chosen = [name for name, words in found if words & alike]
-    if chosen or asked != "train":
+    names, asked = list(names), _family(split.lower())
+    shards = [name for name in names if (match := _SHARD.search(name.lower())) is not None and _family(match[1]) == asked]
+    if shards or len(asked) == 1:
+        return shards or [name for name in names if says(name, split)]
+    told = {name: _told(name) for name in names}
+    chosen = [name for name, splits in told.items() if splits & asked]
+    if chosen or split.lower() != "train":
         return chosen
-    return [name for name, words in found if not words & frozenset().union(*_WORDS)]
+    return [name for name, splits in told.items() if not splits]
 
 
-def words_of(name: str) -> frozenset[str]:
-    """The words of a path, in small letters: ``data/train-00000.parquet`` has data, train, 00000 and parquet."""
-    return frozenset(re.split(r"[^a-z0-9]+", name.lower()))
+def says(name: str, phrase: str) -> bool:
+    """Whether a part of a path has the words of a phrase, one after the other: ``data/en-US/x`` says "en us"."""
+    wanted = _words(phrase)
+    return bool(wanted) and any(
+        words[at : at + len(wanted)] == wanted for words in map(_words, name.split("/")) for at in range(len(words))
+    )
+
+
+def _told(name: str) -> frozenset[str]:
+    """All words for the splits that a name is told to be of; empty when it tells nothing."""
+    *folders, file = name.split("/")
+    for part in (*reversed(folders), file):
+        letters = set(re.findall(r"[a-z]+", part.lower()))  # digits part words: train1
+        found = [family for family in _FAMILIES if family & letters]
+        if found:
+            return frozenset[str]().union(*found)
+    return frozenset()
+
+
+def _family(split: str) -> frozenset[str]:
+    return next((family for family in _FAMILIES if split in family), frozenset({split}))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())

@@ -89,6 +89,9 @@ def test_layer_of(hook: str, layer: int | None) -> None:
         ("blocks.5.hook_mlp_out", "model.layers.6.mlp", True),
         ("blocks.5.hook_mlp_out", "blocks.5.hook_resid_post", True),
         ("blocks.5.hook_mlp_out", "blocks.5.mlp.hook_out", False),  # one activation under two names of TransformerBridge
+        ("blocks.5.hook_resid_mid", "blocks.5.hook_mlp_in", False),  # HookedTransformer's is a copy of the other
+        ("model.layers.4.output", "blocks.5.hook_resid_pre", False),
+        ("transformer.blocks.4", "blocks.5.hook_resid_pre", False),
         ("hook_embed", "blocks.0.hook_resid_pre", False),  # nothing is sure
     ],
 )

@@ -56,12 +56,25 @@ def read_build(cache: Cache, key: str) -> Build | None:
 
 
 def remembered(cache: Cache, key: str) -> Build | None:
-    """A build that was just made. Its digests are known from writing it, so no later run has to read it for them."""
+    """A build that was just made and proved. Its digests are known from writing it, so no later run has to read it for them."""
     build = read_build(cache, key)
     if build is not None:
+        cache.discard(UNPROVED, key)
         for name, digest in build.files.items():
             cache.remember(build.folder / name, digest)
     return build
+
+
+def read_whole(cache: Cache, key: str) -> Build | None:
+    """A build that was made by an earlier run and still has its digests; None when there is none. A damaged one is removed."""
+    build = read_build(cache, key)
+    if build is None:
+        return None
+    with contextlib.suppress(OSError):
+        if all(cache.digest_of(build.folder / name).same_bytes(digest) for name, digest in build.files.items()):
+            return build
+    cache.discard(BUILDS, key)
+    return None
 
 
 def require_whole(cache: Cache, key: str, build: Build) -> None:
@@ -70,10 +83,8 @@ def require_whole(cache: Cache, key: str, build: Build) -> None:
     Raises:
         Refused: it was damaged since. It is removed, so that the next run makes it again.
     """
-    with contextlib.suppress(OSError):
-        if all(cache.digest_of(build.folder / name).same_bytes(digest) for name, digest in build.files.items()):
-            return
-    cache.discard(BUILDS, key)
+    if read_whole(cache, key) is not None:
+        return
     detail = f"The cache held other bytes than were proved, in {build.folder}; they were removed. Run the same command again."
     raise Refused("Cached SAE was damaged", detail)
 
@@ -95,7 +106,8 @@ def failed_proofs_kept(cache: Cache, key: str) -> Iterator[None]:
         yield
     except ProofFailed as error:
         said = error.diagnostics[0]
-        cache.write(UNPROVED, key, json.dumps({"summary": said.summary, "detail": said.detail}).encode())
+        with contextlib.suppress(OSError):  # a full disk is not what this SAE failed with
+            cache.write(UNPROVED, key, json.dumps({"summary": said.summary, "detail": said.detail}).encode())
         raise
 
 

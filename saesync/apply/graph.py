@@ -53,6 +53,7 @@ class Graph:
     _waiting: dict[str, Waiting] = field(default_factory=dict)
     _tags: dict[str, ReleaseTag] = field(default_factory=dict)
     _captures: dict[str, list[Work]] = field(default_factory=dict)
+    _capturing: set[str] = field(default_factory=set)
     _moves: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     def build(self) -> None:
@@ -117,6 +118,7 @@ class Graph:
             work.evidence = self.steps.known_evidence(work)
         if self._captures_for(work):
             self._captures.setdefault(settings.capture_group(work), []).append(work)
+            self._capturing.add(work.address)
 
     def _captures_for(self, work: Work) -> bool:
         if not work.has(StepKind.CONVERT) or work.build is not None or work.sae.validate is None:
@@ -132,7 +134,7 @@ class Graph:
         if converts or work.has(StepKind.ADOPT) or work.has(StepKind.RELABEL) or (measures and work.keeps_weights):
             chain.append(self._add(f"fetch {name}", NETWORK, self._one(self.steps.fetch, work), self._duty(work, StepKind.FETCH)))
         if work.has(StepKind.CONVERT):
-            needs = [*chain[-1:], *([self._capture(work)] if self._captures_for(work) else [])]
+            needs = [*chain[-1:], *([self._capture(work)] if work.address in self._capturing else [])]
             duty = self._duty(work, StepKind.CONVERT)
             chain.append(
                 self._add(f"convert {name}", CONVERT if converts else LOCAL, self._in(self.steps.convert, work), duty, needs)

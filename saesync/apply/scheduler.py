@@ -157,6 +157,8 @@ class Scheduler:
         self._news = threading.Condition()
         self._closing = False
         self._crash: BaseException | None = None
+        self._stop: Stop | None = None
+        self._dropped = False
 
     def run(self, tasks: Iterable[Task], stop: Stop) -> None:
         """Run everything; returns when all tasks are settled, or at once on a second request to stop.
@@ -166,6 +168,7 @@ class Scheduler:
             BaseException: what a task raised that is no SaesyncError or OSError: a mistake of ours, never swallowed.
         """
         self._enter(tasks)
+        self._stop = stop
         lanes = [(name, lane) for name in self._queues for lane in range(self._resources[name].lanes)]
         threads = [threading.Thread(target=self._lane, args=pair, daemon=True, name=f"{pair[0]}-{pair[1]}") for pair in lanes]
         for thread in threads:
@@ -201,19 +204,22 @@ class Scheduler:
 
     def _watch(self, stop: Stop) -> None:
         """Wait for the end, looking at the stop flag."""
-        dropped = False
         with self._news:
             while self._open and not stop.now and self._crash is None:
-                if stop.stopping and not dropped:
-                    dropped = True
-                    if self._stopping is not None:
-                        running = [task for task in self._tasks.values() if self.outcomes[task.key].state is State.RUNNING]
-                        self._stopping(running)
-                    self._drop()
-                else:
+                if not self._heed():
                     self._news.wait(_POLL)
             self._closing = True
             self._news.notify_all()
+
+    def _heed(self) -> bool:
+        """Act on a request to stop, once; whether this was the time."""
+        if self._dropped or self._stop is None or not self._stop.stopping:
+            return False
+        self._dropped = True
+        if self._stopping is not None:
+            self._stopping([task for task in self._tasks.values() if self.outcomes[task.key].state is State.RUNNING])
+        self._drop()
+        return True
 
     def _drop(self) -> None:
         """Settle what has not started, and with it what can no longer start."""
@@ -240,6 +246,8 @@ class Scheduler:
         """The next tasks of a lane; waits for them. Empty: there will be none."""
         queue = self._queues[resource]
         while not self._closing and not queue.over:
+            if self._heed():  # at once: what has become ready since is not begun
+                continue
             keys, wait = queue.choose(self._tasks, self._resources[resource].pick)
             if keys:
                 for key in keys:

@@ -10,6 +10,7 @@ from typing import Any
 from saesync.apply.work import Work
 from saesync.digest import key_of
 from saesync.jobs import CaptureJob, MeasureJob, MeasureSae
+from saesync.measure.metrics import ROWS_VERSION
 from saesync.model import DatasetSpec, ModelSpec, ValidateSpec
 
 _NOT_CAPTURED = ("validate.tokens", "metrics", "hook_out")  # parts of a measure_key that activations do not depend on
@@ -45,7 +46,7 @@ def capture_key(work: Work, rows: int) -> str:
     """Identity of the activations a proof uses."""
     measure = work.inputs.measure or {}
     kept = {name: value for name, value in measure.items() if name not in _NOT_CAPTURED}
-    return key_of({"activations": kept, "rows": rows})
+    return key_of({"activations": kept, "rows": rows, "rows version": ROWS_VERSION})
 
 
 def capture_group(work: Work) -> str:

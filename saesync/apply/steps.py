@@ -18,6 +18,7 @@ from saesync.apply.builds import (
     keep_evidence,
     read_build,
     read_evidence,
+    read_whole,
     remembered,
     require_whole,
     seal,
@@ -38,6 +39,7 @@ from saesync.executors import fetch
 from saesync.executors.publish import publish_evidence
 from saesync.hub import Hub
 from saesync.jobs import AdoptJob, ConvertJob
+from saesync.measure.metrics import OF_RECONSTRUCTION
 from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, PublishSpec, StepKind, ValidateSpec
 from saesync.record import Evidence
 from saesync.resolve import metadata_for
@@ -184,10 +186,9 @@ class Steps:
                     self._fetch_published(work, progress)
 
     def _fetch_published(self, work: Work, progress: Progress) -> None:
-        own = read_build(self.context.cache, work.inputs.build_key)
-        if own is not None and not work.has(StepKind.ADOPT) and own.weights_sha256 == work.weights_sha256:
-            measurable = not work.has(StepKind.RELABEL)
-            if measurable:
+        if not work.has(StepKind.ADOPT) and not work.has(StepKind.RELABEL):
+            own = read_whole(self.context.cache, work.inputs.build_key)
+            if own is not None and own.weights_sha256 == work.weights_sha256:
                 work.published = own.folder
                 return
         names: Sequence[str] | None = SAE_FILES if work.has(StepKind.VALIDATE) else (CFG_FILE,)
@@ -281,7 +282,7 @@ class Steps:
             str(out),
             activations,
             source_said(sae.source) if work.may_be_native else None,
-            unbounded=sae.validate is None or not sae.validate.require,
+            unbounded=sae.validate is None or not any(bound.metric in OF_RECONSTRUCTION for bound in sae.validate.require),
         )
 
     def _check_source(self, work: Work) -> None:

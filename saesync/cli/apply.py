@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def _refusal_told(format_: str) -> Iterator[None]:
         yield
     except (SaesyncError, OSError, click.UsageError, click.Abort, KeyboardInterrupt) as error:
         if format_ == "json":
-            with progress.reporter("json", sys.stdout, progress.Look()) as emit:
+            # What ends it is told all the same when nobody can be told of it in events.
+            with suppress(OSError), progress.reporter("json", sys.stdout, progress.Look()) as emit:
                 emit(events.version())
                 emit(events.ended(*_end(error)))
         raise
@@ -143,7 +144,7 @@ def _carry_out(ctx: click.Context, world: World, context: Context, format_: str,
     with progress.reporter(kind, stream, appearance) as emit, _interruptible(stop):
         heard = _Heard(emit)
         code = run(world.plan, context, heard, stop).exit_code
-    if heard.lost is not None:
+    if heard.lost is not None and kind == "json":  # a terminal that is gone is no loss of data
         raise heard.lost
     return code
 

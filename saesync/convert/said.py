@@ -25,7 +25,7 @@ def settled(source: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str,
         Refused: the source's activations come from a model with processed weights, of which the manifest says nothing.
     """
     if KWARGS in manifest:
-        _check_processing(source.get(KWARGS), manifest[KWARGS])
+        require_same_processing(source.get(KWARGS), manifest[KWARGS])
     return {name: value for name, value in manifest.items() if not _own(name, source)}
 
 
@@ -53,14 +53,19 @@ def _own(name: str, source: Mapping[str, Any]) -> bool:
     return name in _OF_TRAINING and type(source.get(name)) is _OF_TRAINING[name]
 
 
-def _check_processing(source: Any, manifest: Any) -> None:
-    theirs = source if isinstance(source, Mapping) else {}
+def require_same_processing(said: Any, manifest: Mapping[str, Any], whose: str = "The source") -> None:
+    """Whether the manifest speaks of every flag by which somebody says that the model's weights were processed.
+
+    Raises:
+        Refused: it does not: the activations would be others.
+    """
+    theirs = said if isinstance(said, Mapping) else {}
     unsaid = [name for name in PROCESSING if theirs.get(name) is True and name not in manifest]
     if unsaid:
         flags = ", ".join(f"{name}: true" for name in unsaid)
         detail = (
-            f"The source says that its activations come from a model loaded with {flags}, and the manifest's model does not: the "
+            f"{whose} says that its activations come from a model loaded with {flags}, and the manifest's model does not: the "
             f"SAE would be measured, and published, for other activations. Add `kwargs: {{{flags}}}` to `model` (its loader must "
-            "be TransformerBridge or HookedTransformer), or say false there if the source is wrong."
+            f"be TransformerBridge or HookedTransformer), or say false there if {whose[0].lower()}{whose[1:]} is wrong."
         )
         raise Refused.of([Diagnostic("Model is processed otherwise", detail, key="model")])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesync.convert.proof import Published, Source, prove, prove_published
-from saesync.convert.said import require_same_hooks, settled
+from saesync.convert.said import KWARGS, require_same_hooks, require_same_processing, settled
 from saesync.convert.writer import write_sae
 from saesync.errors import Inexpressible, Missing, Refused, SaesyncError
 from saesync.executors.native import keep
@@ -64,7 +64,10 @@ def adopt(job: AdoptJob) -> ConvertResult:
     weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
     with _told_of(job):
         published = Published.of(Path(job.published))
-        require_same_hooks(published.function.metadata(), job.metadata)
+        said = published.function.metadata()
+        require_same_hooks(said, job.metadata)
+        if KWARGS in job.metadata:
+            require_same_processing(said.get(KWARGS), job.metadata[KWARGS], "its cfg.json")
     return ConvertResult(prove_published(source, weights, published))
 
 

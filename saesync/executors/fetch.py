@@ -26,7 +26,7 @@ from saesync.folders import path_of
 from saesync.hub import Hub
 from saesync.model import SAE_FILES, DatasetSpec, ModelSpec, Observed, Sae, SourceSpec
 from saesync.resolve import TEXT_NAME, ResolvedSource, Resolver, SourceFile, snapshot_names
-from saesync.splits import of_split, words_of
+from saesync.splits import of_split, says
 from saesync.targets.base import Target
 
 Progress = Callable[[int, int], None]
@@ -175,7 +175,7 @@ def _by_name(spec: DatasetSpec, tree: Mapping[str, FileDigest]) -> list[str]:
     names = sorted(name for name in tree if not PurePosixPath(name).name.startswith(".") and TEXT_NAME.search(name))
     if spec.config is not None:
         inside = [name for name in names if spec.config in PurePosixPath(name).parts[:-1]]
-        names = inside or [name for name in names if words_of(spec.config) <= words_of(PurePosixPath(name).name)]
+        names = inside or [name for name in names if says(PurePosixPath(name).name, spec.config)]
     return of_split(names, spec.split)
 
 

@@ -1,5 +1,5 @@
-"""What was fetched, in the cache: files by content (``blob``), and folders of them (``folder``). Believed only as long as the
-bytes are those that were fetched: caches are cleaned by programs that know nothing of them, and disks fail."""
+"""What was fetched, in the cache: files by content (``blob``), and folders of them (``folder``). Believed only as long as
+they are those that were fetched: caches are cleaned, and changed, by programs that know nothing of them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,11 @@ def opened(session: Callable[[], T]) -> T:
     except OSError as error:
         detail = f"{_named(_CERTIFICATES)} names certificates that cannot be read ({error.strerror or 'not certificates'})."
         raise Missing("Certificates cannot be read", f"{detail} Correct or unset it.") from error
-    except ValueError as error:
+    except Exception as error:
+        from httpx2 import InvalidURL
+
+        if not isinstance(error, ValueError | InvalidURL):
+            raise
         raise Missing("Proxy is not usable", f"{_named(_PROXIES)} is no address of a proxy. Correct or unset it.") from error
 
 

@@ -71,7 +71,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
     candidates = [_best(one) for one in found]
     name = release_name(inspection, release)
     said = _only(str(one.facts["model"]) for one in candidates if "model" in one.facts)
-    kwargs = _only(str(one.facts["model_kwargs"]) for one in candidates if "model_kwargs" in one.facts)
+    ways = {str(one.facts.get("model_kwargs") or "") for one in candidates}
     return "\n".join(
         [
             "# Completion in editors: run `saesync schema > saesync.schema.json` beside this file.",
@@ -81,7 +81,7 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             "",
             "model:",
             *(_model(said) if model is None else _declared(model, folder)),
-            *([f"  kwargs: {kwargs}"] if kwargs is not None else []),
+            *_processing(ways),
             "",
             *(["# Left out:", *(f"#   {line}" for line in left)] if left else []),
             "saes:",
@@ -90,6 +90,13 @@ def manifest(inspection: Inspection, release: str | None = None, model: str | No
             *_rest(folder),
         ]
     )
+
+
+def _processing(ways: set[str]) -> list[str]:
+    """How the model's weights are processed, when all files say the same."""
+    if len(ways) > 1:
+        return ["  # kwargs: the files do not agree on how the model's weights are processed; write a manifest for each way"]
+    return [f"  kwargs: {way}" for way in ways if way]
 
 
 def _rest(folder: Path | None) -> list[str]:

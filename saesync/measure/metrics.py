@@ -37,6 +37,8 @@ _DEFINITIONS = (
 
 # Those that need no reconstruction.
 OF_FEATURES = ("l0", "dead_features")
+# Those that a wrong hook makes worse.
+OF_RECONSTRUCTION = ("explained_variance", "mse", "cossim", "ce_loss_with_sae", "ce_loss_score")
 METRICS: Mapping[str, MetricDefinition] = MappingProxyType({metric.name: metric for metric in _DEFINITIONS})
 
 ROWS_VERSION = 3  # bumped when the same text gives other rows of tokens, or a model is run otherwise on them

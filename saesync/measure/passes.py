@@ -101,6 +101,7 @@ class LanguageModel:
         logits, seen, spoilt = self._kept(tokens, hooks, blocks)
         if spoilt:
             self.overwritten.update(spoilt)
+            del logits, seen  # their memory is needed now
             logits, seen, _ = self._kept(tokens, hooks, blocks)
         return logits, seen
 
@@ -155,7 +156,8 @@ class LanguageModel:
         with self._hooked({hook: hook_fn}):
             if route.start == 0:
                 return self._logits(tokens)
-            with self._skipping(route, _first(seen.blocks[route.start - 1])):
+            before: torch.Tensor = _first(seen.blocks[route.start - 1])
+            with self._skipping(route, before.clone() if route.start - 1 in self.overwritten else before):
                 return self._logits(tokens)
 
     def routes(self, tokens: torch.Tensor, hooks: frozenset[str]) -> dict[str, Route]:

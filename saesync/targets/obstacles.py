@@ -16,7 +16,7 @@ def obstacles(root: Path, paths: Iterable[str]) -> tuple[Diagnostic, ...]:
     """
     wanted = sorted({*paths})
     folders = sorted({parent for path in wanted for parent in PurePosixPath(path).parents if parent != PurePosixPath()})
-    return tuple(dict.fromkeys((*_folders(root, folders), *_files(root, wanted))))
+    return tuple(dict.fromkeys((*_folders(root, folders), *_files(root, wanted), *_locked(root, wanted))))
 
 
 def _folders(root: Path, folders: Iterable[PurePosixPath]) -> Iterator[Diagnostic]:
@@ -26,8 +26,6 @@ def _folders(root: Path, folders: Iterable[PurePosixPath]) -> Iterator[Diagnosti
             yield Diagnostic("Folder is a link", f"{at} is a symbolic link; saesync does not write through it.")
         elif os.path.lexists(at) and not at.is_dir():
             yield _in_the_way(f"{at} is a file, and has to be a folder")
-        elif at.is_dir() and not os.access(at, os.W_OK | os.X_OK):
-            yield Diagnostic("Folder cannot be written", f"No permission to write to {at}. Correct it, and run again.")
 
 
 def _files(root: Path, paths: Iterable[str]) -> Iterator[Diagnostic]:
@@ -35,6 +33,15 @@ def _files(root: Path, paths: Iterable[str]) -> Iterator[Diagnostic]:
         at = root / path
         if at.is_dir() and not at.is_symlink():
             yield _in_the_way(f"{at} is a folder, and has to be a file")
+
+
+def _locked(root: Path, paths: Iterable[str]) -> Iterator[Diagnostic]:
+    """Folders that files or the folders above them have to be made in, and may not be."""
+    for path in paths:
+        parents = (root / parent for parent in PurePosixPath(path).parents if parent != PurePosixPath())
+        at = next((parent for parent in parents if os.path.lexists(parent)), None)
+        if at is not None and at.is_dir() and not os.access(at, os.W_OK | os.X_OK):
+            yield Diagnostic("Folder cannot be written", f"No permission to write to {at}. Correct it, and run again.")
 
 
 def _in_the_way(what: str) -> Diagnostic:

@@ -82,8 +82,11 @@ def test_an_entry_that_was_not_come_to_is_no_sae(hub_world: HubWorld, look: Look
     def emit(event: Mapping[str, Any]) -> None:
         run.events.append(event)
         if event["type"] == "committed":
-            stop.request()
+            published.extend(event["saes"])
+            if len(published) == len(IDS):
+                stop.request()
 
+    published: list[str] = []
     result = apply(plan, context, emit, stop)
     assert (result.exit_code, result.entries_left) == (130, 1)
     assert dict(Counter(result.outcomes.values())) == {Outcome.PUBLISHED: 3}

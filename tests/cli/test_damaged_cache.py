@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -87,8 +88,27 @@ def test_a_cached_sae_that_was_changed_is_not_published(warm: Place) -> None:
     assert second.code == 0, second.said
 
 
+def test_a_cached_sae_that_was_changed_is_not_measured(applied: Place, tmp_path: Path) -> None:
+    """It is published already, and only measured otherwise: as it is published, then."""
+    found = []
+    for name in ("whole", "damaged"):
+        place = copy_of(applied, tmp_path / name, cache=tmp_path / f"{name}-cache", published=True)
+        if name == "damaged":
+            for path in (place.cache / "build").rglob("cfg.json"):
+                path.write_bytes(path.read_bytes().replace(b'"k": 8', b'"k": 4').replace(b'"k": 16', b'"k": 12'))
+            for path in (place.cache / "build").rglob("sae_weights.safetensors"):
+                path.write_bytes(path.read_bytes()[:-400] + bytes(400))
+        text = place.world.good.read_text()
+        place.world.good.write_text(re.sub(r"  tokens: (\d+)", lambda match: f"  tokens: {int(match[1]) // 2}", text))
+        done = place.run("apply", "-y", "manifests/good.yaml")
+        assert done.code == 0, done.said
+        assert "validate" in done.said
+        found.append(metrics(place))
+    assert found[0] == found[1]
+
+
 def test_a_file_stands_where_a_kind_of_entries_was(warm: Place) -> None:
-    for kind in ("stat", "evidence", "build", "tokens", "activations"):
+    for kind in ("stat", "evidence", "build", "tokens", "activations", "tmp"):
         shutil.rmtree(warm.cache / kind)
         (warm.cache / kind).write_text("in the way")
     assert warm.run("plan", "manifests/good.yaml").code == 0

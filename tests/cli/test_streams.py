@@ -60,6 +60,18 @@ def test_events_that_are_lost_are_said_to_be_and_the_run_goes_on(own: Place) -> 
     assert own.published() == {"layer_0/topk", "layer_0/standard", "layer_1/batchtopk"}
 
 
+def test_what_ends_an_apply_before_its_run_is_said_also_when_events_are_lost(own: Place) -> None:
+    done = through_shell(own, "saesync apply -y --format json --only zzz >/dev/full")
+    assert done.code == 2
+    assert "--only 'zzz' matches no SAE" in done.err
+
+
+def test_a_plan_may_be_written_into_a_pipe_that_has_no_name(applied: Place) -> None:
+    done = through_shell(applied, "saesync plan --out /dev/fd/3 3>&1 >plan.txt | cat >plan.json")
+    assert done.code == 0
+    assert json.loads((applied.folder / "plan.json").read_text())["type"] == "plan"
+
+
 @pytest.mark.parametrize("variables", [NARROW, ASCII])
 def test_signs_that_the_terminal_lacks_are_spelt(own: Place, variables: dict[str, str]) -> None:
     plan = own.run("plan", **variables)

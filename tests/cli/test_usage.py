@@ -486,6 +486,7 @@ def test_a_working_folder_that_was_removed_is_named(applied: Place, tmp_path: Pa
             *("ALL_PROXY", "socks5://me:hidden@127.0.0.1:1", "Package is missing"),
             marks=pytest.mark.skipif(importlib.util.find_spec("socksio") is not None, reason="the package is here"),
         ),
+        ("HTTPS_PROXY", "http://me:hidden@host:port", "Proxy is not usable"),
         ("ALL_PROXY", "gopher://me:hidden@127.0.0.1:1", "Proxy is not usable"),
         ("SSL_CERT_FILE", "/hidden/nowhere.pem", "Certificates cannot be read"),
         ("SAESYNC_RETRY_SECONDS", "hidden", "Environment variable is not usable"),

@@ -111,3 +111,27 @@ def test_what_was_published_for_another_hook_is_not_taken_over(
     else:
         with pytest.raises(Refused, match=r"cannot be taken over: its cfg\.json says hook_name.* --replace publishes it anew\."):
             adopt(job)
+
+
+@pytest.mark.parametrize("asked", [{}, {"center_writing_weights": True}, {"center_writing_weights": False}])
+def test_what_was_published_for_a_processed_model_is_not_taken_over_unsaid(asked: dict[str, bool], tmp_path: Path) -> None:
+    source = saelens(tmp_path / "source", architecture="topk")
+    said = {"hook_name": HOOK, "model_from_pretrained_kwargs": PROCESSED, "sae_lens_version": "6.0.0"}
+    there = saelens(tmp_path / "there", architecture="topk", metadata=said)
+    job = replace(adopt_job("saelens", source, there), metadata={"hook_name": HOOK, "model_from_pretrained_kwargs": asked})
+    if asked:
+        assert adopt(job).proof["rows"] > 0
+    else:
+        with pytest.raises(Refused, match=r"its cfg\.json says that its activations .* --replace publishes it anew\."):
+            adopt(job)
+
+
+def test_init_says_nothing_of_the_model_where_files_do_not_agree(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name, more in (("one", {"model_from_pretrained_kwargs": PROCESSED}), ("two", {})):
+        saelens(tmp_path / "set" / name, metadata={**TRAINED, **more})
+    path = tmp_path / "release.yaml"
+    path.write_text(manifest(inspect_local(tmp_path / "set"), folder=tmp_path, model=str(tmp_path / "model")))
+    assert "do not agree on how the model's weights are processed" in path.read_text()
+    (release,) = load([path])
+    assert [dict(sae.model.kwargs) for sae in release.saes] == [{}, {}]
