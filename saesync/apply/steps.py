@@ -31,6 +31,7 @@ from saesync.apply.regroup import in_groups
 from saesync.apply.result import gate_diagnostics
 from saesync.apply.settings import Text
 from saesync.apply.work import USES, Work, source_said
+from saesync.convert.said import recalled, require_source_hooks, settled
 from saesync.convert.writer import rewrite_cfg
 from saesync.digest import digest_bytes, digest_file
 from saesync.errors import Diagnostic, Missing, Refused, SaesyncError, keyed
@@ -39,7 +40,6 @@ from saesync.executors import fetch
 from saesync.executors.publish import publish_evidence
 from saesync.hub import Hub
 from saesync.jobs import AdoptJob, ConvertJob
-from saesync.measure.metrics import OF_RECONSTRUCTION
 from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, PublishSpec, StepKind, ValidateSpec
 from saesync.record import Evidence
 from saesync.resolve import metadata_for
@@ -250,6 +250,8 @@ class Steps:
         if work.build is not None:
             require_whole(cache, key, work.build)
             work.require_allowed(work.build)
+            if work.unbounded:
+                require_source_hooks(recalled(work.build.proof), metadata_for(work.sae))
             self.cached(work, StepKind.CONVERT, proof=dict(work.build.proof))
             return
         with self.timed((work,), StepKind.CONVERT), self.step((work.address,), StepKind.CONVERT) as (progress, more):
@@ -282,7 +284,7 @@ class Steps:
             str(out),
             activations,
             source_said(sae.source) if work.may_be_native else None,
-            unbounded=sae.validate is None or not any(bound.metric in OF_RECONSTRUCTION for bound in sae.validate.require),
+            unbounded=work.unbounded,
         )
 
     def _check_source(self, work: Work) -> None:
@@ -312,9 +314,11 @@ class Steps:
             raise Refused("SAE has no published files", f"{work.address} has nothing to be relabelled.")
         before = work.entry.inputs.get("build", {})
         gone = {name.removeprefix("metadata."): None for name in before if name.startswith("metadata.")}
-        metadata = {**gone, **metadata_for(work.sae, work.model_type)}
+        metadata, said = {**gone, **metadata_for(work.sae, work.model_type)}, recalled(work.entry.proof)
         with self.step((work.address,), StepKind.RELABEL):
-            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, metadata, before)
+            if work.unbounded:
+                require_source_hooks(said, metadata)
+            text = rewrite_cfg((work.published / CFG_FILE).read_bytes(), work.sae.cfg, settled(said, metadata))
             digest = digest_bytes(text)
             work.relabelled = self.context.cache.write("cfg", str(digest.sha256), text)
             work.kept = {**work.kept, CFG_FILE: digest}

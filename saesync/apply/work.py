@@ -12,6 +12,7 @@ from saesync.apply.builds import Build
 from saesync.digest import FileDigest
 from saesync.errors import Inexpressible
 from saesync.keys import Inputs
+from saesync.measure.metrics import OF_RECONSTRUCTION
 from saesync.model import CFG_FILE, WEIGHTS_FILE, Item, Observed, Release, Sae, SourceSpec, Status, StepKind
 from saesync.nothing import nothing
 from saesync.reason import Reason
@@ -90,6 +91,12 @@ class Work:
     def keeps_weights(self) -> bool:
         """Whether the published weights stay: nothing is built, or what is built only proves a takeover."""
         return self.has(StepKind.ADOPT) or not self.has(StepKind.CONVERT)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether nothing that is asked of its numbers would tell that it reads at a wrong hook."""
+        require = self.sae.validate.require if self.sae.validate is not None else ()
+        return not any(bound.metric in OF_RECONSTRUCTION for bound in require)
 
     @property
     def may_be_native(self) -> bool:

@@ -15,6 +15,8 @@ from saesync.hooks import contradict
 from saesync.measure.loaders import PROCESSING
 
 KWARGS = "model_from_pretrained_kwargs"
+_NOTED, _LONG = "source.", 200
+_HOOKS = ("hook_name", "hf_hook_name", "hook_name_out", "hf_hook_name_out")
 _OF_TRAINING = {"prepend_bos": bool, "context_size": int}
 
 
@@ -29,11 +31,26 @@ def settled(source: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in manifest.items() if not _own(name, source)}
 
 
-def resettled(published: Mapping[str, Any], before: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The same for a relabel, which does not have the source: what is published and is not what the manifest said ``before`` (a
-    record's inputs of the build) came from the source."""
-    kept = {name for name in _OF_TRAINING if _own(name, published) and published[name] != before.get(f"metadata.{name}")}
-    return {name: value for name, value in manifest.items() if name not in kept}
+def noted(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What a source says that counts later as well, flat, to stand with the proof: a relabel does not have the source."""
+    hooks = {name: source[name] for name in _HOOKS if isinstance(source.get(name), str) and len(source[name]) <= _LONG}
+    own = {name: source[name] for name in _OF_TRAINING if _own(name, source)}
+    said = source.get(KWARGS)
+    flags = [name for name in PROCESSING if isinstance(said, Mapping) and said.get(name) is True]
+    return {f"{_NOTED}{name}": value for name, value in {**hooks, **own, **dict.fromkeys(flags, True)}.items()}
+
+
+def recalled(proof: Mapping[str, Any]) -> dict[str, Any]:
+    """What was ``noted``, as metadata."""
+    found = {name.removeprefix(_NOTED): value for name, value in proof.items() if name.startswith(_NOTED)}
+    flags = {name: found.pop(name) for name in PROCESSING if name in found}
+    return {**found, **({KWARGS: flags} if flags else {})}
+
+
+def require_source_hooks(source: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """``require_same_hooks`` of a source, where nothing that is measured would tell a wrong hook."""
+    decide = " If the source is wrong, bounds under `validate.require` decide: a wrong hook misses them."
+    require_same_hooks(source, manifest, "The source", decide)
 
 
 def require_same_hooks(said: Mapping[str, Any], manifest: Mapping[str, Any], whose: str = "its cfg.json", do: str = "") -> None:

@@ -13,11 +13,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
-from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from saesync.convert.finite import finite, not_finite
-from saesync.convert.said import resettled
 from saesync.digest import FileDigest, Hasher, digest_bytes
 from saesync.errors import Refused
 from saesync.formats._lazy import WIDTHS, holds, spans
@@ -75,12 +73,10 @@ def write_cfg(weights: Weights, out: Path, dtype: str) -> None:
     (out / CFG_FILE).write_bytes(_cfg_text(weights, dtype, {}, nowhere))
 
 
-def rewrite_cfg(
-    text: bytes, cfg: Mapping[str, Any], metadata: Mapping[str, Any], before: Mapping[str, Any] = MappingProxyType({})
-) -> bytes:
+def rewrite_cfg(text: bytes, cfg: Mapping[str, Any], metadata: Mapping[str, Any]) -> bytes:
     """cfg.json with other labels and the same weights: what a relabel writes. ``text`` is the published file.
 
-    A key of ``metadata`` that is None is removed. ``before`` are the inputs of the published build (``metadata.<name>``).
+    A key of ``metadata`` that is None is removed.
 
     Raises:
         Refused: ``text`` is not a SAELens v6 cfg.json.
@@ -90,7 +86,7 @@ def rewrite_cfg(
         known = dict(found["metadata"])
     except (ValueError, TypeError, KeyError) as error:
         raise Refused("Damaged config", "The published cfg.json is not a SAELens v6 config.") from error
-    return _dump({**found, **_checked(cfg), "metadata": _merged(known, resettled(known, before, metadata))})
+    return _dump({**found, **_checked(cfg), "metadata": _merged(known, metadata)})
 
 
 def stored_dtype(name: str, dtype: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saesync.convert.proof import Published, Source, prove, prove_published
-from saesync.convert.said import KWARGS, require_same_hooks, require_same_processing, settled
+from saesync.convert.said import KWARGS, noted, require_same_hooks, require_same_processing, require_source_hooks, settled
 from saesync.convert.writer import write_sae
 from saesync.errors import Inexpressible, Missing, Refused, SaesyncError
 from saesync.executors.native import keep
@@ -19,8 +19,6 @@ from saesync.jobs import AdoptJob, ConvertJob, ConvertResult, Json
 
 if TYPE_CHECKING:
     import torch
-
-_MEASURED = " If the source is wrong, bounds under `validate.require` decide: a wrong hook misses them."
 
 Progress = Callable[[int, int], None]
 
@@ -44,12 +42,12 @@ def run(job: ConvertJob, progress: Progress | None = None) -> ConvertResult:
         return keep(job, refusal)
     written, proved = halves(progress)
     if job.unbounded:
-        require_same_hooks(weights.metadata, job.metadata, "The source", _MEASURED)
+        require_source_hooks(weights.metadata, job.metadata)
     out, metadata = Path(job.out), settled(weights.metadata, job.metadata)
     digests = write_sae(weights, out, job.dtype, job.cfg, metadata, written)
     real = _activations(job.activations, weights)
     proof = prove(source, weights, out, job.dtype, job.cfg, metadata, real, proved)
-    return ConvertResult(proof, {name: digest.to_json() for name, digest in digests.items()})
+    return ConvertResult({**proof, **noted(weights.metadata)}, {name: digest.to_json() for name, digest in digests.items()})
 
 
 def adopt(job: AdoptJob) -> ConvertResult:
@@ -68,7 +66,7 @@ def adopt(job: AdoptJob) -> ConvertResult:
         require_same_hooks(said, job.metadata)
         if KWARGS in job.metadata:
             require_same_processing(said.get(KWARGS), job.metadata[KWARGS], "its cfg.json")
-    return ConvertResult(prove_published(source, weights, published))
+    return ConvertResult({**prove_published(source, weights, published), **noted(said)})
 
 
 @contextmanager

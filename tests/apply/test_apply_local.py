@@ -306,6 +306,31 @@ def test_a_source_that_says_another_hook_is_refused_unless_bounds_decide(world: 
     assert not world.published.exists() or not list(world.published.rglob("cfg.json"))
 
 
+def test_no_build_and_no_relabel_gets_around_the_sources_hook(world: TinyWorld, look: Look) -> None:
+    """First with bounds, which hold at the other layer, too; then without: what was built or published is no way around."""
+
+    def only(hook: str, bounded: bool) -> Callable[[Release], Release]:
+        def edit(release: Release) -> Release:
+            sae = next(sae for sae in release.saes if sae.id == "layer_0/topk")
+            assert sae.validate is not None
+            asked = replace(sae.validate, require=sae.validate.require if bounded else ())
+            return replace(release, saes=(replace(sae, hook=hook, validate=asked),))
+
+        return edit
+
+    right, wrong = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+    assert look(world.good, edit=only(wrong, bounded=True)).apply().exit_code == 0
+    shutil.rmtree(world.published)
+    again = look(world.good, edit=only(wrong, bounded=False)).apply()
+    assert [failure.diagnostics[0].summary for failure in again.failures] == ["Another hook"], "its build is cached"
+    assert look(world.good, edit=only(right, bounded=False)).apply().exit_code == 0
+    moved = look(world.good, edit=only(wrong, bounded=False))
+    assert [StepKind.RELABEL in item.steps for item in moved.plan().pending] == [True]
+    (failure,) = moved.apply().failures
+    assert (failure.step, failure.diagnostics[0].summary) == (StepKind.RELABEL, "Another hook")
+    assert failure.diagnostics[0].origin is not None
+
+
 def test_what_a_model_folder_lacks_is_named_before_any_work(world: TinyWorld, look: Look) -> None:
     for name in ("model.safetensors", "tokenizer.json"):
         (world.model / name).unlink()

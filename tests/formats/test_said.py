@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from convert_support import HOOK, adopt_job, convert, saelens
 
+from saesync.convert.said import noted, recalled, settled
 from saesync.convert.writer import rewrite_cfg
 from saesync.errors import Refused
 from saesync.executors.convert import adopt
@@ -46,15 +47,32 @@ def test_a_source_that_says_nothing_gets_what_it_was_measured_with(tmp_path: Pat
     assert (said["prepend_bos"], said["context_size"]) == (True, 128)
 
 
+@pytest.mark.parametrize("first", [128, 1024], ids=["other than training", "as training"])
 @pytest.mark.parametrize(("own", "expected"), [(True, 1024), (False, 256)])
-def test_a_relabel_gives_what_a_build_would(own: bool, expected: int, tmp_path: Path) -> None:
+def test_a_relabel_gives_what_a_build_would(own: bool, expected: int, first: int, tmp_path: Path) -> None:
     source = saelens(tmp_path / "source", metadata=TRAINED if own else {**TRAINED, "context_size": None})
-    for context in (128, 256):
-        convert("saelens", source, tmp_path / str(context), metadata=measured(context))
-    old, new = ((tmp_path / str(context) / "cfg.json").read_bytes() for context in (128, 256))
-    before = {f"metadata.{name}": value for name, value in measured(128).items()}
-    assert rewrite_cfg(old, {}, measured(256), before) == new
+    proof = convert("saelens", source, tmp_path / "old", metadata=measured(first))
+    convert("saelens", source, tmp_path / "new", metadata=measured(256))
+    old, new = ((tmp_path / name / "cfg.json").read_bytes() for name in ("old", "new"))
+    assert rewrite_cfg(old, {}, settled(recalled(proof), measured(256))) == new
     assert metadata_of(new)["context_size"] == expected
+
+
+def test_what_a_source_says_is_noted_with_the_proof() -> None:
+    said = {**TRAINED, "model_from_pretrained_kwargs": PROCESSED, "hf_hook_name": "x" * 201, "dataset_path": "d"}
+    assert noted(said) == {
+        "source.hook_name": HOOK,
+        "source.prepend_bos": False,
+        "source.context_size": 1024,
+        "source.center_writing_weights": True,
+    }
+    assert recalled({**noted(said), "rows": 3}) == {
+        "hook_name": HOOK,
+        "prepend_bos": False,
+        "context_size": 1024,
+        "model_from_pretrained_kwargs": {"center_writing_weights": True},
+    }
+    assert recalled(noted({})) == noted({"prepend_bos": 1, "context_size": True, "hook_name": None}) == {}
 
 
 @pytest.mark.parametrize("said", [{}, {"fold_ln": True}])
