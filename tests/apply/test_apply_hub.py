@@ -36,7 +36,8 @@ def test_everything_on_the_hub(hub_world: HubWorld, look: Look) -> None:
     assert cfg["metadata"]["hf_hook_name"] == "transformer.h.1"
     assert record.saes["layer_0/topk"].about["source"] == f"{SOURCES}/legacy"
     assert server.stats()["auth_leaks"] == 0
-    assert server.commits_landed() == result.commits == 2
+    assert server.commits_landed() == result.commits
+    assert result.commits in (1, 2)  # SAEs that are ready within a moment go together
 
     server.restart_counters()
     again = look(manifest)

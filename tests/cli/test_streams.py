@@ -67,9 +67,11 @@ def test_what_ends_an_apply_before_its_run_is_said_also_when_events_are_lost(own
 
 
 def test_a_plan_may_be_written_into_a_pipe_that_has_no_name(applied: Place) -> None:
-    done = through_shell(applied, "saesync plan --out /dev/fd/3 3>&1 >plan.txt | cat >plan.json")
+    (applied.folder / "pipe.json").symlink_to("/dev/fd/3")
+    done = through_shell(applied, "saesync plan --out pipe.json 3>&1 >plan.txt | cat >got.json")
     assert done.code == 0
-    assert json.loads((applied.folder / "plan.json").read_text())["type"] == "plan"
+    assert json.loads((applied.folder / "got.json").read_text())["type"] == "saesync-plan"
+    assert (applied.folder / "pipe.json").is_symlink()
 
 
 @pytest.mark.parametrize("variables", [NARROW, ASCII])
