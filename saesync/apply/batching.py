@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FILES = 100  # a commit goes out as soon as this many files wait
-MOMENT = 0.5  # seconds for which the first commit waits for others
+MOMENT = 0.125  # seconds for which the first commit waits for others
 INTERVAL = 120.0  # seconds after which whatever waits goes out
 PER_HOUR = 30
 HOUR = 3600.0
