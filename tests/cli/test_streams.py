@@ -66,12 +66,12 @@ def test_what_ends_an_apply_before_its_run_is_said_also_when_events_are_lost(own
     assert "--only 'zzz' matches no SAE" in done.err
 
 
-def test_a_plan_may_be_written_into_a_pipe_that_has_no_name(applied: Place) -> None:
-    (applied.folder / "pipe.json").symlink_to("/dev/fd/3")
-    done = through_shell(applied, "saesync plan --out pipe.json 3>&1 >plan.txt | cat >got.json")
+def test_a_plan_may_be_written_into_a_pipe_that_has_no_name(own: Place) -> None:
+    (own.folder / "pipe.json").symlink_to("/dev/fd/3")
+    done = through_shell(own, "saesync plan --out pipe.json 3>&1 >plan.txt | cat >got.json")
     assert done.code == 0
-    assert json.loads((applied.folder / "got.json").read_text())["type"] == "saesync-plan"
-    assert (applied.folder / "pipe.json").is_symlink()
+    assert json.loads((own.folder / "got.json").read_text())["type"] == "saesync-plan"
+    assert (own.folder / "pipe.json").is_symlink()
 
 
 @pytest.mark.parametrize("variables", [NARROW, ASCII])
