@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
@@ -145,7 +147,7 @@ class _Checks:
         """Is the model there, safe to load, and ours to read, and can it read as much at once as it is to?"""
         if spec.path is None:
             sizes = self._remote(fetch.model_parcel(spec, self.hub))
-            config = fetch.model_config(spec, self.hub)
+            config = _read(fetch.model_config(spec, self.hub))
         else:
             sizes, config = nothing(), check_files(Path(spec.path))
         longest = longest_context(config)
@@ -202,6 +204,15 @@ class _Checks:
             if repo not in self.readable:
                 fetch.may_read(parcel, self.hub)
                 self.readable.add(repo)
+
+
+def _read(config: bytes | None) -> Mapping[str, Any]:
+    """A config.json; empty when there is none, or none that can be read, which its loader tells."""
+    try:
+        value = json.loads(config or b"{}")
+    except (ValueError, RecursionError):
+        return nothing()
+    return value if isinstance(value, dict) else nothing()
 
 
 def _answer(action: Callable[[], Sizes], origin: Origin | None) -> _Found:

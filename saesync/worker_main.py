@@ -106,7 +106,8 @@ def _why_no_cuda() -> str:
     try:
         torch.zeros(1, device="cuda")
     except (RuntimeError, AssertionError) as error:
-        return f"torch {torch.__version__} says: {str(error).strip().splitlines()[0][:300].rstrip('.')}"
+        said = str(error).strip() or type(error).__name__
+        return f"torch {torch.__version__} says: {said.splitlines()[0][:300].rstrip('.')}"
     return f"torch {torch.__version__} does not see it"
 
 

@@ -212,11 +212,10 @@ class Steps:
                 return (Path(spec.path) / "config.json").read_bytes()
             except FileNotFoundError as error:
                 raise Missing("Model is not here", f"There is no {error.filename}. Correct model.path.") from error
-        hub, revision = self.hub(StepKind.FETCH), spec.revision or ""
-        digest = hub.tree(str(spec.name), revision).get("config.json")
-        if digest is None:
-            raise Refused("Model has no config.json", f"{spec.name} at {revision[:8]} has none. Correct model.name.")
-        return hub.read(str(spec.name), revision, "config.json", digest)
+        found = fetch.model_config(spec, self.hub(StepKind.FETCH))
+        if found is None:
+            raise Refused("Model has no config.json", f"{spec.name} at {(spec.revision or '')[:8]} has none. Correct model.name.")
+        return found
 
     # ---------------------------------------------------------------------------------------- convert and its kin
 

@@ -112,20 +112,15 @@ def _weights(repo: str, sha: str, tree: Mapping[str, FileDigest], hub: Hub) -> f
     return shards
 
 
-def model_config(spec: ModelSpec, hub: Hub) -> Mapping[str, Any]:
-    """config.json of a model on the Hub; empty when there is none, or none that can be read, which its loader tells.
+def model_config(spec: ModelSpec, hub: Hub) -> bytes | None:
+    """config.json of a model on the Hub; None when it has none.
 
     Raises:
         NotVisible, Unavailable: the Hub does not answer or does not let us see it.
     """
-    if spec.name is None or spec.revision is None:
-        return {}
-    digest = hub.tree(spec.name, spec.revision).get("config.json")
-    try:
-        value = json.loads(hub.read(spec.name, spec.revision, "config.json", digest)) if digest is not None else {}
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    repo, revision = str(spec.name), spec.revision or ""
+    digest = hub.tree(repo, revision).get("config.json")
+    return None if digest is None else hub.read(repo, revision, "config.json", digest)
 
 
 def dataset_parcel(spec: DatasetSpec, tokens: int, hub: Hub) -> Parcel | None:

@@ -66,8 +66,10 @@ def longest_context(config: Mapping[str, Any]) -> int | None:
 
 
 def check_context(context: int, longest: int | None) -> None:
-    """Raises:
-    Refused: a model that can read ``longest`` tokens (None: no limit is known) cannot be asked ``context`` at once.
+    """Whether a model that can read ``longest`` tokens at once (None: no limit is known) can read ``context``.
+
+    Raises:
+        Refused: it cannot, or these are too few to predict one from another.
     """
     if context < 2 or (longest is not None and context > longest):
         most = "" if longest is None else f" and at most {longest:,}, which is what the model can read"
