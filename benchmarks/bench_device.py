@@ -1,4 +1,5 @@
-"""Every GPU that torch finds, against the CPU: the same model, SAEs and tokens, through the whole of validate.
+"""Every GPU that torch finds, against the CPU: the same model, SAEs and tokens, through the whole of validate; and its speed
+against ``sae_lens.evals`` on the same GPU.
 
 Random weights of real shapes. Every metric is compared but ``ce_loss_score``, which divides small differences of losses by
 each other when weights are random. On a machine without a GPU there is nothing to compare, and the table says so.
@@ -10,8 +11,12 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.table import Row
+
+if TYPE_CHECKING:
+    from saesync.jobs import MeasureJob
 
 TITLE = "Measuring on every GPU found, against the CPU (random weights, 2 layers, a topk and a relu SAE each)"
 HOOK = "blocks.0.hook_resid_post"
@@ -29,7 +34,7 @@ class Shape:
     timed: int = 512
 
 
-SHAPES = (Shape(2304, 16_384), Shape(4096, 65_536))
+SHAPES = (Shape(2304, 16_384), Shape(2304, 131_072), Shape(4096, 65_536))
 
 
 def devices() -> tuple[str, ...]:
@@ -71,14 +76,31 @@ def compared(shape: Shape, folder: Path, here: tuple[str, ...]) -> list[Row]:
         own = validate.run(replace(job, device=name))
         failed = sorted(own.failures)
         apart = max((difference(own.metrics, expected.metrics, sae) for sae in own.metrics), default=(1.0, "nothing measured"))
-        begun = time.perf_counter()
-        validate.run(replace(job, device=name, tokens=shape.timed * CONTEXT))
-        speed = shape.timed * CONTEXT / (time.perf_counter() - begun)
+        speed, theirs = speeds(replace(job, device=name, tokens=shape.timed * CONTEXT))
         worst = f"{apart[1]}{f'; failed: {failed}' if failed else ''}"
         found.append(Row(f"largest relative difference, {label}", 1.0 if failed else apart[0], "", worst, "<= 1e-3"))
-        found.append(Row(f"speed, {label}", speed, "tokens/s", "both SAEs, loading them included"))
+        found.append(Row(f"speed, {label}", speed, "tokens/s", f"sae_lens.evals {theirs:,.0f}; both SAEs, loading them included"))
+        found.append(Row(f"speed over sae_lens.evals, {label}", speed / theirs, "x", f"{shape.timed * CONTEXT:,} tokens", ">= 1"))
     validate.forget()
     return found
+
+
+def speeds(job: MeasureJob) -> tuple[float, float]:
+    """Tokens per second of saesync and of ``sae_lens.evals``, with the model and packages loaded and the GPU warmed up."""
+    from sae_lens.util import get_special_token_ids
+
+    from benchmarks.bench_validate import evals
+    from saesync.executors import validate
+    from saesync.measure.engine import Engine
+
+    model = validate.model_for(job)
+    tokens = validate.rows_for(job, model, job.tokens // CONTEXT, None)
+    engine = Engine(model, tokens, get_special_token_ids(model.tokenizer))
+    begun = time.perf_counter()
+    assert len(engine.run(job.saes).metrics) == len(job.saes)
+    own = time.perf_counter() - begun
+    theirs, _ = evals(model, tokens, [Path(sae.folder) for sae in job.saes], time.perf_counter)
+    return job.tokens / own, job.tokens / theirs
 
 
 def difference(

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,27 +111,32 @@ def ours(folder: Path) -> tuple[float, list[float]]:
 
 def theirs(folder: Path) -> tuple[float, list[float]]:
     """CPU seconds and the mse of each SAE."""
+    model, tokens = loaded(folder)
+    return evals(model, tokens, [folder / f"sae{index}" for index in range(4)], time.process_time)
+
+
+def evals(model: Any, tokens: Any, folders: list[Path], clock: Callable[[], float]) -> tuple[float, list[float]]:
+    """Seconds and mse of each SAE: ``sae_lens.evals`` on one after the other, on the model's device, loading them included."""
     import datasets
     from sae_lens import SAE, ActivationsStore
     from sae_lens.evals import EvalConfig, run_evals
     from sae_lens.training.activation_scaler import ActivationScaler
 
-    model, tokens = loaded(folder)
     dataset = datasets.Dataset.from_dict({"tokens": tokens.tolist()})
-    batches = SEQUENCES // BATCH
+    batches = len(tokens) // BATCH
     config = EvalConfig(
         BATCH, n_eval_reconstruction_batches=batches, n_eval_sparsity_variance_batches=batches, compute_ce_loss=True,
         compute_l2_norms=True, compute_sparsity_metrics=True, compute_variance_metrics=True,
         compute_featurewise_density_statistics=True,
     )  # fmt: skip
     errors = []
-    begun = time.process_time()
-    for index in range(4):
-        sae = SAE.load_from_disk(folder / f"sae{index}")
-        store = ActivationsStore.from_sae(model.module, sae, dataset, streaming=False, total_tokens=1)
+    begun = clock()
+    for folder in folders:
+        sae = SAE.load_from_disk(folder, device=str(model.device))
+        store = ActivationsStore.from_sae(model.module, sae, dataset, streaming=False, total_tokens=1, device=str(model.device))
         found, _ = run_evals(sae, store, model.module, ActivationScaler(), config)
         errors.append(found["reconstruction_quality"]["mse"])
-    return time.process_time() - begun, errors
+    return clock() - begun, errors
 
 
 def main() -> None:

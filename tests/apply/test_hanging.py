@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from apply_world import Run
 from tiny import TinyWorld
 
@@ -78,6 +79,7 @@ def test_while_a_step_runs(world: TinyWorld, look: Look, job: str) -> None:
     assert run.events[-1]["type"] == "summary"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is here")
 def test_a_device_that_is_not_here_is_named(world: TinyWorld, look: Look) -> None:
     plan, context = look(world.good).look()
     (found,) = preflight.check(plan, replace(context, devices=("cuda:0", "cpu")))

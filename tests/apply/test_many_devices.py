@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from apply_world import Run
 from pretend_device import pretend
 from tiny import TinyWorld
@@ -90,6 +91,7 @@ def nothing_found(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**worker_main.devices(data), "devices": {"cpu": "2 threads"}}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use it")
 def test_a_gpu_that_torch_cannot_use_is_told(world: TinyWorld, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers are right all the same, and somebody waits for them much longer than they think."""
     monkeypatch.setattr(gpus, "_ALL", ("null",))

@@ -181,7 +181,8 @@ def copy_of(place: Place, folder: Path, cache: Path | None = None, published: bo
 
 
 def masked(text: str, place: Place) -> str:
-    """``text`` without what differs from run to run: folders, digests, sizes, measured numbers, versions, times."""
+    """``text`` without what differs from run to run: folders, digests, sizes, measured numbers, versions, devices,
+    times."""
     text = text.replace(str(place.folder), "WORLD")
     text = re.sub(r"\b[0-9a-f]{64}\b", "<sha256>", text)
     text = re.sub(r"\b[0-9a-f]{8}\b", "<digest>", text)
@@ -190,6 +191,7 @@ def masked(text: str, place: Place) -> str:
     text = re.sub(r"-?\b\d[\d,]*(\.\d+)?(e-?\d+)?s\b", "<seconds>", text)
     text = re.sub(r"(max\|Δ\|) +\S+", r"\1 <n>", text)
     text = re.sub(r"\b(EV|CE|L0) +-?\d\S*", r"\1 <n>", text)
+    text = re.sub(r"(?m)^(  device +)\S.*$", r"\1<device>", text)
     text = re.sub(r"-?\d\S* ± \d\S*", "<n> ± <n>", text)
     text = re.sub(r"(?m)^(  \w+ +)-?[\d.,]+(e-?\d+)?( bytes)?$", r"\1<n>", text)
     text = re.sub(r"\b[\d,]+ bytes", "<n> bytes", text)

@@ -181,9 +181,10 @@ def test_a_missing_scale(diagnosed: Any, tiny_world: TinyWorld, tmp_path: Path) 
     job = CaptureJob(**text_job(tiny_world, True), rows=1000, out={HOOK: str(tmp_path / "x")}, cache=str(tmp_path / "cache"))
     assert not capture(job).failures
     x = load_file(tmp_path / "x")["x"]
-    mean = x.mean(0) * (32**0.5 / x.norm(dim=1).mean())
+    scale = 32**0.5 / x.norm(dim=1).mean()
+    mean = x.mean(0) * scale
     q = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:20].T.contiguous()
-    offset = torch.full((20,), 7.0)
+    offset = 1.2 * ((x * scale - mean) @ q).abs().amax(0)
     tensors = {"W_enc": q, "b_enc": offset - mean @ q, "W_dec": q.T, "b_dec": mean - offset @ q.T}
     result = diagnosed(written(tmp_path / "sae", tensors))
     assert kinds(result) == ["Missing scale"], result.trials[:5]
