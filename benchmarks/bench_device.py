@@ -34,7 +34,7 @@ class Shape:
     timed: int = 512
 
 
-SHAPES = (Shape(2304, 16_384), Shape(2304, 131_072), Shape(4096, 65_536))
+SHAPES = (Shape(2304, 16_384), Shape(4096, 65_536))
 
 
 def devices() -> tuple[str, ...]:
