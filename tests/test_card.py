@@ -227,6 +227,23 @@ def test_only_the_value_that_the_manifest_says_is_changed_in_a_line() -> None:
     assert "license: apache-2.0   # agreed with legal\n" in card_of(silent, f"---\n{_COMMENTED}---\nbody\n")
 
 
+@pytest.mark.parametrize(
+    "front", [_COMMENTED, "license: apache-2.0\n", "tags:\n- mine\nlicense: |\n  other\n", "# nothing yet\n"]
+)
+def test_a_readme_of_a_windows_editor_is_edited_as_any_other(front: str) -> None:
+    by_hand = f"---\n{front}---\nbody\n"
+    text = card_of(release(), by_hand.replace("\n", "\r\n"))
+    head = text[: text.index("body")]
+    assert head.count("\n") == head.count("\r\n") > 5
+    assert head.replace("\r\n", "\n") == card_of(release(), by_hand).partition("body")[0]
+    assert card_of(release(), text) == text
+    data = yaml.safe_load(head.split("---")[1])
+    assert (data["license"], data["base_model"]) == ("mit", ["google/gemma-2-2b"])
+    silent = release(publish=PublishSpec("huggingface", "acme/saes"))
+    gone = make_card(silent, Record("res"), text)[0]
+    assert gone[: gone.index("body")].count("\n") == gone[: gone.index("body")].count("\r\n")
+
+
 def test_a_license_that_the_manifest_no_longer_says_goes_and_one_written_by_hand_stays() -> None:
     silent = release(publish=PublishSpec("huggingface", "acme/saes"))
     assert "license" not in card_of(silent, card_of(silent, card_of(release()))).split("---")[1]
