@@ -122,6 +122,26 @@ def test_digest_follows_what_the_card_says_and_nothing_else() -> None:
     assert card_digest(one, record.merged({"layer_0": replace(entry, proof={"max_difference": 1.0})})) != before
 
 
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (
+            ["layer_0"],
+            "1 of 1 sparse autoencoder was compared with",
+        ),
+        (["layer_0", "layer_1"], "2 of 2 sparse autoencoders were compared with"),
+    ],
+)
+def test_one_is_not_many(ids: list[str], says: str) -> None:
+    one = release(ids=ids)
+    record = record_of(one)
+    taken = replace(record, saes={name: replace(entry, adopted=True) for name, entry in record.saes.items()})
+    text = make_card(one, taken, None)[0]
+    kept = "1 keeps the bytes it was found with" if len(ids) == 1 else "2 keep the bytes they were found with"
+    assert says in text
+    assert kept in text
+
+
 # ------------------------------------------------------------------------------------------------------- the blocks
 
 
