@@ -54,7 +54,7 @@ class AdoptJob:
     """Prove that a published folder (``published``: cfg.json + weights) is the same function as the source.
 
     ``place`` says in words where it is published, ``home`` is the manifest's key that names the place. ``metadata`` is what the
-    manifest says for cfg.json: the published one must name the same hooks.
+    manifest says for cfg.json: the published one must name the same hooks. ``activations`` is as in ``ConvertJob``.
     """
 
     address: str
@@ -65,6 +65,7 @@ class AdoptJob:
     place: str
     home: str
     metadata: Mapping[str, Json] = field(default_factory=dict)
+    activations: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

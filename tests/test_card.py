@@ -122,6 +122,26 @@ def test_digest_follows_what_the_card_says_and_nothing_else() -> None:
     assert card_digest(one, record.merged({"layer_0": replace(entry, proof={"max_difference": 1.0})})) != before
 
 
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (
+            ["layer_0"],
+            "1 of 1 sparse autoencoder was compared with",
+        ),
+        (["layer_0", "layer_1"], "2 of 2 sparse autoencoders were compared with"),
+    ],
+)
+def test_one_is_not_many(ids: list[str], says: str) -> None:
+    one = release(ids=ids)
+    record = record_of(one)
+    taken = replace(record, saes={name: replace(entry, adopted=True) for name, entry in record.saes.items()})
+    text = make_card(one, taken, None)[0]
+    kept = "1 keeps the bytes it was found with" if len(ids) == 1 else "2 keep the bytes they were found with"
+    assert says in text
+    assert kept in text
+
+
 # ------------------------------------------------------------------------------------------------------- the blocks
 
 
@@ -225,6 +245,23 @@ def test_only_the_value_that_the_manifest_says_is_changed_in_a_line() -> None:
     ]
     silent = release(publish=PublishSpec("huggingface", "acme/saes"))
     assert "license: apache-2.0   # agreed with legal\n" in card_of(silent, f"---\n{_COMMENTED}---\nbody\n")
+
+
+@pytest.mark.parametrize(
+    "front", [_COMMENTED, "license: apache-2.0\n", "tags:\n- mine\nlicense: |\n  other\n", "# nothing yet\n"]
+)
+def test_a_readme_of_a_windows_editor_is_edited_as_any_other(front: str) -> None:
+    by_hand = f"---\n{front}---\nbody\n"
+    text = card_of(release(), by_hand.replace("\n", "\r\n"))
+    head = text[: text.index("body")]
+    assert head.count("\n") == head.count("\r\n") > 5
+    assert head.replace("\r\n", "\n") == card_of(release(), by_hand).partition("body")[0]
+    assert card_of(release(), text) == text
+    data = yaml.safe_load(head.split("---")[1])
+    assert (data["license"], data["base_model"]) == ("mit", ["google/gemma-2-2b"])
+    silent = release(publish=PublishSpec("huggingface", "acme/saes"))
+    gone = make_card(silent, Record("res"), text)[0]
+    assert gone[: gone.index("body")].count("\n") == gone[: gone.index("body")].count("\r\n")
 
 
 def test_a_license_that_the_manifest_no_longer_says_goes_and_one_written_by_hand_stays() -> None:

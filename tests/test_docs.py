@@ -29,10 +29,46 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
-def test_the_commands_of_the_readme_exist() -> None:
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def used_in(text: str) -> list[str]:
+    """What stands after ``saesync`` in lines of code and between backticks."""
+    lines = "\n".join(FENCED.findall(text))
+    inline = re.findall(r"`saesync ([^`#]+)", FENCED.sub("", text))
+    return [*inline, *re.findall(r"^(?:\$ |.*&& )?saesync ([^#&|\n]+)", lines, re.MULTILINE)]
+
+
+def commands_in(text: str) -> list[tuple[click.Command, list[str]]]:
+    """The commands that a page uses, each with its options. A group that is only named is a command, too."""
     from saesync.cli import cli
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8") + (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
-    used = set(re.findall(r"(?:^|`|\$ )saesync ([a-z]+)\b", text, re.MULTILINE))
-    assert {"plan", "apply", "inspect"} <= used
-    assert used <= set(cli.list_commands(click.Context(cli)))
+    found: list[tuple[click.Command, list[str]]] = []
+    for used in used_in(text):
+        words, command = used.split(), cli
+        while isinstance(command, click.Group) and words and re.fullmatch(r"[a-z]+", words[0]):
+            inner = command.get_command(click.Context(command), words.pop(0))
+            assert inner is not None, used
+            command = inner
+        options = [word.partition("=")[0] for word in words if re.fullmatch(r"--[a-z][a-z-]*(=.*)?", word)]
+        found.append((command, options[: words.index("--")] if "--" in words else options))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_options_of_a_page_exist(page: Path) -> None:
+    for command, options in commands_in(page.read_text(encoding="utf-8")):
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert set(options) <= known | {"--help"}, command.name
+
+
+def test_pages_that_use_commands_are_read() -> None:
+    names = {
+        str(page.relative_to(ROOT)): {command.name for command, _ in commands_in(page.read_text(encoding="utf-8"))}
+        for page in PAGES
+    }
+    assert {"plan", "apply", "inspect", "overlay"} <= names["README.md"]
+    assert {"init", "show", "pin", "import"} <= names["docs/getting-started.md"]
+    with pytest.raises(AssertionError):
+        commands_in("Try `saesync plann`.")
+    assert commands_in("`saesync plan --nowhere x`")[0][1] == ["--nowhere"]

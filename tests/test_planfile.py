@@ -143,10 +143,63 @@ def test_a_change_to_what_was_current_is_named_too() -> None:
     saved = saved_of(world)
     asked = sae(dtype="bfloat16")
     world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
-    assert said(saved, world) == [(A, "other weights are asked for")]
-    asked = sae(validate=replace(SPEC, tokens=7))
+    assert said(saved, world) == [(A, "dtype float32 → bfloat16")]
+    asked = sae(validate=replace(SPEC, tokens=7), origins={"validate.tokens": Origin("m.yaml", 5, 6)})
     world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
-    assert said(saved, world) == [(A, "other measurements are asked for")]
+    assert compare(saved, world.plan()) == [Difference(A, "validate.tokens 204800 → 7", "m.yaml:5:6")]
+    asked = sae(hook="blocks.0.hook_mlp_out")
+    world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
+    names = ("metadata.hook_name", "hook")  # of what cfg.json says, and of where it is measured; the weights are the same
+    assert said(saved, world) == [(A, f"{name} blocks.0.hook_resid_post → blocks.0.hook_mlp_out") for name in names]
+    away = Reason(ReasonCode.SOURCE_NOT_HERE, {"what": "source", "path": "x"})
+    world.wanted = {A: replace(wanted_of(sae(dtype="bfloat16")), not_here=away)}
+    assert (A, "dtype float32 → bfloat16") in said(saved, world), "held now, and named all the same"
+    world.wanted = {A: wanted_of(sae(dtype="bfloat16"))}
+    theirs = entry_of(inputs_of(sae(), weights={"dtype": "float16"}))
+    files = {f"layer_0/{name}": digest for name, digest in theirs.files.items()}
+    world.put(files=files, records={"res": Record("res", {"layer_0": theirs})})
+    assert (A, "something else is asked for") in said(saved, world), "what is there now was never asked for"
+
+
+def test_where_evidence_goes_is_asked_too() -> None:
+    world = published()
+    saved = saved_of(world)
+    world.releases = [release(records=PublishSpec("local", "/lab/records"))]
+    assert said(saved, world) == [("res", "records none → local:/lab/records")]
+    saved = saved_of(world)
+    assert said(saved, world) == []
+    world.releases = [release()]
+    assert said(saved, world) == [("res", "records local:/lab/records → none")]
+
+
+def test_a_release_that_is_to_retire_is_named_in_words_of_the_manifest() -> None:
+    """There is no option of that name to advise."""
+    world = published()
+    saved = saved_of(world)
+    world.releases = [replace(world.releases[0], retire=True)]
+    told = said(saved, world)
+    assert ("res", "retire false → true") in told
+    assert (A, "retire: true came since the plan was made") in told
+    assert not [what for _, what in told if "--" in what]
+    saved, world.releases = saved_of(world), [release()]
+    assert (A, "retire: true went since the plan was made") in said(saved, world)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_record_that_cannot_be_read_any_more(there: bool) -> None:
+    world = published() if there else World([release()])
+    saved, records = saved_of(world), dict(world.at().records)
+    newer = Reason(ReasonCode.RECORD_NEWER, {"found": 9, "known": 2})
+    world.put(records={}, locked={"res": newer})
+    told = said(saved, world)
+    assert any(address == "res" and "record none → locked" in what for address, what in told), told
+    unread = "in a record that this saesync cannot read"
+    assert [what.rpartition(", now ")[2] for address, what in told if address == A] == ([unread] if there else [])
+    saved = saved_of(world)
+    world.put(records=records, locked={})
+    told = said(saved, world)
+    assert any(address == "res" and "record locked → none" in what for address, what in told), told
+    assert not there or [what.partition(", now ")[0] for address, what in told if address == A] == [f"was {unread}"]
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ class Graph:
             self._capturing.add(work.address)
 
     def _captures_for(self, work: Work) -> bool:
-        if not work.has(StepKind.CONVERT) or work.build is not None or work.sae.validate is None:
+        proves = work.has(StepKind.ADOPT) or (work.has(StepKind.CONVERT) and work.build is None)
+        if not proves or work.sae.validate is None:
             return False
         return not self.context.cache.sealed(ACTIVATIONS, settings.capture_key(work, self.context.proof_rows))
 

@@ -265,13 +265,6 @@ class Steps:
         sae = work.sae
         if sae.source is None:
             raise Refused("SAE has no source", f"{sae.address} is to be trained, which this version does not do.")
-        activations = None
-        if sae.validate is not None:
-            key = settings.capture_key(work, self.context.proof_rows)
-            if key in self.uncaptured:
-                at = sae.origins.get("hook", sae.origin)
-                raise Missing.of(diagnostic.at(at) for diagnostic in self.uncaptured[key])
-            activations = str(self.context.cache.path(ACTIVATIONS, key) / ACTIVATIONS_FILE)
         return ConvertJob(
             sae.address,
             sae.source.format,
@@ -281,10 +274,20 @@ class Steps:
             dict(sae.cfg),
             metadata_for(sae, work.model_type),
             str(out),
-            activations,
+            self._activations(work),
             source_said(sae.source) if work.may_be_native else None,
             unbounded=work.unbounded,
         )
+
+    def _activations(self, work: Work) -> str | None:
+        """Where those that were captured for an SAE's proof are; None where its model is not at hand."""
+        if work.sae.validate is None:
+            return None
+        key = settings.capture_key(work, self.context.proof_rows)
+        if key in self.uncaptured:
+            at = work.sae.origins.get("hook", work.sae.origin)
+            raise Missing.of(diagnostic.at(at) for diagnostic in self.uncaptured[key])
+        return str(self.context.cache.path(ACTIVATIONS, key) / ACTIVATIONS_FILE)
 
     def _check_source(self, work: Work) -> None:
         """A local source may be written to while it is read."""
@@ -301,7 +304,7 @@ class Steps:
             raise Refused("SAE has no source", f"{work.address} has nothing to be compared with.")
         files = {name: str(path) for name, path in work.source.items()}
         said = metadata_for(work.sae, work.model_type)
-        told = (work.place, work.home_key, said)
+        told = (work.place, work.home_key, said, self._activations(work))
         job = AdoptJob(work.address, source.format, dict(source.options), files, str(work.published), *told)
         with self.timed((work,), StepKind.ADOPT), self.step((work.address,), StepKind.ADOPT) as (progress, more):
             work.adoption = self._work(self.crew.converters[lane], "adopt", job, progress)["proof"]

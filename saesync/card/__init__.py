@@ -79,7 +79,7 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
     noted = ours if by_hand else {**ours, **{name: [value] for name, value in scalars.items()}}
     body = blocks.put(body, release.name, _block(release, record, noted, tag) if record.saes else None)
     head = front if merged is None else merged
-    text = body if head is None or (front is None and not head.strip()) else f"---\n{head}\n---\n{body}"
+    text = body if head is None or (front is None and not head.strip()) else frontmatter.joined(head, body)
     return text, card_digest(release, record, tag)
 
 

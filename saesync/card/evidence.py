@@ -122,13 +122,14 @@ def proofs(record: Record) -> str:
             if isinstance(value, float) and "max" in name:
                 worst[name] = max(worst.get(name, value), value)
     said = ", ".join(f"{code(name, 60)} at most {worst[name]:.2g}" for name in sorted(worst)[:_ABOUT])
-    adopted = sum(entry.adopted for entry in proved)
+    were, adopted = "was" if len(proved) == 1 else "were", sum(entry.adopted for entry in proved)
     lines = [
         "### Proof of conversion",
         "",
-        f"{len(proved):,} of {counted(len(record.saes))} were compared with the original authors' forward pass"
+        f"{len(proved):,} of {counted(len(record.saes))} {were} compared with the original authors' forward pass"
         f"{f' ({said})' if said else ''}. The numbers of each stand in the record beside this file.",
     ]
     if adopted:
-        lines.append(f"{adopted:,} keep the bytes they were found with, proved to be the same function.")
+        them = "keeps the bytes it was found with" if adopted == 1 else "keep the bytes they were found with"
+        lines.append(f"{adopted:,} {them}, proved to be the same function.")
     return "\n".join(lines)

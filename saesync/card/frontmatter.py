@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 import yaml
 
-from saesync.card.lines import Value, rewritten, said, written
+from saesync.card.lines import Value, ending, rewritten, said, written
 
 MAX_BYTES = 256 << 10
 _FENCE = "---"
-_OTHER_BREAKS = re.compile("\r(?!\n)|[\x85\u2028\u2029]")  # lines to YAML, but not to us
+_OTHER_BREAKS = re.compile("\r(?!\n|\\Z)|[\x85\u2028\u2029]")  # lines to YAML, but not to us
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,12 @@ def split(readme: str) -> tuple[str | None, str]:
         if line.rstrip("\r ") == _FENCE:
             return "\n".join(lines[1:number]), "\n".join(lines[number + 1 :])
     return None, readme
+
+
+def joined(head: str, body: str) -> str:
+    """Front matter and the rest as one text, the fences with the line ends of what they hold."""
+    end = ending(head)
+    return f"{_FENCE}{end}\n{head}\n{_FENCE}{end}\n{body}"
 
 
 def says(front: str | None, name: str) -> bool:
@@ -85,9 +91,10 @@ def _edited(lines: list[str], keys: Mapping[str, _Key], wanted: Mapping[str, Val
         lines[place] = rewritten(lines[place], name, changed[name])
     while lines and not lines[-1].strip():
         lines.pop()
+    end = ending(lines[0]) if lines else ""
     for name, value in changed.items():
         if name not in keys:
-            lines += written(name, value)
+            lines += [f"{line}{end}" for line in written(name, value)]
     return lines
 
 

@@ -18,7 +18,8 @@ def rewritten(lines: Sequence[str], name: str, value: Value) -> list[str]:
         return []
     found = _node(lines)
     edited = None if found is None else _edited(list(lines), found, value)
-    return edited if edited is not None and _says(edited, value) else written(name, value)
+    chosen = edited if edited is not None and _says(edited, value) else written(name, value)
+    return [line if ending(line) else f"{line}{ending(lines[0])}" for line in chosen]
 
 
 def written(name: str, value: Value) -> list[str]:
@@ -88,8 +89,12 @@ def _block(lines: list[str], node: yaml.SequenceNode, value: Value) -> list[str]
 
 def _behind(lines: list[str], at: int, indent: str, values: Sequence[str]) -> list[str]:
     """Entries of a list on lines of their own, behind a line and ended as it is."""
-    end = "\r" if lines[at].endswith("\r") else ""
-    return [*lines[: at + 1], *(f"{indent}- {_dumped(value)}{end}" for value in values), *lines[at + 1 :]]
+    return [*lines[: at + 1], *(f"{indent}- {_dumped(value)}{ending(lines[at])}" for value in values), *lines[at + 1 :]]
+
+
+def ending(line: str) -> str:
+    """What stands before the line break of text with a Windows editor's line ends."""
+    return "\r" if line.endswith("\r") else ""
 
 
 def _flow(text: str, node: yaml.SequenceNode, value: Sequence[str]) -> str:

@@ -60,13 +60,14 @@ def adopt(job: AdoptJob) -> ConvertResult:
     """
     source = open_source(job.format, job.options, job.files)
     weights = source.format.read(source.files, source.options)  # refuses what a conversion would refuse
+    real = _activations(job.activations, weights)
     with _told_of(job):
         published = Published.of(Path(job.published))
         said = published.function.metadata()
         require_same_hooks(said, job.metadata)
         if KWARGS in job.metadata:
             require_same_processing(said.get(KWARGS), job.metadata[KWARGS], "its cfg.json")
-    return ConvertResult({**prove_published(source, weights, published), **noted(said)})
+    return ConvertResult({**prove_published(source, weights, published, real), **noted(said)})
 
 
 @contextmanager

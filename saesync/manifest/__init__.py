@@ -93,9 +93,12 @@ def _load(
         try:
             where = bounds(file)
             tree = parse(decode(read(file), str(file))[1], str(file))
-            releases.append(release_of(check(tree, str(file), budget), where))
+            release, found = release_of(check(tree, str(file), budget), where)
         except ManifestError as error:
             wrong += _first(error.diagnostics, file)
+        else:
+            releases.append(release)
+            wrong += _first(found, file)
     wrong += collisions(releases)[:MAX_SHOWN]
     if wrong:
         raise ManifestError.of(sorted(wrong, key=_place))

@@ -36,18 +36,16 @@ _SOURCE_KEYS = frozenset({"repo", "revision", "path", "format"})
 _NOT_A_TARGET = frozenset({"license", "private", "pull_request", "native"})
 
 
-def release_of(manifest: Expanded, bounds: Bounds) -> Release:
-    """The release a manifest asks for.
-
-    Raises:
-        ManifestError: everything that the schema cannot say: paths out of bounds, bounds that exclude each other,
-            a hook without a layer where Neuronpedia needs one.
+def release_of(manifest: Expanded, bounds: Bounds) -> tuple[Release, list[Diagnostic]]:
+    """The release a manifest asks for, and everything that is wrong with it though it fits the schema: paths out of bounds,
+    bounds that exclude each other, a hook without a layer where Neuronpedia needs one.
     """
-    return _Maker(manifest, bounds).release()
+    maker = _Maker(manifest, bounds)
+    return maker.release(), list(maker.wrong.values())
 
 
 class _Maker:
-    """Makes one release; errors are collected and raised together, each place once."""
+    """Makes one release; what is wrong with it is collected in ``wrong``, each place once."""
 
     def __init__(self, manifest: Expanded, bounds: Bounds) -> None:
         self.manifest, self.bounds = manifest, bounds
@@ -61,8 +59,6 @@ class _Maker:
         saes = tuple(self._sae(name, model, validate, section, set_) for _, section, set_ in self.manifest.saes)
         self._other_paths()
         register = self._register()
-        if self.wrong:
-            raise ManifestError.of(self.wrong.values())
         retire = self.fixed.get("retire", False)
         return Release(name, self.file, publish, saes, retire, records, self._later(), self.origins["release"], register)
 
@@ -204,6 +200,7 @@ class _Maker:
                 f'Neuronpedia names SAEs by layer, and the hook "{hook}" speaks of none. Remove `neuronpedia`, or fix the hook.'
             )
             self._say("Hook has no layer", detail, self.origins["hook"])
+            return None
         return f"{self.fixed['neuronpedia']['model']}/{layer}-{set_}"
 
     def _other_paths(self) -> None:

@@ -12,6 +12,7 @@ from saesync.measure.devices import out_of_memory
 from saesync.measure.passes import LanguageModel, Seen, layer_of
 from saesync.measure.reasons import reason
 from saesync.measure.saes import LoadedSae
+from saesync.measure.statistics import Firing
 
 _APPLY_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AttributeError)
 
@@ -50,7 +51,8 @@ def misfit(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, seen: See
     if x.ndim != 3 or x.shape[-1] != sae.d_in:
         return _wrong_width(model, sae, tokens, x)
     try:
-        output = sae.coded(x, torch.ones_like(tokens, dtype=torch.bool), dense).output
+        together = torch.zeros_like(tokens, dtype=torch.int32)
+        output = sae.coded(x, together, dense, Firing.never(sae.d_sae, x.device)).output
     except _APPLY_ERRORS as error:
         if out_of_memory(error):
             raise

@@ -40,7 +40,7 @@ from saesync.measure.metrics import OF_FEATURES
 from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
 from saesync.measure.saes import LoadedSae, load_sae, weights_size
 from saesync.measure.sites import Site
-from saesync.measure.statistics import Estimate, Tally, ce_loss_score, clusters_for, explained_variance, ratio
+from saesync.measure.statistics import Estimate, Firing, Tally, ce_loss_score, clusters_for, explained_variance, ratio
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -51,20 +51,21 @@ _TINY_NORM = 1e-4  # SAELens divides by 1 where |x| is below it
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows ``first ...`` as ``tokens [batch, ctx]`` on the device; ``keep [batch, ctx]`` is True where a position counts, and
-    ``kept`` is the same on the CPU."""
+    ``kept`` is the same on the CPU; ``cluster [batch, ctx]`` is the cluster of each position, -1 where it does not count."""
 
     first: int
     tokens: torch.Tensor
     keep: torch.Tensor
     kept: torch.Tensor
+    cluster: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Sums of one SAE; ``fired [d_sae]`` counts how often each feature was non-zero."""
+    """Sums of one SAE, and where each of its features was non-zero."""
 
     tally: Tally
-    fired: torch.Tensor
+    firing: Firing
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Engine:
             Missing: no position counts, or the device's memory does not suffice.
         """
         outcome = Outcome()
-        if not any(bool(batch.kept[:, :-1].any()) for batch in self.batches()):
+        if not any(bool(kept[:, :-1].any()) for _, _, kept in self._read()):
             raise Missing("No tokens to measure on", "Every token of the dataset is a special one. Use another dataset.")
         ordered = sorted(wanted, key=lambda sae: (layer_of(sae.hook) or 0, sae.hook, sae.address))
         self.fitting(lambda: self._all(ordered, outcome))
@@ -143,10 +144,16 @@ class Engine:
 
     def batches(self) -> Iterator[Batch]:
         """All rows in order, in batches of a size that depends on model, context and device alone."""
+        on = self.model.device
+        for first, tokens, kept in self._read():
+            ids = (torch.arange(first, first + len(tokens), dtype=torch.int32) % self._clusters)[:, None]
+            yield Batch(first, tokens.to(on, torch.long), kept.to(on), kept, torch.where(kept, ids, -1).to(on))
+
+    def _read(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """The same on the CPU: the first row's number, the tokens, and which of them count."""
         for first in range(0, len(self.rows), self._batch):
             tokens = torch.from_numpy(self.rows[first : first + self._batch])
-            kept = ~torch.isin(tokens, self.special)
-            yield Batch(first, tokens.to(self.model.device, torch.long), kept.to(self.model.device), kept)
+            yield first, tokens, ~torch.isin(tokens, self.special)
 
     def _groups(self, wanted: Sequence[MeasureSae], outcome: Outcome) -> Iterator[list[LoadedSae]]:
         """As many SAEs at a time as the device may hold, with the activations they need."""
@@ -189,7 +196,7 @@ class Engine:
         routes = self.model.routes(first, frozenset(sae.target.hook for sae in sound))
         new = {sae.target for sae in sound} - self._sites.keys()
         self._sites.update({site: Tally(self._clusters) for site in new})
-        measured = {sae.address: Measured(Tally(self._clusters), _no_counts(sae, self.model.device)) for sae in sound}
+        measured = {sae.address: Measured(Tally(self._clusters), Firing.never(sae.d_sae, self.model.device)) for sae in sound}
         count_clean = not self._clean.sums
         for batch in self.batches():
             self._batch_of(batch, sound, routes, measured, new, count_clean)
@@ -248,7 +255,7 @@ class Engine:
 
     def _sae(self, batch: Batch, sae: LoadedSae, route: Route, seen: Seen, into: Measured) -> None:
         site, keep = sae.target, batch.keep
-        coded = sae.coded(sae.site.read(seen.hooks[sae.site.hook]), keep, self.limits.dense)
+        coded = sae.coded(sae.site.read(seen.hooks[sae.site.hook]), batch.cluster, self.limits.dense, into.firing)
         x = site.read(seen.hooks[site.hook])
         x, output = x.to(torch.promote_types(x.dtype, torch.float32)), coded.output
         precise = wide(x.device)
@@ -270,7 +277,6 @@ class Engine:
 
         sums["ce"] = _losses(self.model.changed(batch.tokens, site.hook, route, spliced, seen), batch)
         into.tally.add(batch.first, sums)
-        into.fired.add_(coded.fired)
 
     def _estimates(self, site: Site, measured: Measured) -> dict[str, Estimate]:
         clean, at, own = self._clean, self._sites[site], measured.tally
@@ -285,17 +291,13 @@ class Engine:
             "ce_loss_with_sae": ratio(own["ce"], n_ce),
             "ce_loss_with_ablation": ratio(at["ce"], n_ce),
             "ce_loss_score": ce_loss_score(at["ce"], own["ce"], clean["ce"]),
-            "dead_features": Estimate(float((measured.fired.cpu() == 0).double().mean())),
+            "dead_features": measured.firing.dead(self._clusters),
         }
 
 
 def _hooks(group: Iterable[LoadedSae]) -> frozenset[str]:
     """All hooks these read and predict."""
     return frozenset(hook for sae in group for hook in (sae.site.hook, sae.target.hook))
-
-
-def _no_counts(sae: LoadedSae, device: torch.device) -> torch.Tensor:
-    return torch.zeros(sae.d_sae, dtype=torch.long, device=device)
 
 
 def _moments(x: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:

@@ -13,13 +13,12 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """``better`` is "high", "low" or "" (neither); ``stderr`` says over what the standard error is taken ("" for none)."""
+    """``better`` is "high", "low" or "" (neither)."""
 
     name: str
     version: int
     summary: str
     better: str = ""
-    stderr: str = "sequences"
 
 
 _DEFINITIONS = (
@@ -32,7 +31,7 @@ _DEFINITIONS = (
     MetricDefinition("ce_loss_with_sae", 1, "cross-entropy with the hook replaced by the reconstruction (nats)", better="low"),
     MetricDefinition("ce_loss_with_ablation", 1, "cross-entropy with the hook set to zero (nats)"),
     MetricDefinition("ce_loss_score", 1, "(CE ablated - CE with SAE) / (CE ablated - CE without SAE)", better="high"),
-    MetricDefinition("dead_features", 1, "fraction of features that never fired on these tokens", better="low", stderr=""),
+    MetricDefinition("dead_features", 1, "fraction of features that never fired on these tokens", better="low"),
 )
 
 # Those that need no reconstruction.

@@ -19,6 +19,7 @@ from saesync.measure.devices import out_of_memory
 from saesync.measure.metrics import OF_FEATURES
 from saesync.measure.reasons import reason
 from saesync.measure.sites import Site
+from saesync.measure.statistics import Firing
 from saesync.model import SAE_FILES, WEIGHTS_FILE
 
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError)
@@ -27,12 +28,10 @@ _UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """``output [batch, ctx, d_out]`` is the reconstruction, ``active [batch, ctx]`` the non-zero features of each token,
-    ``fired [d_sae]`` how often each feature was non-zero at the positions kept."""
+    """``output [batch, ctx, d_out]`` is the reconstruction, ``active [batch, ctx]`` the non-zero features of each token."""
 
     output: torch.Tensor
     active: torch.Tensor
-    fired: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +50,21 @@ class LoadedSae:
     rows: bool
     reconstructs: bool
 
-    def coded(self, x: torch.Tensor, keep: torch.Tensor, dense: int) -> Coded:
-        """Encode and decode ``x [batch, ctx, d_in]``, at most about ``dense`` feature values at a time.
+    def coded(self, x: torch.Tensor, cluster: torch.Tensor, dense: int, firing: Firing) -> Coded:
+        """Encode and decode ``x [batch, ctx, d_in]``, at most about ``dense`` feature values at a time, and note in ``firing``
+        what fires.
 
-        ``keep [batch, ctx]`` is False at positions that do not count.
+        ``cluster [batch, ctx]`` (int32) is what a position is counted to, negative where it does not count.
         """
         step = max(16, dense // self.d_sae)
         blocks = torch.split(x.reshape(-1, self.d_in), step) if self.rows else torch.split(x, max(1, step // x.shape[1]))
-        kept = torch.split(keep.reshape(-1), [block.numel() // self.d_in for block in blocks])
-        parts = [self._block(block, mask) for block, mask in zip(blocks, kept, strict=True)]
+        clusters = torch.split(cluster.reshape(-1), [block.numel() // self.d_in for block in blocks])
+        parts = [self._block(block, ids, firing) for block, ids in zip(blocks, clusters, strict=True)]
         output = torch.cat([part.output for part in parts]).reshape(*x.shape[:-1], -1)
         active = torch.cat([part.active for part in parts]).reshape(x.shape[:-1])
-        return Coded(output, active, torch.stack([part.fired for part in parts]).sum(0))
+        return Coded(output, active)
 
-    def _block(self, x: torch.Tensor, keep: torch.Tensor) -> Coded:
+    def _block(self, x: torch.Tensor, cluster: torch.Tensor, firing: Firing) -> Coded:
         features = self.sae.encode(x)
         output = self.sae.decode(features) if self.rows else self.sae(x)
         if hasattr(self.sae, "W_skip"):  # decode knows nothing of the input
@@ -72,9 +72,11 @@ class LoadedSae:
         if features.is_sparse:
             features = features.to_dense()
         row, column = features.reshape(-1, self.d_sae).nonzero(as_tuple=True)
-        active = torch.bincount(row, minlength=keep.shape[0])
-        fired = torch.bincount(column[keep[row]], minlength=self.d_sae)
-        return Coded(output.reshape(-1, output.shape[-1]), active, fired)
+        active = torch.bincount(row, minlength=cluster.shape[0])
+        where = cluster[row]
+        counts = where >= 0
+        firing.add(column[counts], where[counts])
+        return Coded(output.reshape(-1, output.shape[-1]), active)
 
 
 def weights_size(wanted: MeasureSae) -> tuple[int, int]:

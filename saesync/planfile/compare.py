@@ -15,11 +15,13 @@ from saesync.errors import PlanStale
 from saesync.inert import pad, plain, width
 from saesync.model import Item, Plan, Sae, Status, StepKind
 from saesync.planning.basis import ASKED, INPUTS, OBSERVED, REQUIRE, Basis, key_of_item
+from saesync.reason import ReasonCode
 from saesync.render.style import command
 
 _DERIVED = frozenset({"asked.card", "asked.build_key", "asked.measure_key"})
 _SETTLED = frozenset({Status.CURRENT, Status.NATIVE, Status.FAILING})
 _LISTED = 50
+_LOCKED = "in a record that this saesync cannot read"
 Saved = Mapping[str, Any]
 
 
@@ -136,9 +138,24 @@ def _asked(old: Saved, item: Item, sae: Sae | None) -> list[Difference]:
             continue
         found.append(Difference(item.address, _changed(name, before.get(name), after.get(name)), _place(name, item, sae)))
     if keys_differ and not found:
-        what = "other weights" if before.get("asked.build_key") != after.get("asked.build_key") else "other measurements"
-        found.append(Difference(item.address, f"{what} are asked for", str(item.origin) if item.origin else None))
+        untouched = _part(old["basis"], OBSERVED) == _part(item.basis, OBSERVED)
+        named = _since(item, sae) if untouched else []
+        found = named or [Difference(item.address, "something else is asked for", _place("", item, sae))]
     return list(dict.fromkeys(found))
+
+
+def _since(item: Item, sae: Sae | None) -> list[Difference]:
+    """What is asked otherwise of an SAE that was as asked, and still is what it was: of such the saved plan holds no inputs,
+    but what is there is what was asked, and how that differs is why something is to be done now."""
+    changed = [reason.data for reason in item.reasons if reason.code is ReasonCode.CHANGED]
+    return [
+        Difference(
+            item.address,
+            f"{data['name']} {_value(data['before'])} → {_value(data['after'])}",
+            _place(f"{INPUTS}.{data['name']}", item, sae),
+        )
+        for data in changed
+    ]
 
 
 def _part(basis: Mapping[str, Any], prefix: str) -> Basis:
@@ -153,6 +170,8 @@ def _changed(name: str, before: Any, after: Any) -> str:
     """``explained_variance min 0.7 → 0.6``; a requirement, permission or input that came or went is said in words."""
     if name == "asked.blocked":
         return "cannot be known here any more" if after is not None else "could not be known, now it can"
+    if name == "asked.choice" and "retire" in (before, after):
+        return f"retire: true {'came' if after == 'retire' else 'went'} since the plan was made"
     if name == "asked.choice":
         given, taken = (f"--{value}" for value in (after, before))
         return f"the plan was made without {given}" if before is None else f"the plan was made with {taken}"
@@ -221,7 +240,8 @@ def _observed(old: Saved, item: Item, effects: _Effects, reasked: bool) -> list[
         return []
     if not differing:
         return []
-    was, now = _state(before, old["basis"]), _state(after, old["basis"])
+    was = _LOCKED if old["status"] == Status.LOCKED else _state(before, old["basis"])
+    now = _LOCKED if item.status is Status.LOCKED else _state(after, old["basis"])
     if item.status is Status.DRIFTED and now != was:
         now = f"changed outside saesync, files {short(str(after.get('observed.files') or 'none'))}"
     what = _words(before, after, differing) if item.id is None or was == now else f"was {was}, now {now}"

@@ -65,8 +65,13 @@ def of_release(release: Release, observed: Observed, card: str | None, found_car
     publish, pull = release.publish, observed.pull
     proposed = {"asked.pull_request": True} if publish is not None and publish.pull_request else {}
     found = {"observed.pull": f"#{pull.num} {pull.status}"} if pull is not None else {}
+    if release.name in observed.locked:
+        found["observed.record"] = "locked"
+    elsewhere = release.records if publish is not None else None
+    kept = {"asked.records": f"{elsewhere.target}:{elsewhere.location}"} if elsewhere is not None else {}
     return {
         **proposed,
+        **kept,
         **found,
         "at": _at(observed),
         "asked.target": _target(release),

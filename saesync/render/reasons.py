@@ -282,8 +282,8 @@ def reason_markdown(reason: Mapping[str, Any]) -> str:
 
 
 def reasons_joined(reasons: list[Mapping[str, Any]], render: Callable[[Mapping[str, Any]], str], most: int) -> str:
-    """Up to ``most`` reasons in one line, and how many more there are."""
-    shown = [render(reason) for reason in reasons[:most]]
-    if len(reasons) > most:
-        shown.append(f"and {len(reasons) - most} more")
-    return "; ".join(shown)
+    """Up to ``most`` reasons in one line, and how many more there are. What stands in two keys (the model, in that of the build
+    and in that of the measurement) is said once."""
+    told = list(dict.fromkeys(map(render, reasons)))
+    more = [f"and {len(told) - most} more"] if len(told) > most else []
+    return "; ".join([*told[:most], *more])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apply_world import Run
@@ -13,6 +14,7 @@ from servers.loopback import BOB
 
 from saesync import preflight
 from saesync.apply import Outcome, StopFlag, apply
+from saesync.digest import digest_bytes
 from saesync.record import parse_record
 
 Look = Callable[..., Run]
@@ -125,6 +127,28 @@ def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look
     assert result.outcomes["tiny-hub/layer_0/topk"] is Outcome.PUBLISHED
     assert result.outcomes["tiny-hub/layer_1/batchtopk"] is Outcome.PUBLISHED
     assert server.file(TARGET, "layer_0/standard/cfg.json") == b"{}"
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_one_downloads_while_others_are_measured_and_published(hub_world: HubWorld, look: Look) -> None:
+    """Its line breaks again and again until the others are there."""
+    server, slow = hub_world.server, "tiny-hub/layer_1/batchtopk"
+    weights = (hub_world.folder / "sources" / "training_checkpoint" / "sae_weights.safetensors").read_bytes()
+    server.fault(route="lfs.get", path=digest_bytes(weights).sha256, action="truncate", after_bytes=1, times=2000)
+    run = look(hub_world.manifest())
+    plan, context = run.look()
+
+    def emit(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        if len(run.told("sae_finished")) == 2:
+            server.admin("faults", method="DELETE")
+
+    assert apply(plan, context, emit, StopFlag()).exit_code == 0
+    told = [(event["type"], event.get("address"), event.get("step")) for event in run.events]
+    arrived = told.index(("step_finished", slow, "fetch"))
+    others = {f"tiny-hub/{one}" for one in IDS} - {slow}
+    assert {address for kind, address, _ in told[:arrived] if kind == "sae_finished"} == others
+    assert told.index(("step_started", slow, "fetch")) < told.index(("step_started", "tiny-hub/layer_0/topk", "validate"))
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)

@@ -372,10 +372,22 @@ def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, lo
     assert tree(world.published / "layer_0") == before
     entry = record(world).saes["layer_0/topk"]
     assert entry.adopted
+    assert entry.proof["real_rows"] == 512, "on the model's activations, too, as what we convert is proved"
     assert entry.evidence[0].weights_sha256 == entry.files["sae_weights.safetensors"].sha256
     assert "layer_0/standard" not in record(world).saes
     after = look(world.good).plan()
     assert [item.id for item in after.items if item.held] == ["layer_0/standard", "layer_1/batchtopk"]
+
+
+def test_adopt_is_proved_on_real_activations_also_where_the_conversion_is_cached(world: TinyWorld, look: Look) -> None:
+    run = look(world.good)
+    run.apply()
+    (world.published / "saesync" / "tiny-res.json").unlink()
+    shutil.rmtree(run.cache.root / "activations")
+    run = look(world.good, choices=Choices(adopt=("*",)))
+    assert run.apply().exit_code == 0
+    assert [event["cached"] for event in run.told("step_finished") if event["step"] == "convert"].count(True) == 3
+    assert {entry.proof["real_rows"] for entry in record(world).saes.values()} == {512}
 
 
 def test_a_damaged_target_is_told_of_its_place_and_of_publish(world: TinyWorld, look: Look) -> None:

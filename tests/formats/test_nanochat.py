@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import METADATA, activations, convert, refused, source_files
+from convert_support import METADATA, activations, adopt_job, convert, refused, source_files
 from safetensors.torch import load_file
 
 from saesync.errors import ProofFailed
+from saesync.executors.convert import adopt
 from saesync.formats.nanochat import BEST, Nanochat
 from saesync.inspection import inspect_local
 
@@ -67,6 +68,16 @@ def test_one_activation_with_fewer_positives_refuses(tmp_path: Path) -> None:
     assert bool((features < 0).any())
     with pytest.raises(ProofFailed, match="In 1 of 201 real activations fewer than k = 6"):
         convert("nanochat", tmp_path / "source", tmp_path / "out", activations=activations(tmp_path, torch.cat([rows(), bad])))
+
+
+def test_what_was_converted_elsewhere_is_taken_over_by_real_activations_alone(tmp_path: Path) -> None:
+    saved(tmp_path / "source", state())
+    real = activations(tmp_path, rows())
+    convert("nanochat", tmp_path / "source", tmp_path / "out", activations=real)
+    asked = adopt_job("nanochat", tmp_path / "source", tmp_path / "out")
+    assert adopt(dataclasses.replace(asked, activations=real)).proof["real_rows"] == 200
+    with pytest.raises(ProofFailed, match="Only `saesync apply` of a manifest with `validate:`"):
+        adopt(asked)
 
 
 @pytest.mark.parametrize(("gated", "config"), [(True, {"activation": "gated"}), (True, {"activation": "relu"})])

@@ -173,6 +173,8 @@ def whole_commit(server: HubServer, commit: str) -> None:
     for sae_id, entry in record["saes"].items():
         cfg = server.git(TARGET, "show", f"{commit}:{sae_id}/cfg.json").encode()
         assert digest_bytes(cfg).sha256 == entry["files"]["cfg.json"]["sha256"]
+        pointer = server.git(TARGET, "show", f"{commit}:{sae_id}/sae_weights.safetensors")
+        assert f"oid sha256:{entry['files']['sae_weights.safetensors']['sha256']}\n" in pointer
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -255,6 +255,19 @@ def test_everything_at_once_in_order_of_place(here: Path) -> None:
     ]
 
 
+def test_what_only_several_values_show_is_said_with_the_rest(here: Path) -> None:
+    """Paths, bounds that exclude each other, and two SAEs in one folder; in another manifest, its name."""
+    publish = ("  huggingface: acme/gemma-saes", "  local: /etc/saes")
+    first = changed(publish, ("id: layer_{layer}/width_16k", "id: one"), ("    l0: {max: 150}", "    l0: {min: 9, max: 5}"))
+    assert said(complaints(here, first, changed(("  context:", "  contxt:")), GOOD)) == [
+        "Folder is taken @ a.yaml:11:7",
+        "Bounds exclude each other @ a.yaml:27:23",
+        "Path leads outside the project @ a.yaml:30:10",
+        "Unknown key @ b.yaml:24:3",
+        "Release name is taken @ c.yaml:2:10",
+    ]
+
+
 def test_of_very_many_errors_the_first_are_shown(here: Path) -> None:
     found = complaints(here, GOOD + "".join(f"k{n}: 1\n" for n in range(150)))
     assert len(found) == 101

@@ -102,4 +102,4 @@ def test_the_numbers_say_something(ours: Any) -> None:
     ]
     assert all(len({round(loss, 3) for loss in three}) == 3 for three in losses)
     assert len({round(found["explained_variance"], 6) for found in values.values()}) == len(values)
-    assert all(entry["stderr"] > 0 for name, entry in ours.metrics["rel/standard"].items() if METRICS[name].stderr)
+    assert all(entry["stderr"] > 0 for entry in ours.metrics["rel/standard"].values())

@@ -17,6 +17,7 @@ from saesync.errors import Diagnostic, Refused
 from saesync.executors import diagnose, validate
 from saesync.jobs import DiagnoseJob, MeasureSae
 from saesync.measure.saes import load_sae
+from saesync.measure.statistics import Firing
 
 pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
 HOOK = "blocks.1.hook_resid_post"
@@ -77,14 +78,19 @@ def test_company_and_the_size_of_batches_change_nothing(world: SimpleNamespace, 
     sae = load_sae(asked, torch.device("cpu"))
     x = torch.randn(6, CONTEXT, D_MODEL, generator=torch.Generator().manual_seed(1)) * 3
     keep = torch.rand(6, CONTEXT, generator=torch.Generator().manual_seed(2)) < 0.7
+    cluster = torch.where(keep, torch.arange(6, dtype=torch.int32)[:, None], -1)
+    at_once, in_turn = (Firing.never(D_SAE, x.device) for _ in range(2))
     with torch.no_grad():
-        once, one_by_one = sae.coded(x, keep, 1 << 24), sae.coded(x, keep, 1)
+        once, one_by_one = sae.coded(x, cluster, 1 << 24, at_once), sae.coded(x, cluster, 1, in_turn)
         expected = sae.sae(x)
+        fired = ((sae.sae.encode(x) != 0) & keep[..., None]).any(1)
     assert torch.allclose(once.output, expected, atol=1e-5)
     assert torch.allclose(one_by_one.output, expected, atol=1e-5)
     assert torch.equal(once.active, one_by_one.active)
-    assert torch.equal(once.fired, one_by_one.fired)
-    assert once.fired.sum() == once.active[keep].sum() > D_SAE
+    assert torch.equal(at_once.first, in_turn.first)
+    assert torch.equal(at_once.last, in_turn.last)
+    assert torch.equal(at_once.first <= at_once.last, fired.any(0))
+    assert torch.equal(at_once.first[fired.any(0)], fired.int().argmax(0)[fired.any(0)].int())
     job = replace(world.job, cache=str(tmp_path))
     together = validate.run(replace(job, saes=(asked, *only(world.job, "topk").saes))).metrics
     assert together[asked.address] == validate.run(replace(job, saes=(asked,))).metrics[asked.address]

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from saesync.measure.statistics import CLUSTERS, Estimate, Tally, ce_loss_score, clusters_for, explained_variance, ratio
+from saesync.measure.statistics import CLUSTERS, Estimate, Firing, Tally, ce_loss_score, clusters_for, explained_variance, ratio
 
 
 def sums(sequences: int, seed: int = 0, width: int = 5) -> dict[str, torch.Tensor]:
@@ -91,6 +91,44 @@ def test_more_sequences_than_clusters_are_dealt_out() -> None:
     for name, exact in one_by_one.items():
         assert dealt[name].value == pytest.approx(exact.value, rel=1e-12)
         assert dealt[name].stderr == pytest.approx(exact.stderr, rel=0.15)
+
+
+def fired(sequences: int, seed: int) -> torch.Tensor:
+    """Which of 400 features fire in which sequences ``[sequences, 400]``: at all rates, and together where a topic is theirs."""
+    generator = torch.Generator().manual_seed(seed)
+    rates = torch.exp(torch.linspace(-9, 0, 400))
+    topics = torch.randint(0, 8, (400,), generator=torch.Generator().manual_seed(0))
+    of = torch.randint(0, 8, (sequences, 1), generator=generator)
+    return torch.rand(sequences, 400, generator=generator) < rates * torch.where(topics == of, 4.0, 0.5)
+
+
+def noted(hits: torch.Tensor, clusters: int) -> Firing:
+    found = Firing.never(hits.shape[1], hits.device)
+    for part in hits.nonzero().flip(0).split(97):  # in any order and any parts
+        found.add(part[:, 1], (part[:, 0] % clusters).int())
+    return found
+
+
+def test_stderr_of_dead_features_is_what_other_texts_would_change() -> None:
+    """Against the spread over fresh texts: never much too small, and at most half too large."""
+    drawn = [noted(fired(100, seed), 100).dead(100) for seed in range(1, 300)]
+    spread = float(torch.tensor([one.value for one in drawn], dtype=torch.float64).std())
+    told = float(torch.tensor([one.stderr for one in drawn], dtype=torch.float64).mean())
+    assert 0.3 < drawn[0].value < 0.7
+    assert 0.95 * spread < told < 1.5 * spread
+
+
+def test_dead_features_leave_each_sequence_out_in_turn() -> None:
+    hits = fired(60, 1)
+    found = noted(hits, 60).dead(60)
+    left = torch.tensor([float((~torch.cat([hits[:i], hits[i + 1 :]]).any(0)).double().mean()) for i in range(60)])
+    assert found.value == pytest.approx(float((~hits.any(0)).double().mean()), abs=1e-12)
+    assert found.stderr == pytest.approx(float(((left - left.mean()).pow(2).sum() * 59 / 60).sqrt()), rel=1e-4)
+    dealt = noted(hits, 20).dead(20)
+    assert dealt.value == found.value
+    assert dealt.stderr == pytest.approx(found.stderr, rel=0.5)
+    assert noted(hits[:1], 1).dead(1).stderr is None
+    assert Firing.never(5, hits.device).dead(3) == Estimate(1.0, 0.0)
 
 
 def test_tallies_of_different_clusters_do_not_merge() -> None:

@@ -9,7 +9,7 @@ import pytest
 from planning import golden
 
 from saesync.reason import ReasonCode
-from saesync.render.reasons import _WORDS, reason_markdown, reason_text
+from saesync.render.reasons import _WORDS, reason_markdown, reason_text, reasons_joined
 
 EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.NOT_PUBLISHED, {"location": "acme/saes"}),
@@ -112,3 +112,14 @@ def test_foreign_text_is_inert_and_any_data_is_survived(code: ReasonCode) -> Non
 
 def test_a_code_of_a_newer_saesync_is_quoted() -> None:
     assert reason_text({"code": "brand\x1bnew", "data": {}}) == "brand\\x1bnew"
+
+
+def test_what_stands_in_two_keys_is_said_once() -> None:
+    """A model's revision is in the key of the build and in that of the measurement."""
+
+    def changed(name: str) -> dict[str, Any]:
+        return {"code": str(ReasonCode.CHANGED), "data": {"name": name, "before": 1, "after": 2}}
+
+    model, tokens, hook = changed("model.revision"), changed("validate.tokens"), changed("hook")
+    assert reasons_joined([model, model, tokens], reason_text, 2) == "model.revision 1 → 2; validate.tokens 1 → 2"
+    assert reasons_joined([model, model, tokens, hook], reason_text, 2).endswith("validate.tokens 1 → 2; and 1 more")
