@@ -83,7 +83,7 @@ def test_a_folder_of_another_release_is_taken(theirs: str) -> None:
     world.put(exists=True, visibility="public", records={"other": other})
     item = world.item(A, adopt=("*",), replace=("*",))
     assert (item.status, item.held) == (Status.TAKEN, True)
-    assert item.reasons == (Reason(ReasonCode.TAKEN_BY, {"release": "other"}),)
+    assert item.reasons == (Reason(ReasonCode.TAKEN_BY, {"release": "other", "asked": True}),)
 
 
 def test_a_folder_inside_another_releases_folder_is_taken() -> None:
@@ -173,7 +173,7 @@ def test_foreign_files_are_held_adopted_or_replaced() -> None:
     assert codes(adopted) == [ReasonCode.ADOPT]
     replaced = world.item(A, replace=("res/layer_0",))
     assert (replaced.status, replaced.steps) == (Status.FOREIGN, ALL)
-    assert replaced.reasons == (Reason(ReasonCode.REPLACE, {"files": 2, "file": CFG_FILE}),), "what would be lost is named"
+    assert replaced.reasons == (Reason(ReasonCode.REPLACE, {"files": 2, "file": CFG_FILE, "stay": 0}),), "what would be lost is named"
     assert world.item(A, adopt=("other/*",)).held
 
 
