@@ -173,7 +173,8 @@ def test_foreign_files_are_held_adopted_or_replaced() -> None:
     assert codes(adopted) == [ReasonCode.ADOPT]
     replaced = world.item(A, replace=("res/layer_0",))
     assert (replaced.status, replaced.steps) == (Status.FOREIGN, ALL)
-    assert replaced.reasons == (Reason(ReasonCode.REPLACE, {"files": 2, "file": CFG_FILE, "stay": 0}),), "what would be lost is named"
+    lost = {"files": 2, "file": CFG_FILE, "stay": 0}
+    assert replaced.reasons == (Reason(ReasonCode.REPLACE, lost),), "what would be lost is named"
     assert world.item(A, adopt=("other/*",)).held
 
 
@@ -187,6 +188,8 @@ def test_files_that_are_no_sae_cannot_be_adopted(missing: str) -> None:
         assert (item.status, item.held, item.steps, item.reasons) == (Status.FOREIGN, True, (), why)
     both = world.item(A, adopt=("res/*",), replace=("res/*",))
     assert (both.steps, codes(both)) == (ALL, [ReasonCode.REPLACE])
+    world.put(exists=True, visibility="public", files={"layer_0/notes.txt": digest_bytes(b"mine")})
+    assert dict(world.item(A, replace=("res/*",)).reasons[0].data) == {"files": 0, "file": None, "stay": 1}
 
 
 def test_weights_that_were_measured_here_are_foreign_without_a_record() -> None:
