@@ -229,6 +229,19 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
     ]
 
 
+def test_what_only_some_saes_have_to_declare_stands_in_their_rows(tmp_path: Path) -> None:
+    """A run's checkpoints beside its end: only they want scaled inputs, and the factor of one is not known."""
+    for name in ("end", "known", "unknown"):
+        write_example(tmp_path / name, 0, normalize_activations="none" if name == "end" else "expected_average_only_in")
+    (tmp_path / "known" / "activation_scaler.json").write_text('{"scaling_factor": 0.25}', encoding="utf-8")
+    text = manifest(inspect_local(tmp_path), folder=tmp_path)
+    with pytest.raises(ManifestError, match="norm_scaling_factor"):
+        loaded(tmp_path, completed(text))
+    release = loaded(tmp_path, completed(text).replace('norm_scaling_factor: "?"', "norm_scaling_factor: 0.5"))
+    options = {sae.id: dict(sae.source.options) for sae in release.saes}
+    assert options == {"end": {}, "known": {"norm_scaling_factor": 0.25}, "unknown": {"norm_scaling_factor": 0.5}}
+
+
 @pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
 def test_two_formats_that_fit_equally_well_are_left_open(tmp_path: Path, names: list[str]) -> None:
     for name in names:
