@@ -231,8 +231,10 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
 
 def test_what_only_some_saes_have_to_declare_stands_in_their_rows(tmp_path: Path) -> None:
     """A run's checkpoints beside its end: only they want scaled inputs, and the factor of one is not known."""
-    for name in ("end", "known", "unknown"):
-        write_example(tmp_path / name, 0, normalize_activations="none" if name == "end" else "expected_average_only_in")
+    write_example(tmp_path / "end", 0)
+    write_example(tmp_path / "unknown", 0, normalize_activations="expected_average_only_in")
+    assert ['"?"' in line for line in stanza(inspect_local(tmp_path)).splitlines() if "- {id" in line] == [False, True]
+    write_example(tmp_path / "known", 0, normalize_activations="expected_average_only_in")
     (tmp_path / "known" / "activation_scaler.json").write_text('{"scaling_factor": 0.25}', encoding="utf-8")
     text = manifest(inspect_local(tmp_path), folder=tmp_path)
     with pytest.raises(ManifestError, match="norm_scaling_factor"):
