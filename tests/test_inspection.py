@@ -161,6 +161,18 @@ def test_unsafe_unknown_and_damaged_files_are_said(tmp_path: Path) -> None:
     assert "W_enc  [3, 4]  float32" in text
 
 
+@pytest.mark.parametrize("made", ["goodfire", "dictionary_learning"])
+def test_what_reading_refuses_beside_tensors_is_said(made: str, tmp_path: Path) -> None:
+    """A manifest of such a file would fail at every apply."""
+    formats.get(made).example(tmp_path, 0)
+    (path,) = [each for each in tmp_path.iterdir() if each.suffix in (".pt", ".pth")]
+    torch.save({**torch.load(path), "step": 1000}, path)
+    text = describe(inspect_local(tmp_path))
+    assert f"! {path.name} holds 'step', which is no tensor" in text
+    with pytest.raises(Refused, match="no tensor"):
+        stanza(inspect_local(tmp_path))
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(Missing):
         inspect_local(tmp_path / "nowhere")

@@ -342,8 +342,8 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
 
 def _options_in_row(candidate: Candidate, all_: Sequence[Candidate]) -> dict[str, Any]:
     """What some of the SAEs have to declare: null where another one's files need it not."""
-    needed = [set(one.needs) for one in all_]
-    names = sorted({name for one in all_ for name in one.options} | (set[str]().union(*needed) - set.intersection(*needed)))
+    needed = {name for one in all_ for name in one.needs if not all(name in other.needs for other in all_)}
+    names = sorted(needed | {name for one in all_ for name in one.options})
     return {name: candidate.options.get(name, _UNSAID if name in candidate.needs else None) for name in names}
 
 
