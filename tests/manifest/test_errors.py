@@ -134,7 +134,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         (
             (f"  name: google/gemma-2-2b\n  revision: {COMMIT}\n", "  path: .\n  loader: HookedTransformer\n"),
-            "Loader does not fit @ a.yaml:6:3",
+            "Loader does not fit @ a.yaml:6:11",
             "`path` is a folder. Use `loader: TransformerBridge`",
         ),
         (
