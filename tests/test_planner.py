@@ -288,6 +288,17 @@ def test_a_renamed_sae_is_moved() -> None:
     assert world.item(A).status is Status.ABSENT  # a changed orphan is nothing to copy
 
 
+def test_an_sae_renamed_to_a_folder_above_it_is_moved_and_not_foreign() -> None:
+    world = published(release(ids=["layer_0/topk"]))
+    old = world.wanted["res/layer_0/topk"].inputs
+    world.releases = [release()]
+    world.wanted = {A: wanted_of(sae(), inputs=old)}
+    item = world.item(A)
+    assert (item.status, item.move_from, item.held) == (Status.MOVED, "layer_0/topk", False)
+    world.put(files={**world.at().files, f"layer_0/{CFG_FILE}": digest_bytes(b"theirs")})
+    assert world.item(A).status is Status.FOREIGN
+
+
 def test_moved_without_the_numbers_is_measured_and_moved_with_bad_ones_fails() -> None:
     world = published(release(ids=["layer_3"]))
     old = world.wanted["res/layer_3"].inputs
