@@ -135,8 +135,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             (f"  name: google/gemma-2-2b\n  revision: {COMMIT}\n", "  path: .\n  loader: HookedTransformer\n"),
             "Loader does not fit @ a.yaml:6:11",
-            "HookedTransformer loads models by official names only, and `path` is a folder. Use `loader: TransformerBridge`, which "
-            "loads any folder.",
+            "HookedTransformer loads models by official names only, and `path` is a folder. Use `loader: TransformerBridge`, "
+            "which loads any folder.",
         ),
         (
             ("apiVersion: saesync/v1", "apiVersion: saesync/v2"),
