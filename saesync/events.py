@@ -13,7 +13,8 @@ committed          release, location, commit, saes (ids), bytes
 tagged             release, location, commit, tag, made (bool; false: the tag stood already, on that commit)
 registered         release, registry, changed (bool), and where the entry is: branch, compare, number, url
 sae_finished       address, outcome ("published", "native", "deleted", "failed", "failing", "skipped", "stopped"), seconds,
-                   metrics, proof; of a native one why it is not converted (native: title, detail, said_by)
+                   metrics, proof; stays (bool: what was published before this run stays when it fails); of a native one why it
+                   is not converted (native: title, detail, said_by)
 note               text
 summary            outcomes (name -> count), failures, exit_code, seconds, commits, bytes, and what is done to whole
                    releases: cards (written by themselves), tags (made or put back), and what was not come to before all was

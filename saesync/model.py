@@ -246,13 +246,22 @@ class Observed:
         return self.pull is None or not self.pull.open or release not in self.pull.ahead
 
     def folder(self, sae_id: str) -> dict[str, FileDigest]:
-        """One SAE's files by their names inside it: those in its own folder, and its authors' under ``native/``."""
+        """One SAE's files by their names inside it: those in its own folder, and its authors' under ``native/``. Those of
+        another SAE that a record names further inside are that one's."""
         own, native = (f"{root}/" for root in roots_of(sae_id))
-        found = {own_name(path[len(own) :]): digest for path, digest in self.files.items() if path.startswith(own)}
+        inside = tuple(f"{root}/" for other in self.recorded if other.startswith(own) for root in roots_of(other))
+        found = {}
         for path, digest in self.files.items():
-            if path.startswith(native):
+            if path.startswith(own) and not path.startswith(inside):
+                found[own_name(path[len(own) :])] = digest
+            elif path.startswith(native) and not path.startswith(inside):
                 found[NATIVE_PREFIX + path[len(native) :]] = digest
         return found
+
+    @property
+    def recorded(self) -> frozenset[str]:
+        """The SAEs that some record names, or says are being put in place."""
+        return frozenset(sae_id for record in self.records.values() for sae_id in (*record.saes, *record.pending))
 
 
 # --------------------------------------------------------------------------------------------------- the plan

@@ -151,7 +151,8 @@ class Lines:
             *_proof(event.get("proof") or {}),
             *_metrics(event.get("metrics") or {}),
         ]
-        parts.append(_WORDS.get(event["outcome"], str(event["outcome"])))
+        stays = event["outcome"] == "failed" and event.get("stays")
+        parts.append("stays as it was published" if stays else _WORDS.get(event["outcome"], str(event["outcome"])))
         if event.get("native") is not None and event["address"] not in self._failed:  # a failure says the same
             parts.append(f"original files: {plain(event['native']['detail'], 300).rstrip('.')}")
         if event.get("seconds") is not None and event["outcome"] != "skipped":

@@ -18,7 +18,7 @@ class ReasonCode(StrEnum):
     NOT_VISIBLE = "not_visible"  # location, detail
     RECORD_NEWER = "record_newer"  # found, known
     RECORD_UNREADABLE = "record_unreadable"  # detail
-    TAKEN_BY = "taken_by"  # release
+    TAKEN_BY = "taken_by"  # release; asked (True: a manifest asks for the SAE under another release)
     FOREIGN_FILES = "foreign_files"  # files; missing (a file without which they cannot be taken over)
     FILES_CHANGED = "files_changed"  # file, recorded, found; asked (False: no manifest names the SAE any more)
     FILES_MISSING = "files_missing"  # file
@@ -40,7 +40,7 @@ class ReasonCode(StrEnum):
     RETIRE = "retire"
     PRUNE = "prune"
     ADOPT = "adopt"
-    REPLACE = "replace"  # of files that saesync did not publish: files, file
+    REPLACE = "replace"  # of files that saesync did not publish: files, file (those written over), stay (how many are not)
     NEEDED_BY = "needed_by"  # id: an SAE that misses its gate now would be copied from this orphan
     RESUMED = "resumed"  # an interrupted run left this folder half in place (local target)
     NOT_IN_THIS_VERSION = "not_in_this_version"  # section

@@ -161,6 +161,18 @@ def test_unsafe_unknown_and_damaged_files_are_said(tmp_path: Path) -> None:
     assert "W_enc  [3, 4]  float32" in text
 
 
+@pytest.mark.parametrize("made", ["goodfire", "dictionary_learning"])
+def test_what_reading_refuses_beside_tensors_is_said(made: str, tmp_path: Path) -> None:
+    """A manifest of such a file would fail at every apply."""
+    formats.get(made).example(tmp_path, 0)
+    (path,) = [each for each in tmp_path.iterdir() if each.suffix in (".pt", ".pth")]
+    torch.save({**torch.load(path), "step": 1000}, path)
+    text = describe(inspect_local(tmp_path))
+    assert f"! {path.name} holds 'step', which is no tensor" in text
+    with pytest.raises(Refused, match="no tensor"):
+        stanza(inspect_local(tmp_path))
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(Missing):
         inspect_local(tmp_path / "nowhere")
@@ -227,6 +239,21 @@ def test_a_manifest_over_many_saes_loads(tmp_path: Path) -> None:
         ("layer_2", "blocks.2.hook_resid_post", "saelens"),
         ("other", "blocks.19.hook_resid_post", "goodfire"),
     ]
+
+
+def test_what_only_some_saes_have_to_declare_stands_in_their_rows(tmp_path: Path) -> None:
+    """A run's checkpoints beside its end: only they want scaled inputs, and the factor of one is not known."""
+    write_example(tmp_path / "end", 0)
+    write_example(tmp_path / "unknown", 0, normalize_activations="expected_average_only_in")
+    assert ['"?"' in line for line in stanza(inspect_local(tmp_path)).splitlines() if "- {id" in line] == [False, True]
+    write_example(tmp_path / "known", 0, normalize_activations="expected_average_only_in")
+    (tmp_path / "known" / "activation_scaler.json").write_text('{"scaling_factor": 0.25}', encoding="utf-8")
+    text = manifest(inspect_local(tmp_path), folder=tmp_path)
+    with pytest.raises(ManifestError, match="norm_scaling_factor"):
+        loaded(tmp_path, completed(text))
+    release = loaded(tmp_path, completed(text).replace('norm_scaling_factor: "?"', "norm_scaling_factor: 0.5"))
+    options = {sae.id: dict(sae.source.options) for sae in release.saes}
+    assert options == {"end": {}, "known": {"norm_scaling_factor": 0.25}, "unknown": {"norm_scaling_factor": 0.5}}
 
 
 @pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])

@@ -83,7 +83,7 @@ def test_a_folder_of_another_release_is_taken(theirs: str) -> None:
     world.put(exists=True, visibility="public", records={"other": other})
     item = world.item(A, adopt=("*",), replace=("*",))
     assert (item.status, item.held) == (Status.TAKEN, True)
-    assert item.reasons == (Reason(ReasonCode.TAKEN_BY, {"release": "other"}),)
+    assert item.reasons == (Reason(ReasonCode.TAKEN_BY, {"release": "other", "asked": True}),)
 
 
 def test_a_folder_inside_another_releases_folder_is_taken() -> None:
@@ -173,7 +173,8 @@ def test_foreign_files_are_held_adopted_or_replaced() -> None:
     assert codes(adopted) == [ReasonCode.ADOPT]
     replaced = world.item(A, replace=("res/layer_0",))
     assert (replaced.status, replaced.steps) == (Status.FOREIGN, ALL)
-    assert replaced.reasons == (Reason(ReasonCode.REPLACE, {"files": 2, "file": CFG_FILE}),), "what would be lost is named"
+    lost = {"files": 2, "file": CFG_FILE, "stay": 0}
+    assert replaced.reasons == (Reason(ReasonCode.REPLACE, lost),), "what would be lost is named"
     assert world.item(A, adopt=("other/*",)).held
 
 
@@ -187,6 +188,8 @@ def test_files_that_are_no_sae_cannot_be_adopted(missing: str) -> None:
         assert (item.status, item.held, item.steps, item.reasons) == (Status.FOREIGN, True, (), why)
     both = world.item(A, adopt=("res/*",), replace=("res/*",))
     assert (both.steps, codes(both)) == (ALL, [ReasonCode.REPLACE])
+    world.put(exists=True, visibility="public", files={"layer_0/notes.txt": digest_bytes(b"mine")})
+    assert dict(world.item(A, replace=("res/*",)).reasons[0].data) == {"files": 0, "file": None, "stay": 1}
 
 
 def test_weights_that_were_measured_here_are_foreign_without_a_record() -> None:
@@ -283,6 +286,17 @@ def test_a_renamed_sae_is_moved() -> None:
     files = {**world.at().files, f"layer_3/{WEIGHTS_FILE}": digest_bytes(b"changed")}
     world.put(files=files)
     assert world.item(A).status is Status.ABSENT  # a changed orphan is nothing to copy
+
+
+def test_an_sae_renamed_to_a_folder_above_it_is_moved_and_not_foreign() -> None:
+    world = published(release(ids=["layer_0/topk"]))
+    old = world.wanted["res/layer_0/topk"].inputs
+    world.releases = [release()]
+    world.wanted = {A: wanted_of(sae(), inputs=old)}
+    item = world.item(A)
+    assert (item.status, item.move_from, item.held) == (Status.MOVED, "layer_0/topk", False)
+    world.put(files={**world.at().files, f"layer_0/{CFG_FILE}": digest_bytes(b"theirs")})
+    assert world.item(A).status is Status.FOREIGN
 
 
 def test_moved_without_the_numbers_is_measured_and_moved_with_bad_ones_fails() -> None:

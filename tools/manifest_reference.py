@@ -75,8 +75,9 @@ for_each:                               # rows: one SAE each
 
 Texts under `saes`, and `neuronpedia.set`, may hold `{{layer}}` or, with a Python format, `{{layer:02d}}`. A value
 that is only `"{{seed}}"` keeps the number's type; quote it, because a value that begins with a brace is a mapping in
-YAML. A brace itself is written twice. A value may be `null` for placeholders of `saes.entry`: the key whose whole value
-such a placeholder is, is then left out. There are no conditions, no arithmetic, no includes and no environment
+YAML. A brace itself is written twice. A value may be `null`: in `hook_out`, `cfg`, `entry` and the
+options of a source's format, the key whose whole value its placeholder is, is then left out. So SAEs of different
+formats fit into one template. There are no conditions, no arithmetic, no includes and no environment
 variables. One run handles at most {MAX_SAES:,} SAEs, counted before they are made; a text expands to at most
 {MAX_TEXT:,} characters.
 

@@ -188,12 +188,13 @@ class _Account:
     def _about(self, duty: Duty) -> dict[str, Any]:
         work = duty.work
         if work is None:
-            return {}
+            return {"stays": duty.step is StepKind.DELETE}
         began = self.context.clock() if work.began is None else work.began
         metrics = {name: metric.value for name, metric in sorted(work.evidence.metrics.items())} if work.evidence else {}
         proof = dict(work.build.proof) if work.build is not None else {}
         native = {} if work.native is None else {"native": work.native.to_json()}
-        return {"seconds": round(self.context.clock() - began, 3), "metrics": metrics, "proof": proof, **native}
+        seconds = round(self.context.clock() - began, 3)
+        return {"seconds": seconds, "metrics": metrics, "proof": proof, "stays": work.stays, **native}
 
     def keep_evidence(self) -> None:
         """Publish the evidence of SAEs that missed a gate to their release's ``records:``; the cache has it already."""

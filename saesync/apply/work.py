@@ -99,6 +99,12 @@ class Work:
         return not any(bound.metric in OF_RECONSTRUCTION for bound in require)
 
     @property
+    def stays(self) -> bool:
+        """Whether files of it are published already: when it fails, they stay."""
+        record = self.observed.records.get(self.release.name)
+        return record is not None and self.sae.id in record.saes and bool(record.saes[self.sae.id].files)
+
+    @property
     def may_be_native(self) -> bool:
         """Whether its authors' own files may be published. Not when somebody's published SAE is to be taken over."""
         return self.release.native and not self.has(StepKind.ADOPT)

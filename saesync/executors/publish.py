@@ -70,7 +70,14 @@ def publish(
         if not touched or touched == change.ids:
             raise
         rest = change.without(touched)
-        return target.publish(location, _batch(release, rest, tag), expect, progress), dict.fromkeys(touched, error)
+        after = target.publish(location, _batch(release, rest, tag), expect, progress)
+        return after, {sae_id: error if len(touched) == 1 else _changed(sae_id, location) for sae_id in touched}
+
+
+def _changed(sae_id: str, location: str) -> Conflict:
+    """The target names the first file it stumbles over, which is one SAE's."""
+    detail = f"{sae_id} in {location} was changed since the plan looked. Make a new plan."
+    return Conflict("Target changed meanwhile", detail)
 
 
 def publish_evidence(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +124,13 @@ def parse_yaml(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise instead(data, name) or Refused("Damaged file", f"{name} is not a YAML mapping.")
     return value
+
+
+def require_only(file: str, others: Collection[str], known: Collection[str] = ()) -> None:
+    """A torch checkpoint must hold nothing beside its tensors but what is ``known``.
+
+    Raises:
+        Refused: with the first other name.
+    """
+    if unknown := sorted(set(others) - set(known)):
+        raise Refused("Unknown entry", f"{file} holds {unknown[0][:100]!r}, which is no tensor. Is the format right?")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saesync.errors import Refused
-from saesync.formats._checks import require_tensors, widest
+from saesync.formats._checks import require_only, require_tensors, widest
 from saesync.formats._lazy import Transposed
 from saesync.formats._open import Opened
 from saesync.formats._pickle import ALLOWED
@@ -109,15 +109,25 @@ def no_others(file: str, opened: Opened) -> Mapping[str, LazyTensor]:
     Raises:
         Refused: it does, by name.
     """
-    if opened.others:
-        raise Refused("Unknown entry", f"{file} holds {opened.others[0][:100]!r}, which is no tensor. Is the format right?")
+    require_only(file, opened.others)
     return opened.tensors
 
 
 def unsafe(name: str, headers: Headers, file: str) -> Candidate | None:
-    """The refusal of a recognised file whose pickle names more than tensors."""
+    """The refusal of a recognised file whose pickle names what is not of torch."""
     names = tuple(found for found in headers.globals.get(file, ()) if found not in ALLOWED)
     return Candidate(name, 0.9, refusal=f"{file} {unsafe_detail(names)}") if names else None
+
+
+def more_than_tensors(name: str, headers: Headers, file: str) -> Candidate | None:
+    """The refusal of a recognised file that must hold tensors alone, as ``no_others`` and reading refuse it."""
+    if (refused := unsafe(name, headers, file)) is not None:
+        return refused
+    try:
+        require_only(file, headers.others.get(file, ()))
+    except Refused as refusal:
+        return Candidate(name, 0.9, refusal=reason(refusal))
+    return None
 
 
 def reason(refusal: Refused) -> str:

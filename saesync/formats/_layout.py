@@ -118,13 +118,3 @@ def require_k(k: Any, d_sae: int, where: str) -> int:
     if type(k) is not int or not 0 < k <= d_sae:
         raise Refused("Missing k", f"{where} must be a whole number from 1 to {d_sae}, not {str(k)[:50]!r}.")
     return k
-
-
-def require_only(file: str, others: Collection[str], known: Collection[str] = ()) -> None:
-    """A torch checkpoint must hold nothing beside its tensors but what is ``known``.
-
-    Raises:
-        Refused: with the first other name.
-    """
-    if unknown := sorted(set(others) - set(known)):
-        raise Refused("Unknown entry", f"{file} holds {unknown[0][:100]!r}, which is no tensor. Is the format right?")

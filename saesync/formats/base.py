@@ -38,8 +38,8 @@ class TensorInfo:
 @dataclass(frozen=True, slots=True)
 class Headers:
     """What can be known of a source without reading weights: its file names, the JSON and YAML side files, tensor headers, the
-    globals named in a pickle, the plain ``values`` (numbers, strings) beside its tensors, and the notes (``__metadata__``) of
-    safetensors files. Keys are file names relative to the source path.
+    globals named in a pickle, the names of ``others`` beside its tensors and the plain ``values`` (numbers, strings) of these,
+    and the notes (``__metadata__``) of safetensors files. Keys are file names relative to the source path.
 
     ``place`` is that path itself, with the repo's name before it: in some formats nothing else says model and layer. What it
     says is proposed to the user, never taken.
@@ -52,6 +52,7 @@ class Headers:
     place: str = ""
     values: Mapping[str, Mapping[str, Json]] = field(default_factory=nothing)
     notes: Mapping[str, Mapping[str, str]] = field(default_factory=nothing)
+    others: Mapping[str, tuple[str, ...]] = field(default_factory=nothing)
 
     def of(self, names: Collection[str]) -> Headers:
         """What these say of the files ``names`` alone."""
@@ -63,6 +64,7 @@ class Headers:
             self.place,
             _only(self.values, names),
             _only(self.notes, names),
+            _only(self.others, names),
         )
 
 

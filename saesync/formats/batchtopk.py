@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
-from saesync.formats._checks import read_json, unknown_value, widest
-from saesync.formats._layout import Layout, cfg, look, require_k, require_only
+from saesync.formats._checks import read_json, require_only, unknown_value, widest
+from saesync.formats._layout import Layout, cfg, look, require_k
 from saesync.formats._lazy import Filled, Mapped, whole
 from saesync.formats._open import TORCH, Opened, beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, TensorInfo, Weights

@@ -56,7 +56,7 @@ class ConnorRob:
                 continue
             if "W_enc" not in tensors or len(tensors["W_enc"].shape) != 2:
                 continue  # with three axes: a crosscoder
-            if (refused := _dense.unsafe(self.name, headers, file)) is not None:
+            if (refused := _dense.more_than_tensors(self.name, headers, file)) is not None:
                 return refused
             try:
                 size = _measure(file, tensors, cfg)

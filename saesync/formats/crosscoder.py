@@ -64,7 +64,7 @@ class Crosscoder:
         for file, tensors in headers.tensors.items():
             if any(len(tensors[name].shape) != 3 if name in tensors else True for name in ("W_enc", "W_dec")):
                 continue
-            if (refused := _dense.unsafe(self.name, headers, file)) is not None:
+            if (refused := _dense.more_than_tensors(self.name, headers, file)) is not None:
                 return refused
             try:
                 models, size = _measure(file, tensors)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Refused
-from saesync.formats._checks import widest
-from saesync.formats._layout import LINEARS, cfg, look, require_only
+from saesync.formats._checks import require_only, widest
+from saesync.formats._layout import LINEARS, cfg, look
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats.base import Candidate, Headers, SourceFiles, Weights
 

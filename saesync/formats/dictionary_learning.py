@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saesync.errors import Inexpressible, Refused
-from saesync.formats._checks import read_json, require_tensors, widest
+from saesync.formats._checks import read_json, require_only, require_tensors, widest
 from saesync.formats._lazy import Filled, Stored, Transposed, whole
 from saesync.formats._open import TORCH, beside, choose, open_tensors
 from saesync.formats._pickle import ALLOWED
@@ -123,6 +123,10 @@ class DictionaryLearning:
                 continue
             if unsafe := tuple(name for name in headers.globals.get(file, ()) if name not in ALLOWED):
                 return Candidate(self.name, 0.9, refusal=f"{file} {unsafe_detail(unsafe)}")
+            try:
+                require_only(file, headers.others.get(file, ()))
+            except Refused as refusal:
+                return Candidate(self.name, 1.0 if trainer is not None else 0.3, refusal=refusal.diagnostics[0].detail)
             return self._candidate(file, tensors, trainer, headers.json.get(CONFIG), fitting)
         return None
 
@@ -156,8 +160,7 @@ class DictionaryLearning:
         chosen, trainer, config = resolve(files, options)
         file, path = weights_file(files)
         opened = open_tensors(path, file)
-        if opened.others:
-            raise Refused("Unknown entry", f"{file} holds {opened.others[0][:100]!r}, which is no tensor. Is the format right?")
+        require_only(file, opened.others)
         d_in, d_sae = _dimensions(file, chosen, opened.infos, trainer)
         kind = CLASSES[chosen]
         turned = {"W_enc", "W_dec"} if kind.linear else set()

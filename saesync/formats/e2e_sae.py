@@ -60,7 +60,7 @@ class E2eSae:
             sites = _sites(tensors)
             if not sites:
                 continue
-            if (refused := _dense.unsafe(self.name, headers, file)) is not None:
+            if (refused := _dense.more_than_tensors(self.name, headers, file)) is not None:
                 return refused
             try:
                 size = _measure(file, tensors, sites[0])

@@ -64,7 +64,7 @@ class Goodfire:
         for file, tensors in headers.tensors.items():
             if ENCODER not in tensors or not {DECODER, TOPK_DECODER} & set(tensors):
                 continue
-            if (refused := _dense.unsafe(self.name, headers, file)) is not None:
+            if (refused := _dense.more_than_tensors(self.name, headers, file)) is not None:
                 return refused
             try:
                 size = _dense.measure(file, tensors, _layout(tensors))

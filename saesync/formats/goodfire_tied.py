@@ -58,7 +58,7 @@ class GoodfireTied:
             own = _own(tensors)
             if set(own) != {"W", "b_enc", "b_dec"}:
                 continue
-            if (refused := _dense.unsafe(self.name, headers, file)) is not None:
+            if (refused := _dense.more_than_tensors(self.name, headers, file)) is not None:
                 return refused
             try:
                 size = _measure(file, own)

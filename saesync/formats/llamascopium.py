@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from saesync.errors import Inexpressible, Refused
 from saesync.formats import _openmoss
-from saesync.formats._checks import read_json, unknown_value, widest
+from saesync.formats._checks import read_json, require_only, unknown_value, widest
 from saesync.formats._fold import positive_row_norms, scaled
-from saesync.formats._layout import LINEARS, Layout, cfg, look, require_k, require_only
+from saesync.formats._layout import LINEARS, Layout, cfg, look, require_k
 from saesync.formats._lazy import Filled, Mapped, Stored, whole
 from saesync.formats._llamascopium_reference import LOG, NEW_LOG, NORM, forward, write_example
 from saesync.formats._open import TORCH, Opened, beside, choose, open_tensors

@@ -53,7 +53,7 @@ class Matryoshka:
         for file, tensors in headers.tensors.items():
             if AVERAGE not in tensors:
                 continue
-            if (refused := _dense.unsafe(self.name, headers, file)) is not None:
+            if (refused := _dense.more_than_tensors(self.name, headers, file)) is not None:
                 return refused
             try:
                 size = _dense.measure(file, tensors, _LAYOUT)

@@ -123,6 +123,7 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
     globals_: dict[str, tuple[str, ...]] = {}
     values: dict[str, Mapping[str, Any]] = {}
     notes: dict[str, Mapping[str, str]] = {}
+    others: dict[str, tuple[str, ...]] = {}
     for name, listed in files.items():
         source = place.open(listed)
         if name.endswith(".json"):
@@ -138,8 +139,8 @@ def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:
             tensors[name] = _npz.parse(source, name)
         elif name.endswith(TENSOR_SUFFIXES):
             file = _torchzip.parse(source, name)
-            tensors[name], globals_[name], values[name] = file.tensors, file.globals, file.values
-    return Headers(tuple(sorted(files)), json, tensors, globals_, where, values, notes)
+            tensors[name], globals_[name], values[name], others[name] = file.tensors, file.globals, file.values, file.others
+    return Headers(tuple(sorted(files)), json, tensors, globals_, where, values, notes, others)
 
 
 def _inspect(place: Place, path: str, reference: Reference, revision: str | None) -> Inspection:

@@ -305,11 +305,16 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     rows: list[dict[str, Any]] = []
     chosen = [_best(found) for found in saes]
     for found, candidate in zip(saes, chosen, strict=True):
-        row = {"id": _id(found, candidate), "path": _join(inspection, found.path, folder), "format": candidate.format}
-        for name in ("hook", "hook_out"):
-            if any(name in one.facts for one in chosen):
-                row[name] = candidate.facts.get(name, _UNSAID)
-        rows.append({**row, **candidate.options, "dtype": _dtype(candidate)})
+        row: dict[str, Any] = {
+            "id": _id(found, candidate),
+            "path": _join(inspection, found.path, folder),
+            "format": candidate.format,
+        }
+        if any("hook" in one.facts for one in chosen):
+            row["hook"] = candidate.facts.get("hook", _UNSAID)
+        if any("hook_out" in one.facts for one in chosen):
+            row["hook_out"] = candidate.facts.get("hook_out")  # null, of what predicts what it reads
+        rows.append({**row, **_options_in_row(candidate, chosen), "dtype": _dtype(candidate)})
     common = {key: value for key, value in rows[0].items() if all(row.get(key) == value for row in rows[1:])}
     common = {key: value for key, value in common.items() if key not in ("id", "path")}
     shared = set.intersection(*(set(row) for row in rows))
@@ -319,7 +324,7 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
     def value(key: str) -> str:
         return _text(common[key]) if key in common else f'"{{{key}}}"'
 
-    needs = sorted({name for one in chosen for name in one.needs})
+    needs = sorted({name for one in chosen for name in one.needs} - shared)
     options = sorted(shared - {"id", "path", "format", "hook", "hook_out", "dtype"})
     return [
         *lines,
@@ -333,6 +338,13 @@ def _many(inspection: Inspection, saes: Sequence[Found], folder: Path | None) ->
         *(f"    # {name}:    some of these need it, and their files do not say it" for name in needs),
         f"  dtype: {value('dtype')}{_widened(chosen)}",
     ]
+
+
+def _options_in_row(candidate: Candidate, all_: Sequence[Candidate]) -> dict[str, Any]:
+    """What some of the SAEs have to declare: null where another one's files need it not."""
+    needed = {name for one in all_ for name in one.needs if not all(name in other.needs for other in all_)}
+    names = sorted(needed | {name for one in all_ for name in one.options})
+    return {name: candidate.options.get(name, _UNSAID if name in candidate.needs else None) for name in names}
 
 
 def _dtype(candidate: Candidate) -> str:

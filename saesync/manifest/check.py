@@ -21,6 +21,7 @@ from saesync.schema.fast import Check, compile_schema
 
 MAX_EXPLAINED = 100  # SAEs whose errors are spelled out; the rest come from the same template
 MAX_EXPLAINED_VALUES = 100_000  # and values that are looked at in doing so
+_WHICH_SOURCE = frozenset({"repo", "revision", "path", "format"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
             made = []
             droppable = _droppable(saes)
             for row in rows.make():
-                filled = _without_nulls(section if fill is None else fill(row), droppable)
+                filled = section if fill is None else fill(row)
+                filled = _without_nulls(filled, droppable) if None in row.values() else filled
                 made.append((row, filled, set_value if set_fill is None else set_fill(row)))
                 budget.characters -= templates.length(row)
                 if budget.characters < 0:
@@ -104,22 +106,29 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
     raise ManifestError.of(found)
 
 
-def _droppable(saes: Node) -> frozenset[str]:
-    """Keys of ``entry`` whose value is a text, and so may be a placeholder that stands for null."""
-    entry = saes.get("entry")
-    if entry is None or not isinstance(entry.value, dict):
-        return frozenset()
-    return frozenset(name for name, node in entry.value.items() if isinstance(node.value, str))
+def _droppable(saes: Node) -> Mapping[str, frozenset[str]]:
+    """By section, the keys that may be left out and whose value is a text, and so may be a placeholder that stands for null.
+
+    What a source is does not depend on a null: without its repo another one would be read.
+    """
+
+    def texts(node: Node | None) -> frozenset[str]:
+        below = node.value if node is not None else None
+        items = below.items() if isinstance(below, dict) else ()
+        return frozenset(key for key, each in items if isinstance(each.value, str))
+
+    found = {name: texts(saes.get(name)) - _WHICH_SOURCE for name in ("cfg", "entry", "source")}
+    return {"": texts(saes) & {"hook_out"}, **found}
 
 
-def _without_nulls(section: dict[str, Any], droppable: frozenset[str]) -> dict[str, Any]:
-    """A filled section without the keys of ``entry`` that a row has no value for."""
-    if not droppable:
-        return section
-    entry = section["entry"]
-    if all(entry[name] is not None for name in droppable):
-        return section
-    return {**section, "entry": {name: value for name, value in entry.items() if value is not None or name not in droppable}}
+def _without_nulls(section: dict[str, Any], droppable: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """A filled section without the keys that a row has no value for."""
+
+    def kept(part: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+        return {key: value for key, value in part.items() if value is not None or key not in keys}
+
+    below = {name: kept(section[name], keys) for name, keys in droppable.items() if name and keys}
+    return kept({**section, **below}, droppable[""])
 
 
 def _rows(root: Node, file: str, found: list[Diagnostic]) -> Rows | None:

@@ -69,9 +69,7 @@ class Template:
             return row[self.whole]
         for name in self.names:
             if row[name] is None:
-                detail = (
-                    f"{name} is null here, which stands for nothing: only a value under `entry` that is all `{{{name}}}` may be."
-                )
+                detail = f"{name} is null here, which stands for nothing: only a value that is all `{{{name}}}` may be left out."
                 raise ManifestError("Placeholder has no value", detail, self.origin)
         try:
             filled = self.text.format_map(row)

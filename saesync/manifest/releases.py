@@ -95,6 +95,12 @@ class _Maker:
     def _model(self) -> ModelSpec:
         section = self.fixed["model"]
         path = section.get("path")
+        if path is not None and section.get("loader") == "HookedTransformer" and "validate" in self.fixed:
+            detail = (
+                "HookedTransformer loads models by official names only, and `path` is a folder. "
+                "Use `loader: TransformerBridge`, which loads any folder."
+            )
+            self._say("Loader does not fit", detail, self.origins["model.loader"])
         return ModelSpec(
             section.get("name"),
             None if path is None else self._local(path, "model.path"),

@@ -46,7 +46,9 @@ def check_files(folder: Path) -> dict[str, Any]:
         Refused: its weights are pickled, or a file is unreadable.
     """
     if not folder.is_dir():
-        raise Missing("Model is not here", f"There is no model folder {folder}. Fetch the model, or correct model.path.")
+        raise Missing(
+            "Model is not here", f"There is no model folder {folder}. Correct model.path; of a cached model, run again."
+        )
     config = _json(folder, "config.json")
     missing = [*_weights(folder), *_tokenizer(folder)]
     if missing:

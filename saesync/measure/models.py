@@ -78,9 +78,10 @@ def _hooked(folder: Path, dtype: torch.dtype, kwargs: Mapping[str, object], devi
     try:
         official = get_official_model_name((name or "").removeprefix("openai-community/").removeprefix("distilbert/"))
     except ValueError as error:
+        said = f"{name!r} is none of them" if name is not None else f"{folder.name!r} is a local folder"
         raise Refused(
             "HookedTransformer does not know the model",
-            f"HookedTransformer loads models by official names only, and {name or folder.name!r} is none of them. "
+            f"HookedTransformer loads models by official names only, and {said}. "
             "Use `loader: TransformerBridge`, which loads any folder.",
         ) from error
     if official.startswith(NEED_REMOTE_CODE_MODELS):

@@ -40,12 +40,13 @@ class Place:
 
 
 def index(observed: Observed, asked: Iterable[str]) -> Place:
-    """Index a location for the SAE ids ``asked`` and all that its records name. One pass over the files."""
-    wanted = set(asked)
+    """Index a location for the SAE ids ``asked`` and all that its records name. One pass over the files, which belong to
+    whom ``Observed.folder`` says."""
+    recorded = observed.recorded
+    wanted = recorded | set(asked)
     owners: dict[str, set[str]] = {}
     inside: dict[str, set[str]] = {}
     for release, record in observed.records.items():
-        wanted.update(record.saes, record.pending)
         for sae_id in record.saes:
             folded = fold(sae_id)
             owners.setdefault(folded, set()).add(release)
@@ -53,9 +54,12 @@ def index(observed: Observed, asked: Iterable[str]) -> Place:
                 inside.setdefault(folded[:end], set()).add(release)
     folders: dict[str, dict[str, FileDigest]] = {}
     for path, digest in observed.files.items():
-        for folder, name in holders(path):
-            if folder in wanted:
-                folders.setdefault(folder, {})[name] = digest
+        found = [(folder, name) for folder, name in holders(path) if folder in wanted]
+        if len(found) > 1:
+            innermost = max((at for at, (folder, _) in enumerate(found) if folder in recorded), default=0)
+            found = found[innermost:]
+        for folder, name in found:
+            folders.setdefault(folder, {})[name] = digest
     return Place(observed, folders, owners, inside)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
+from saesync.folders import is_native
 from saesync.model import SAE_FILES, WEIGHTS_FILE, Observed, Release, Status, StepKind
 from saesync.planning.case import Case
 from saesync.reason import Reason, ReasonCode
@@ -46,7 +48,7 @@ def locked(case: Case) -> Decision | None:
 
 def taken(case: Case) -> Decision | None:
     """The folder belongs to another release."""
-    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": case.others[0]})) if case.others else None
+    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": case.others[0], "asked": True})) if case.others else None
 
 
 def blocked(case: Case) -> Decision | None:
@@ -110,11 +112,19 @@ def foreign(case: Case) -> Decision | None:
             choice="adopt",
         )
     if case.replace:
-        first = min(case.files, key=lambda name: (name not in SAE_FILES, name))  # those that are surely written over go first
-        why = Reason(ReasonCode.REPLACE, {"files": len(case.files), "file": first})
+        why = Reason(ReasonCode.REPLACE, _written_over(case))
         return replace(build(case, Status.FOREIGN, why), choice="replace")
     lacking = {} if case.lacking is None else {"missing": case.lacking}
     return hold(Status.FOREIGN, Reason(ReasonCode.FOREIGN_FILES, {"files": len(case.files), **lacking}))
+
+
+def _written_over(case: Case) -> dict[str, Any]:
+    """Which files of others a build writes over; none other is touched. The authors' own go under ``native/``, if at all."""
+    written = [name for name in case.files if name in SAE_FILES or (case.release.native and is_native(name))]
+    if not written:
+        return {"files": 0, "file": None, "stay": len(case.files)}
+    first = min(written, key=lambda name: (name not in SAE_FILES, name))  # those that are surely written over go first
+    return {"files": len(written), "file": first, "stay": len(case.files) - len(written)}
 
 
 def drifted(case: Case) -> Decision | None:

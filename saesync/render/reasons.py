@@ -96,11 +96,14 @@ def _foreign(data: Data) -> Parts:
 
 def _replace(data: Data) -> Parts:
     """What of ours was changed is said by a reason of its own."""
-    if data.get("file") is None:
+    if "files" not in data:
         return ("--replace",)
-    count = _float(data.get("files"))
+    count, stay = _float(data["files"]), _float(data.get("stay", 0))
+    if not count:
+        return (f"--replace publishes beside {number(stay)} file{'s' if stay != 1 else ''} that saesync did not publish",)
     others = f" and {number(count - 1)} more" if count > 1 else ""
-    return ("--replace overwrites files that saesync did not publish: ", Quoted(data["file"]), others)
+    rest = f"; {number(stay)} other{'s stay' if stay != 1 else ' stays'}" if stay else ""
+    return ("--replace overwrites files that saesync did not publish: ", Quoted(data["file"]), others + rest)
 
 
 def _record_unreadable(data: Data) -> Parts:
@@ -125,7 +128,15 @@ def _unreachable(data: Data) -> Parts:
 
 
 def _visibility(data: Data) -> Parts:
-    return ("the repo is ", Quoted(data.get("found")), ", the manifest asks for ", Quoted(data.get("asked")))
+    remedy = ": change it on the Hub, or publish.private in the manifest"
+    return ("the repo is ", Quoted(data.get("found")), ", the manifest asks for ", Quoted(data.get("asked")), remedy)
+
+
+def _taken(data: Data) -> Parts:
+    """An SAE that is asked for here is asked for by no manifest of the other release: two that do are refused."""
+    other = Quoted(data.get("release"))
+    remedy = (": --prune ", other, " deletes it there, if nobody needs it under that name") if data.get("asked") else ()
+    return ("the folder belongs to release ", other, *remedy)
 
 
 def _count(data: Data, name: str) -> str:
@@ -197,7 +208,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
             f"record version {number(_float(data.get('found')))}, this saesync reads {number(_float(data.get('known')))}",
         ),
         ReasonCode.RECORD_UNREADABLE: _record_unreadable,
-        ReasonCode.TAKEN_BY: lambda data: ("the folder belongs to release ", Quoted(data.get("release"))),
+        ReasonCode.TAKEN_BY: _taken,
         ReasonCode.FOREIGN_FILES: _foreign,
         ReasonCode.FILES_CHANGED: _files_changed,
         ReasonCode.FILES_MISSING: lambda data: (Quoted(data.get("file")), " is missing: --replace restores"),

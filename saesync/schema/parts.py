@@ -100,7 +100,7 @@ def definitions() -> Schema:
         "axisValue": {
             "type": ["integer", "number", "string", "null"],
             "maxLength": 500,
-            "description": "What a placeholder stands for; null under `saes.entry` only, where it leaves the key out.",
+            "description": "What a placeholder stands for; null leaves an option out whose whole value it is.",
         },
     }
 

@@ -109,8 +109,8 @@ def test_a_commit_that_is_nowhere_is_called_so(hub_world: HubWorld, look: Look, 
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
-def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look) -> None:
-    """The SAE they touched is named and left alone; the others are published."""
+def test_somebody_else_changes_some_saes_meanwhile(hub_world: HubWorld, look: Look) -> None:
+    """Those they touched are left alone, each named by itself; the others are published."""
     server = hub_world.server
     server.create_repo(TARGET)
     run = look(hub_world.manifest())
@@ -119,13 +119,14 @@ def test_somebody_else_changes_one_sae_meanwhile(hub_world: HubWorld, look: Look
     def emit(event: object) -> None:
         run.events.append(event)  # type: ignore[arg-type]
         if event["type"] == "step_finished" and event["step"] == "validate" and not meddled:  # type: ignore[index]
-            meddled.append(server.push(TARGET, {"layer_0/standard/cfg.json": b"{}"}))
+            meddled.append(server.push(TARGET, {"layer_0/standard/cfg.json": b"{}", "layer_0/topk/mine.txt": b""}))
 
     meddled: list[str] = []
     result = apply(plan, context, emit, StopFlag())
-    assert result.outcomes["tiny-hub/layer_0/standard"] is Outcome.FAILED
-    assert result.outcomes["tiny-hub/layer_0/topk"] is Outcome.PUBLISHED
     assert result.outcomes["tiny-hub/layer_1/batchtopk"] is Outcome.PUBLISHED
+    assert {failure.address for failure in result.failures} == {"tiny-hub/layer_0/standard", "tiny-hub/layer_0/topk"}
+    for failure in result.failures:
+        assert failure.diagnostics[0].detail.startswith(f"{failure.address.removeprefix('tiny-hub/')} in {TARGET} was changed")
     assert server.file(TARGET, "layer_0/standard/cfg.json") == b"{}"
 
 

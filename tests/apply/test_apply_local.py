@@ -448,6 +448,19 @@ def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld,
     assert {d.summary for f in result.failures for d in f.diagnostics} == {"Source changed meanwhile"}
 
 
+def test_what_fails_says_whether_it_is_published_already(world: TinyWorld, look: Look) -> None:
+    for path in (world.sources / "legacy" / "sae_weights.safetensors", world.sources / "goodfire" / "layer_0.pth"):
+        path.write_bytes(path.read_bytes()[:-2000])  # the second one after its SAE was published
+        run = look(world.good)
+        run.apply()
+    told = {
+        event["address"]: event["stays"]
+        for event in run.events
+        if event["type"] == "sae_finished" and event["outcome"] == "failed"
+    }
+    assert told == {"tiny-res/layer_0/standard": True, "tiny-res/layer_0/topk": False}
+
+
 def test_stopping_publishes_what_passed_and_the_next_run_does_the_rest(world: TinyWorld, look: Look) -> None:
     uninterrupted = look(world.good)
     stop = StopFlag()

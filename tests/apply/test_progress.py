@@ -77,6 +77,7 @@ def test_one_line_per_sae_without_a_terminal() -> None:
     assert lines[2] == "  ✓ layer_0   converted  max|Δ| 1.2e-06  EV  0.812  CE  0.987  L0   61.2  published  4m02s"
     assert lines[3].startswith("  ✗ layer_2   L0   60.0  not published")
     assert "0.614" in lines[3]
+    assert "layer_2   L0   60.0  stays as it was published" in drawn("lines", FAILED, {**UNDONE, "stays": True})
     assert not any("143" in line for line in lines), "no animation"
     assert any("m.yaml:25:25" in line for line in lines)
 

@@ -133,6 +133,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "No explained_variance is at least 0.7 and at most 0.6. Swap or change them.",
         ),
         (
+            (f"  name: google/gemma-2-2b\n  revision: {COMMIT}\n", "  path: .\n  loader: HookedTransformer\n"),
+            "Loader does not fit @ a.yaml:6:11",
+            "HookedTransformer loads models by official names only, and `path` is a folder. Use `loader: TransformerBridge`, "
+            "which loads any folder.",
+        ),
+        (
             ("apiVersion: saesync/v1", "apiVersion: saesync/v2"),
             "Unknown value @ a.yaml:1:13",
             'apiVersion is "saesync/v2"; this saesync reads saesync/v1.',

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from manifest_support import COMMIT, GOOD, changed, complaints, release, said, write
+from manifest_support import COMMIT, GOOD, OTHER, changed, complaints, release, said, write
 
 from saesync import planfile, render
 from saesync.cache import Cache
@@ -91,6 +91,20 @@ def test_what_the_entries_say_keeps_its_type_and_null_leaves_a_key_out(here: Pat
     }
     assert dict(second.entry) == {"l0": 71.5, "norm_scaling_factor": 2}
     assert [type(sae.entry["l0"]) for sae in (first, second)] == [int, float]
+
+
+def test_null_leaves_options_and_hook_out_out_but_never_says_which_source(here: Path) -> None:
+    rows = "for_each:\n    - {layer: 0, f: 0.5, n: none, out: x}\n    - {layer: 1, f: null, n: null, out: null}\n"
+    more = 'format: saelens\n    norm_scaling_factor: "{f}"\n  cfg: {normalize_activations: "{n}"}\n  hook_out: "{out}"\n'
+    text = changed(("for_each:\n    layer: {first: 0, last: 25}\n", rows), ("format: goodfire\n", more))
+    first, second = release(here, text).saes
+    assert [dict(sae.source.options) for sae in (first, second) if sae.source] == [{"norm_scaling_factor": 0.5}, {}]
+    assert [dict(sae.cfg) for sae in (first, second)] == [{"normalize_activations": "none"}, {}]
+    assert [sae.hook_out for sae in (first, second)] == ["x", None]
+    for old in ("repo: acme/dictionaries", f"revision: {OTHER}", "path: resid_post_layer_{layer:02d}/ae.pt"):
+        key = old.partition(":")[0]
+        found = complaints(here, changed((old, f'{key}: "{{out}}"'), base=text))
+        assert any("takes a text, not nothing" in each.detail for each in found), (key, said(found))
 
 
 def test_what_is_left_open(here: Path) -> None:

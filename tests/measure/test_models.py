@@ -123,7 +123,7 @@ def test_hooked_transformer_goes_by_official_names(world: SimpleNamespace) -> No
     before = Path.cwd()
     with pytest.raises(Refused, match=r"none of them\. Use `loader: TransformerBridge`"):
         load_model(world.model, "HookedTransformer", "float32", {}, CPU, "acme/small")
-    with pytest.raises(Refused, match="by official names only"):
+    with pytest.raises(Refused, match="'model' is a local folder"):
         load_model(world.model, "HookedTransformer", "float32", {}, CPU)
     model = load_model(world.model, "HookedTransformer", "float32", {}, CPU, "openai-community/gpt2")
     assert type(model.module).__name__ == "HookedTransformer"

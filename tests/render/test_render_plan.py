@@ -124,7 +124,7 @@ def test_foreign_files_that_are_overwritten_are_named_and_are_no_addition() -> N
     data = view(world, replace=("res/*",))
     (line,) = (line for line in plan_text(data).splitlines() if "layer_0" in line)
     assert line.split()[:2] == ["~", "layer_0"]
-    assert line.endswith("--replace overwrites files that saesync did not publish: cfg.json and 1 more")
+    assert line.endswith("--replace overwrites files that saesync did not publish: cfg.json; 1 other stays")
     assert "1 to overwrite" in plan_text(data)
 
 

@@ -203,6 +203,17 @@ def test_move_copies_inside_the_target(place: Place, tmp_path: Path) -> None:
         place.publish(batch("res", {"again": Upload(old.record, {}, copy_from="layer_0")}))
 
 
+@pytest.mark.parametrize(("old", "new"), [("layer_0", "layer_0/topk"), ("layer_0/topk", "layer_0")])
+def test_an_sae_that_moves_into_or_out_of_its_own_folder(place: Place, tmp_path: Path, old: str, new: str) -> None:
+    """In two commits of one run: what the first put there is nobody's change, and the second deletes nothing of it."""
+    made = upload(tmp_path / "one", 1)
+    seen = place.publish(batch("res", {old: made}))
+    place.publish(batch("res", {new: Upload(made.record, {}, copy_from=old)}), seen)
+    after = place.publish(batch("res", {}, removed=frozenset({old})), seen)
+    assert set(after.records["res"].saes) == {new}
+    assert paths_of(place) == {f"{new}/{name}" for name in made.record.files}
+
+
 def test_small_files_are_copied_too(place: Place, tmp_path: Path) -> None:
     old = upload(tmp_path / "one", 1)
     place.publish(batch("res", {"layer_0": old}))
