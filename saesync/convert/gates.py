@@ -22,12 +22,15 @@ EXACT = 1e-10  # two float64 computations of one function; what is measured is a
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Fraction of variance of the reconstruction that storing and computing in a dtype may cost.
 FVU_LIMIT = {"float64": 1e-9, "float32": 1e-9, "float16": 1e-2, "bfloat16": 5e-2}
+# The same of rows in which rounding switches a feature: there the output jumps by the whole feature, in any dtype.
+_JUMPS = 1e-2
 
 
 @dataclass(slots=True)
 class Tally:
     """Worst differences so far. ``feature`` and ``reconstruction`` are relative to their row's scale; ``excess`` is the worst
-    feature difference over its bound; ``switched`` counts support changes, ``unexplained`` those rounding does not explain."""
+    feature difference over its bound; ``switched`` counts support changes, ``unexplained`` those rounding does not explain;
+    ``jumped`` is the squared difference of reconstructions in rows with support changes, ``residual`` that in all others."""
 
     feature: float = 0.0
     reconstruction: float = 0.0
@@ -36,12 +39,24 @@ class Tally:
     unexplained: int = 0
     rows: int = 0
     residual: float = 0.0
+    jumped: float = 0.0
     variance: float = 0.0
 
     @property
     def fvu(self) -> float:
         """Fraction of the reference's variance that the other side does not explain."""
-        return 0.0 if self.residual == 0 else self.residual / max(self.variance, 1e-300)
+        return (self.residual + self.jumped) / max(self.variance, 1e-300)
+
+    @property
+    def untied_fvu(self) -> float:
+        """The part of ``fvu`` in rows where all features that fire are the same."""
+        return self.residual / max(self.variance, 1e-300)
+
+
+def affordable(fvu: float, untied_fvu: float, dtype: str) -> bool:
+    """Whether that is no more than storing and computing in ``dtype`` may cost. NaN is not."""
+    limit = FVU_LIMIT[dtype]
+    return untied_fvu <= limit and fvu <= max(limit, _JUMPS)
 
 
 class Gate:
@@ -84,7 +99,9 @@ class Gate:
         tally.feature = _worst(tally.feature, both / scale[:, None])
         height = r.abs().amax(dim=1).clamp(min=max(self._base, 1e-300))
         tally.reconstruction = _worst(tally.reconstruction, (r - s).abs() / height[:, None])
-        tally.residual += (r - s).square().sum().item()
+        missed, jumps = (r - s).square().sum(dim=1), switched.any(dim=1)
+        tally.residual += missed[~jumps].sum().item()
+        tally.jumped += missed[jumps].sum().item()
         tally.variance += (r - r.mean(dim=0)).square().sum().item()
         tally.rows += len(f)
         count = int(switched.sum())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saesync.convert.finite import require_finite_file
-from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
+from saesync.convert.gates import EPSILON, EXACT, Gate, affordable
 from saesync.convert.rows import Rows, make_rows, require_positive
 from saesync.convert.sequences import LENGTH, coupling, require_context
 from saesync.convert.stock import Stock
@@ -138,7 +138,7 @@ def prove_published(source: Source, weights: Weights, published: Published, real
         "fvu": plain.tally.fvu,
     }
     proof |= {"support_changes": unexplained, "rows": plain.tally.rows + edges.tally.rows}
-    if not (excess <= 1 and unexplained == 0 and plain.tally.fvu <= FVU_LIMIT[dtype]):
+    if not (excess <= 1 and unexplained == 0 and affordable(plain.tally.fvu, plain.tally.untied_fvu, dtype)):
         raise ProofFailed("Not the same function", f"The published SAE is not the source's function: {_numbers(proof)}.")
     require_context(function, rows.x)
     return proof
@@ -228,6 +228,7 @@ def _cast_report(gate: Gate, dtype: str, exact: bool) -> dict[str, Any]:
         "cast_max_reconstruction_diff": tally.reconstruction,
         "cast_feature_excess": tally.excess,
         "cast_fvu": tally.fvu,
+        "cast_untied_fvu": tally.untied_fvu,
         "cast_support_changes": tally.switched,
         "cast_support_unexplained": tally.unexplained,
         "cast_rows": tally.rows,
@@ -245,8 +246,8 @@ def _judge(proof: Mapping[str, Any], dtype: str) -> None:
         raise ProofFailed(
             "Depends on its batch", f"Features of a row change by {proof['batch_diff']:.1e} with the rows beside it or after it."
         )
-    kept = proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and proof["cast_fvu"] <= FVU_LIMIT[dtype]
-    if not kept:
+    cheap = affordable(proof["cast_fvu"], proof["cast_untied_fvu"], dtype)
+    if not (proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and cheap):
         shown = ", ".join(f"{name} {value:.3g}" for name, value in proof.items() if name.startswith("cast_"))
         raise ProofFailed("Cast loses too much", f"In {dtype} the SAE differs beyond rounding: {shown}. Choose a wider dtype.")
 

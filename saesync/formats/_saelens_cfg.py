@@ -227,7 +227,7 @@ def _rescale(flat: Mapping[str, Any], metadata: Mapping[str, Any], architecture:
         if found is None or tuple(map(int, found.groups())) >= _RESCALING:
             raise Refused(
                 "Damaged config",
-                f"{CFG} does not say {_RESCALE}, which SAELens writes since 6.14: whether features are chosen by decoder norms is "
+                f"{CFG} does not say {_RESCALE}, which SAELens writes since 6.14: whether decoder norms choose features is "
                 "not known. Add it (true, unless the training config said false).",
             )
     return _flag(flat, _RESCALE, default=False)

@@ -233,6 +233,32 @@ def test_a_cast_that_costs_too_much_fails(tmp_path: Path) -> None:
     assert "bfloat16" in caught.value.diagnostics[0].detail
 
 
+def test_a_feature_that_float32_switches_costs_no_proof(tmp_path: Path) -> None:
+    """A threshold that a row's pre-activation misses by less than float32 can tell: on real rows of wide SAEs that happens."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    t = load_file(source / "sae_weights.safetensors")
+    x = torch.randn((64, 12), generator=torch.Generator().manual_seed(2))
+    exact = (x.double() - t["b_dec"]) @ t["W_enc"].double() + t["b_enc"]
+    seen = (x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    near = seen.float()
+    row, feature = (((exact > near) != (seen > near)) & (near > 0.5)).nonzero()[0].tolist()
+    t["threshold"][feature] = near[row, feature]
+    edit_tensors(source, **t)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    proof = run(job(source, tmp_path / "out", activations=str(tmp_path / "x.safetensors"))).proof
+    assert proof["cast_support_changes"] >= 1
+    assert proof["cast_fvu"] > 1e-9 > proof["cast_untied_fvu"]
+
+
+def test_a_cast_is_judged_on_rows_whose_features_fire(tmp_path: Path) -> None:
+    """Random rows reach thresholds, however far these are above the biases."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    edit_tensors(source, threshold=torch.full((40,), 30.0))
+    proof = run(job(source, tmp_path / "out", dtype="bfloat16")).proof
+    assert 1e-4 < proof["cast_max_feature_diff"] < 1e-2
+    assert 1e-8 < proof["cast_fvu"]
+
+
 def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path) -> None:
     source = saelens(tmp_path / "source")
     convert("saelens", source, tmp_path / "narrow", "bfloat16", metadata={})
