@@ -128,9 +128,17 @@ class Gate:
             return (h - self._stock.thresholds()).abs()
         signed = self._stock.architecture == "abstopk"
         g = h.abs() if signed else h
-        edge = g.topk(min(self._stock.k + 1, g.shape[1]), dim=1).values[:, -2:]
-        distance = (g[:, :, None] - edge[:, None, :]).abs().amin(dim=2)
+        distance = self._to_the_others(g, self._stock.k)
         return distance if signed else distance.minimum(g.abs())
+
+    def _to_the_others(self, g: torch.Tensor, k: int) -> torch.Tensor:
+        """How far what is among the k largest is above the first that is not, and all others below the last that is: another
+        k is no tie."""
+        if k >= g.shape[1]:
+            return g.new_full(g.shape, math.inf)
+        edge = g.topk(k + 1, dim=1).values
+        last, first = edge[:, -2, None], edge[:, -1, None]
+        return (g - first).where(g >= last, last - g)
 
 
 def _worst(known: float, found: torch.Tensor) -> float:
