@@ -17,7 +17,7 @@ from manifest_reference import manifest_reference
 from saesync import schema
 from saesync.cli import cli
 from saesync.formats import formats
-from saesync.measure.metrics import METRICS
+from saesync.measure.metrics import METRICS, NOT_COUNTED
 from saesync.schema import policy
 from saesync.targets import targets
 
@@ -52,7 +52,7 @@ def tables() -> str:
     lines += [
         f"| `{m.name}` | {m.version} | {m.summary.replace('|', chr(92) + '|')} | {m.stderr or 'none'} |" for m in METRICS.values()
     ]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", NOT_COUNTED, ""])
 
 
 def schema_text() -> str:

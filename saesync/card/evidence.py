@@ -5,7 +5,7 @@ from __future__ import annotations
 from saesync.card.how import how_measured
 from saesync.folders import roots_of
 from saesync.inert import code, exact, measured
-from saesync.measure.metrics import METRICS
+from saesync.measure.metrics import METRICS, NOT_COUNTED
 from saesync.model import Release, Sae
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record, SaeRecord, record_path
@@ -39,7 +39,9 @@ def table(release: Release, record: Record, room: int | None = None) -> str:
     if shown < len(record.saes):
         lines.append(f"\n… and {len(record.saes) - shown:,} more, in {code(record_path(release.name))}.")
     legend = "; ".join(f"`{name}`: {METRICS[name].summary.replace('|', '&#124;')}" for name in columns)
-    return "\n".join(lines) + (f"\n\n<sub>{legend}. ± is one standard error over sequences.</sub>" if columns else "")
+    return "\n".join(lines) + (
+        f"\n\n<sub>{legend}. {NOT_COUNTED} ± is one standard error over sequences.</sub>" if columns else ""
+    )
 
 
 def native_table(record: Record) -> str:
