@@ -272,6 +272,37 @@ def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path
         adopt(adopt_job("saelens", source, tmp_path / "wider-out"))
 
 
+@pytest.mark.parametrize("what", ["decoder rows permuted", "thresholds lower", "smaller biases"])
+def test_adopting_refuses_what_is_further_away_than_a_copy(what: str, tmp_path: Path) -> None:
+    """All of these are within what rounding could do to some input, and within the variance that it may cost."""
+    source = saelens(tmp_path / "source", architecture="jumprelu", d_in=256, d_sae=1024)
+    t = load_file(source / "sae_weights.safetensors")
+    edit_tensors(source, threshold=t["threshold"].abs() + 1)
+    convert("saelens", source, tmp_path / "narrow", "bfloat16", metadata={})
+    assert adopt(adopt_job("saelens", source, tmp_path / "narrow")).proof["dtype"] == "bfloat16"
+    t = load_file(tmp_path / "narrow" / "sae_weights.safetensors")
+    order = torch.cat([torch.arange(8).flip(0), torch.arange(8, 1024)])
+    changes = {"W_dec": t["W_dec"][order]} if what == "decoder rows permuted" else {"threshold": t["threshold"] * 0.96}
+    edit_tensors(tmp_path / "narrow", **({"b_enc": t["b_enc"] * 0.8} if what == "smaller biases" else changes))
+    with pytest.raises(ProofFailed, match="further from the source"):
+        adopt(adopt_job("saelens", source, tmp_path / "narrow"))
+
+
+@pytest.mark.filterwarnings("ignore:This SAE has non-empty model_from_pretrained_kwargs:UserWarning")
+@pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu", "topk"])
+def test_adopting_accepts_what_sae_lens_rounds_and_folds_itself(architecture: str, tmp_path: Path) -> None:
+    """In bfloat16 throughout: the threshold, and decoder norms that are folded, too."""
+    from sae_lens import SAE, TrainingSAE
+
+    source = saelens(tmp_path / "source", architecture=architecture, d_in=256, d_sae=1024)
+    if architecture == "batchtopk":
+        TrainingSAE.load_from_disk(source, dtype="bfloat16").save_inference_model(tmp_path / "theirs")
+    else:
+        SAE.load_from_disk(source, dtype="bfloat16").save_model(tmp_path / "theirs")
+    proof = adopt(adopt_job("saelens", source, tmp_path / "theirs")).proof
+    assert (proof["dtype"], proof["support_changes"]) == ("bfloat16", 0)
+
+
 @pytest.mark.parametrize("k", [14, 16])
 @pytest.mark.parametrize("architecture", ["topk", "abstopk"])
 def test_adopting_refuses_another_k_however_coarse_the_weights_are(architecture: str, k: int, tmp_path: Path) -> None:
