@@ -28,6 +28,7 @@ class ReasonCode(StrEnum):
     NOT_CONVERTIBLE = "not_convertible"  # title, said_by, detail: published as its authors' own files
     BELOW_MIN = "below_min"  # metric, value, bound, stderr
     ABOVE_MAX = "above_max"  # metric, value, bound, stderr
+    NO_BASELINE = "no_baseline"  # metric, bound, ablated, without: the loss that the metric compares with is no worse
     SOURCE_NOT_HERE = "source_not_here"  # what (source, model or dataset), path
     SOURCE_UNREACHABLE = "source_unreachable"  # repo, revision: reachable only from a pull request
     SOURCE_MISSING = "source_missing"  # path, detail

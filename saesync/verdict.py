@@ -11,26 +11,40 @@ from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Native
 
 _CUT = 200
+_SCORE = "ce_loss_score"
+_ABLATED, _WITHOUT = "ce_loss_with_ablation", "ce_loss_without_sae"
 
 
 def judge(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, ...]:
     """Requirements that the measured metrics miss, in manifest order; empty when all hold.
 
-    A metric that was not measured is not judged here: see ``unmeasured``.
+    A metric that was not measured is not judged here: see ``unmeasured``. A score of the loss says nothing where the model is no
+    worse without what the SAE reconstructs: a worse reconstruction then has a higher one.
     """
     reasons = []
     for bound in require:
         metric = evidence.metrics.get(bound.metric)
-        if metric is None or not math.isfinite(metric.value) or bound.holds(metric.value):
+        if metric is None or not math.isfinite(metric.value):
+            continue
+        losses = _no_baseline(evidence) if bound.metric == _SCORE else {}
+        if not losses and bound.holds(metric.value):
             continue
         code = ReasonCode.BELOW_MIN if bound.kind == "min" else ReasonCode.ABOVE_MAX
-        data: dict[str, Any] = {"metric": bound.metric, "value": metric.value, "bound": bound.bound}
+        data: dict[str, Any] = {"metric": bound.metric, "value": metric.value, "bound": bound.bound, **losses}
         if metric.stderr is not None and math.isfinite(metric.stderr):
             data["stderr"] = metric.stderr
         if bound.origin is not None:
             data["at"] = str(bound.origin)
-        reasons.append(Reason(code, data))
+        reasons.append(Reason(ReasonCode.NO_BASELINE if losses else code, data))
     return tuple(reasons)
+
+
+def _no_baseline(evidence: Evidence) -> dict[str, float]:
+    """The losses with the hook set to zero and without the SAE, where the first is not above the second."""
+    ablated, without = (evidence.metrics.get(name) for name in (_ABLATED, _WITHOUT))
+    if ablated is None or without is None or ablated.value > without.value:
+        return {}
+    return {"ablated": ablated.value, "without": without.value}
 
 
 def unmeasured(evidence: Evidence, require: Iterable[Requirement]) -> tuple[Reason, ...]:

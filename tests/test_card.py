@@ -15,8 +15,10 @@ from planning import BOUND, HUB, SPEC, entry_of, golden, inputs_of, release, sae
 
 from saesync.card import blocks, card_digest, frontmatter, make_card
 from saesync.card.lines import rewritten
-from saesync.model import ModelSpec, PublishSpec, Release
-from saesync.record import Record
+from saesync.model import ModelSpec, PublishSpec, Release, Requirement
+from saesync.record import Metric, Record
+
+SCORE = Requirement("ce_loss_score", "min", 0.95)
 
 
 def record_of(one: Release, ev: float = 0.8) -> Record:
@@ -100,6 +102,18 @@ def test_nothing_measured_is_said() -> None:
     text = card_of(one)
     assert "Nothing was measured" in text
     assert "not measured" in text
+
+
+def test_a_score_that_says_nothing_is_called_so() -> None:
+    one = release("res", ids=["a"])
+    one = replace(one, saes=tuple(replace(each, validate=replace(SPEC, require=(SCORE,))) for each in one.saes))
+    record = record_of(one)
+    losses = {"ce_loss_without_sae": 5.0, "ce_loss_with_ablation": 4.9, "ce_loss_score": 11.0}
+    (entry,) = record.saes.values()
+    evidence = replace(entry.evidence[0], metrics={name: Metric(value) for name, value in losses.items()})
+    record = replace(record, saes={"a": replace(entry, evidence=(evidence,))})
+    said = make_card(one, record, None)[0]
+    assert "| 11 | fails: ce_loss_score says nothing where the loss is no worse with the hook set to zero |" in said
 
 
 def test_a_transcoder_names_both_hooks() -> None:

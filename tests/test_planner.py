@@ -21,13 +21,14 @@ from planning import (
     wanted_of,
 )
 
+from saesync.apply.result import gate_diagnostics
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
 from saesync.keys import Wanted
-from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec, Status, StepKind
+from saesync.model import CFG_FILE, WEIGHTS_FILE, Choices, Observed, PublishSpec, Requirement, Status, StepKind
 from saesync.planner import plan, select
 from saesync.reason import Reason, ReasonCode
-from saesync.record import Pending, Record
+from saesync.record import Evidence, Metric, Pending, Record
 from saesync.render import reason_text
 from saesync.verdict import judge, unmeasured
 
@@ -354,6 +355,22 @@ def test_evidence_counts_for_its_bytes_only() -> None:
     other = replace(entry.evidence[0], weights_sha256="0" * 64)
     world.put(records={"res": replace(world.at().records["res"], saes={"layer_0": replace(entry, evidence=(other,))})})
     assert world.item(A).status is Status.UNPROVEN
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("min", 0.95), ("max", 20.0)])
+def test_a_score_meets_no_bound_where_the_model_is_better_off_without_the_hook(kind: str, bound: float) -> None:
+    """An SAE that makes the model worse than setting the hook to zero does has a score of 11 here."""
+    losses = {"ce_loss_without_sae": 5.0, "ce_loss_with_sae": 6.0, "ce_loss_with_ablation": 4.9, "ce_loss_score": 11.0}
+    evidence = Evidence("k", "0" * 64, {name: Metric(value) for name, value in losses.items()}, {}, {})
+    require = (Requirement("ce_loss_score", kind, bound),)
+    reasons = judge(evidence, require)
+    assert [reason.code for reason in reasons] == [ReasonCode.NO_BASELINE]
+    assert gate_diagnostics(reasons, require)[0].detail == (
+        "ce_loss_score says nothing: the loss is 4.9 with the hook set to zero, and 5 without the SAE. Put the bound on another"
+        " metric."
+    )
+    sound = {**evidence.metrics, "ce_loss_with_ablation": Metric(5.1)}
+    assert judge(replace(evidence, metrics=sound), require) == ()
 
 
 def test_published_and_short_of_a_requirement_is_failing_without_a_gpu() -> None:

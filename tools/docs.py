@@ -17,7 +17,7 @@ from manifest_reference import manifest_reference
 from saesync import schema
 from saesync.cli import cli
 from saesync.formats import formats
-from saesync.measure.metrics import METRICS
+from saesync.measure.metrics import METRICS, NOT_COUNTED
 from saesync.schema import policy
 from saesync.targets import targets
 
@@ -48,7 +48,7 @@ def tables() -> str:
     lines += [f"| `{name}` | {fmt.version} | {fmt.summary} |" for name, fmt in sorted(formats().items())]
     lines += ["", "## Targets", "", "| target | what it is |", "|---|---|"]
     lines += [f"| `{name}` | {target.summary} |" for name, target in sorted(targets().items())]
-    lines += ["", "## Metrics", "", "Each with a standard error over sequences.", ""]
+    lines += ["", "## Metrics", "", f"Each with a standard error over sequences. {NOT_COUNTED}", ""]
     lines += ["| metric | version | definition |", "|---|---|---|"]
     lines += [f"| `{m.name}` | {m.version} | {m.summary.replace('|', chr(92) + '|')} |" for m in METRICS.values()]
     return "\n".join([*lines, ""])

@@ -132,6 +132,9 @@ def gate_diagnostics(reasons: Iterable[Reason], require: Iterable[Requirement]) 
         elif reason.code is ReasonCode.METRIC_MISSING:
             origin = origins.get((metric, "min")) or origins.get((metric, "max"))
             detail = f"{metric} could not be measured, and the manifest asks for it."
+        elif reason.code is ReasonCode.NO_BASELINE:
+            origin = origins.get((metric, "min")) or origins.get((metric, "max"))
+            detail = f"{reason_text({'code': reason.code, 'data': data})}. Put the bound on another metric."
         else:
             kind, words = ("min", "at least") if reason.code is ReasonCode.BELOW_MIN else ("max", "at most")
             value, bound = apart(float(data["value"]), float(data["bound"]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from saesync.card.how import how_measured
 from saesync.folders import roots_of
 from saesync.inert import code, exact, measured
-from saesync.measure.metrics import METRICS
+from saesync.measure.metrics import METRICS, NOT_COUNTED
 from saesync.model import Release, Sae
+from saesync.reason import Reason, ReasonCode
 from saesync.record import Record, SaeRecord, record_path
 from saesync.registry.entry import current_evidence
 from saesync.verdict import judge, unmeasured
@@ -38,7 +39,9 @@ def table(release: Release, record: Record, room: int | None = None) -> str:
     if shown < len(record.saes):
         lines.append(f"\n… and {len(record.saes) - shown:,} more, in {code(record_path(release.name))}.")
     legend = "; ".join(f"`{name}`: {METRICS[name].summary.replace('|', '&#124;')}" for name in columns)
-    return "\n".join(lines) + (f"\n\n<sub>{legend}. ± is one standard error over sequences.</sub>" if columns else "")
+    return "\n".join(lines) + (
+        f"\n\n<sub>{legend}. {NOT_COUNTED} ± is one standard error over sequences.</sub>" if columns else ""
+    )
 
 
 def native_table(record: Record) -> str:
@@ -88,10 +91,16 @@ def _verdict(sae: Sae | None, entry: SaeRecord) -> str:
     require = sae.validate.require if sae.validate is not None else ()
     missed = judge(evidence, require)
     if missed:
-        return "; ".join(f"fails: {reason.data['metric']} asks for {exact(reason.data['bound'])}" for reason in missed)
+        return "; ".join(f"fails: {reason.data['metric']} {_missed(reason)}" for reason in missed)
     if unmeasured(evidence, require):
         return "not measured"
     return "passes" if require else "measured"
+
+
+def _missed(reason: Reason) -> str:
+    if reason.code is ReasonCode.NO_BASELINE:
+        return "says nothing where the loss is no worse with the hook set to zero"
+    return f"asks for {exact(reason.data['bound'])}"
 
 
 def how(release: Release, record: Record) -> str:

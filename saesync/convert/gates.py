@@ -22,12 +22,16 @@ EXACT = 1e-10  # two float64 computations of one function; what is measured is a
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Fraction of variance of the reconstruction that storing and computing in a dtype may cost.
 FVU_LIMIT = {"float64": 1e-9, "float32": 1e-9, "float16": 1e-2, "bfloat16": 5e-2}
+# The same of rows in which rounding switches a feature: there the output jumps by the whole feature, in any dtype.
+_JUMPS = 1e-2
+_WAYS, _CHANCE = 4, 8  # rounding before and after folding gives up to three times the variance; features that may switch besides
 
 
 @dataclass(slots=True)
 class Tally:
     """Worst differences so far. ``feature`` and ``reconstruction`` are relative to their row's scale; ``excess`` is the worst
-    feature difference over its bound; ``switched`` counts support changes, ``unexplained`` those rounding does not explain."""
+    feature difference over its bound; ``switched`` counts support changes, ``unexplained`` those rounding does not explain;
+    ``jumped`` is the squared difference of reconstructions in rows with support changes, ``residual`` that in all others."""
 
     feature: float = 0.0
     reconstruction: float = 0.0
@@ -36,12 +40,31 @@ class Tally:
     unexplained: int = 0
     rows: int = 0
     residual: float = 0.0
+    jumped: float = 0.0
     variance: float = 0.0
 
     @property
     def fvu(self) -> float:
         """Fraction of the reference's variance that the other side does not explain."""
-        return 0.0 if self.residual == 0 else self.residual / max(self.variance, 1e-300)
+        return (self.residual + self.jumped) / max(self.variance, 1e-300)
+
+    @property
+    def untied_fvu(self) -> float:
+        """The part of ``fvu`` in rows where all features that fire are the same."""
+        return self.residual / max(self.variance, 1e-300)
+
+
+def affordable(fvu: float, untied_fvu: float, dtype: str) -> bool:
+    """Whether that is no more than storing and computing in ``dtype`` may cost. NaN is not."""
+    limit = FVU_LIMIT[dtype]
+    return untied_fvu <= limit and fvu <= max(limit, _JUMPS)
+
+
+def as_near(found: Tally, own: Tally) -> bool:
+    """Whether a copy is as near to the source as ``own``, a copy in the same dtype that is made here: bounds that hold for any
+    input are far above what rounding does to most. Other ways to round, and chance where few features switch, are allowed for."""
+    near = found.switched <= _WAYS * own.switched + _CHANCE and found.untied_fvu <= _WAYS * own.fvu + FVU_LIMIT["float64"]
+    return near and (own.switched < _CHANCE or found.fvu <= _WAYS * own.fvu)
 
 
 class Gate:
@@ -84,7 +107,9 @@ class Gate:
         tally.feature = _worst(tally.feature, both / scale[:, None])
         height = r.abs().amax(dim=1).clamp(min=max(self._base, 1e-300))
         tally.reconstruction = _worst(tally.reconstruction, (r - s).abs() / height[:, None])
-        tally.residual += (r - s).square().sum().item()
+        missed, jumps = (r - s).square().sum(dim=1), switched.any(dim=1)
+        tally.residual += missed[~jumps].sum().item()
+        tally.jumped += missed[jumps].sum().item()
         tally.variance += (r - r.mean(dim=0)).square().sum().item()
         tally.rows += len(f)
         count = int(switched.sum())
@@ -111,9 +136,17 @@ class Gate:
             return (h - self._stock.thresholds()).abs()
         signed = self._stock.architecture == "abstopk"
         g = h.abs() if signed else h
-        edge = g.topk(min(self._stock.k + 1, g.shape[1]), dim=1).values[:, -2:]
-        distance = (g[:, :, None] - edge[:, None, :]).abs().amin(dim=2)
+        distance = self._to_the_others(g, self._stock.k)
         return distance if signed else distance.minimum(g.abs())
+
+    def _to_the_others(self, g: torch.Tensor, k: int) -> torch.Tensor:
+        """How far what is among the k largest is above the first that is not, and all others below the last that is: another
+        k is no tie."""
+        if k >= g.shape[1]:
+            return g.new_full(g.shape, math.inf)
+        edge = g.topk(k + 1, dim=1).values
+        last, first = edge[:, -2, None], edge[:, -1, None]
+        return (g - first).where(g >= last, last - g)
 
 
 def _worst(known: float, found: torch.Tensor) -> float:

@@ -94,8 +94,8 @@ def _scale(stock: Stock, real: torch.Tensor) -> float:
     if len(real):
         return max(float(real.std()), 1e-6)
     column = stock.column_norms().median().item()
-    offsets = max(stock.offsets().abs().median().item(), stock.b_dec.abs().max().item() * column)
-    return max(stock.unit, offsets / max(column, 1e-12))
+    own = max(stock.offsets().abs().median().item(), stock.thresholds().abs().median().item())
+    return max(stock.unit, max(own, stock.b_dec.abs().max().item() * column) / max(column, 1e-12))
 
 
 def _shifted(noise: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

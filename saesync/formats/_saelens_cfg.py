@@ -8,6 +8,7 @@ and boolean ``normalize_activations``. Training checkpoints are v6 with a traini
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ _UNPROVABLE = {
     "matching_pursuit": "its greedy encoder has no closed form to prove against",
 }
 _SAME_FACTOR = 1e-3  # a number that somebody copied by hand
+_RESCALE, _RESCALING = "rescale_acts_by_decoder_norm", (6, 14)
+_VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})(?!\d)")
 SCALED = "expected_average_only_in"
 _NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
 
@@ -130,8 +133,7 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
         norm=norm,
         reshape=reshape,
         k=_k(flat, architecture, d_sae),
-        # Training classes default to True, the inference class to False; every saved cfg says it.
-        rescale=_flag(flat, "rescale_acts_by_decoder_norm", default=architecture in BATCH),
+        rescale=_rescale(flat, metadata, architecture),
         fine_tuned=_flag(flat, "finetuning_scaling_factor", default=False),
         metadata=metadata,
         legacy=legacy,
@@ -216,6 +218,19 @@ def _k(flat: Mapping[str, Any], architecture: str, d_sae: int) -> int | None:
             f"{CFG} says topk but no whole k from 1 to d_sae (found {str(k)[:50]}). SAELens would use ReLU or 100.",
         )
     return k
+
+
+def _rescale(flat: Mapping[str, Any], metadata: Mapping[str, Any], architecture: str) -> bool:
+    """Whether pre-activations are multiplied by decoder norms. SAELens does so since 6.14, whose configs always say it."""
+    if architecture in BATCH and _RESCALE not in flat:
+        found = _VERSION.match(str(metadata.get("sae_lens_version")))
+        if found is None or tuple(map(int, found.groups())) >= _RESCALING:
+            raise Refused(
+                "Damaged config",
+                f"{CFG} does not say {_RESCALE}, which SAELens writes since 6.14: whether decoder norms choose features is "
+                "not known. Add it (true, unless the training config said false).",
+            )
+    return _flag(flat, _RESCALE, default=False)
 
 
 def _norm(found: Any) -> str:

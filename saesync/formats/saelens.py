@@ -48,7 +48,7 @@ class Saelens:
     """See the module's docstring."""
 
     name = "saelens"
-    version = 1
+    version = 2  # 1 read BatchTopK checkpoints of SAELens before 6.14 as if they chose features by decoder norms
     summary = "SAELens folders: v6, legacy, and training checkpoints (cfg.json + sae_weights.safetensors)"
     Options: type[Any] = SaelensOptions
     variants = ("batchtopk", "gated", "topk", "transcoder", "jumprelu_skip_transcoder")

@@ -40,6 +40,8 @@ OF_FEATURES = ("l0", "dead_features")
 OF_RECONSTRUCTION = ("explained_variance", "mse", "cossim", "ce_loss_with_sae", "ce_loss_score")
 METRICS: Mapping[str, MetricDefinition] = MappingProxyType({metric.name: metric for metric in _DEFINITIONS})
 
+NOT_COUNTED = "Positions of BOS, EOS, PAD and SEP tokens do not count."
+
 ROWS_VERSION = 3  # bumped when the same text gives other rows of tokens, or a model is run otherwise on them
 
 

@@ -63,6 +63,12 @@ def _bound(sign: str, kind: str) -> Callable[[Data], Parts]:
     return parts
 
 
+def _no_baseline(data: Data) -> Parts:
+    ablated, without = _float(data.get("ablated")), _float(data.get("without"))
+    why = f"the loss is {ablated:.6g} with the hook set to zero, and {without:.6g} without the SAE"
+    return Quoted(data.get("metric")), f" says nothing: {why}"
+
+
 def _float(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
@@ -218,6 +224,7 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.NOT_CONVERTIBLE: _not_convertible,
         ReasonCode.BELOW_MIN: _bound("<", "min"),
         ReasonCode.ABOVE_MAX: _bound(">", "max"),
+        ReasonCode.NO_BASELINE: _no_baseline,
         ReasonCode.SOURCE_NOT_HERE: lambda data: (
             f"{_INPUTS.get(str(data.get('what')), 'source')} not here: ",
             Quoted(data.get("path")),

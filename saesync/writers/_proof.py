@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from saesync.convert.gates import EPSILON, EXACT, FVU_LIMIT, Gate
+from saesync.convert.gates import EPSILON, EXACT, Gate, affordable
 from saesync.convert.proof import Source, batches, factors_of
 from saesync.convert.rows import make_rows
 from saesync.convert.stock import Stock
@@ -85,6 +85,7 @@ def _cast_report(cast: Gate, edges: Gate) -> dict[str, Any]:
         "cast_feature_excess": max(cast.tally.excess, edges.tally.excess),
         "cast_support_unexplained": cast.tally.unexplained + edges.tally.unexplained,
         "cast_fvu": cast.tally.fvu,
+        "cast_untied_fvu": cast.tally.untied_fvu,
         "cast_max_feature_diff": cast.tally.feature,
         "cast_max_reconstruction_diff": cast.tally.reconstruction,
         "cast_support_changes": cast.tally.switched,
@@ -104,8 +105,8 @@ def _judge(proof: Mapping[str, Any], exact: bool) -> None:
         )
     if exact:
         return
-    limit = FVU_LIMIT[proof["dtype"]]
-    if not (proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and proof["cast_fvu"] <= limit):
+    cheap = affordable(proof["cast_fvu"], proof["cast_untied_fvu"], proof["dtype"])
+    if not (proof["cast_feature_excess"] <= 1 and proof["cast_support_unexplained"] == 0 and cheap):
         shown = ", ".join(f"{name} {value:.3g}" for name, value in proof.items() if name.startswith("cast_"))
         raise ProofFailed(
             "Cast loses too much", f"In {proof['dtype']} it differs beyond rounding: {shown}. Choose a wider dtype."

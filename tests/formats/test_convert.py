@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from convert_support import HOOK, METADATA, adopt_job, convert, edit_tensors, files_of, saelens
+from convert_support import HOOK, METADATA, adopt_job, convert, edit_cfg, edit_tensors, files_of, saelens
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -233,6 +233,32 @@ def test_a_cast_that_costs_too_much_fails(tmp_path: Path) -> None:
     assert "bfloat16" in caught.value.diagnostics[0].detail
 
 
+def test_a_feature_that_float32_switches_costs_no_proof(tmp_path: Path) -> None:
+    """A threshold that a row's pre-activation misses by less than float32 can tell: on real rows of wide SAEs that happens."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    t = load_file(source / "sae_weights.safetensors")
+    x = torch.randn((64, 12), generator=torch.Generator().manual_seed(2))
+    exact = (x.double() - t["b_dec"]) @ t["W_enc"].double() + t["b_enc"]
+    seen = (x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    near = seen.float()
+    row, feature = (((exact > near) != (seen > near)) & (near > 0.5)).nonzero()[0].tolist()
+    t["threshold"][feature] = near[row, feature]
+    edit_tensors(source, **t)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    proof = run(job(source, tmp_path / "out", activations=str(tmp_path / "x.safetensors"))).proof
+    assert proof["cast_support_changes"] >= 1
+    assert proof["cast_fvu"] > 1e-9 > proof["cast_untied_fvu"]
+
+
+def test_a_cast_is_judged_on_rows_whose_features_fire(tmp_path: Path) -> None:
+    """Random rows reach thresholds, however far these are above the biases."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    edit_tensors(source, threshold=torch.full((40,), 30.0))
+    proof = run(job(source, tmp_path / "out", dtype="bfloat16")).proof
+    assert 1e-4 < proof["cast_max_feature_diff"] < 1e-2
+    assert proof["cast_fvu"] > 1e-8
+
+
 def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path) -> None:
     source = saelens(tmp_path / "source")
     convert("saelens", source, tmp_path / "narrow", "bfloat16", metadata={})
@@ -244,6 +270,49 @@ def test_adopting_accepts_a_narrower_copy_and_refuses_another_sae(tmp_path: Path
     convert("saelens", saelens(tmp_path / "wider", d_sae=41), tmp_path / "wider-out", metadata={})
     with pytest.raises(ProofFailed):
         adopt(adopt_job("saelens", source, tmp_path / "wider-out"))
+
+
+@pytest.mark.parametrize("what", ["decoder rows permuted", "thresholds lower", "smaller biases"])
+def test_adopting_refuses_what_is_further_away_than_a_copy(what: str, tmp_path: Path) -> None:
+    """All of these are within what rounding could do to some input, and within the variance that it may cost."""
+    source = saelens(tmp_path / "source", architecture="jumprelu", d_in=256, d_sae=1024)
+    t = load_file(source / "sae_weights.safetensors")
+    edit_tensors(source, threshold=t["threshold"].abs() + 1)
+    convert("saelens", source, tmp_path / "narrow", "bfloat16", metadata={})
+    assert adopt(adopt_job("saelens", source, tmp_path / "narrow")).proof["dtype"] == "bfloat16"
+    t = load_file(tmp_path / "narrow" / "sae_weights.safetensors")
+    order = torch.cat([torch.arange(8).flip(0), torch.arange(8, 1024)])
+    changes = {"W_dec": t["W_dec"][order]} if what == "decoder rows permuted" else {"threshold": t["threshold"] * 0.96}
+    edit_tensors(tmp_path / "narrow", **({"b_enc": t["b_enc"] * 0.8} if what == "smaller biases" else changes))
+    with pytest.raises(ProofFailed, match="further from the source"):
+        adopt(adopt_job("saelens", source, tmp_path / "narrow"))
+
+
+@pytest.mark.filterwarnings("ignore:This SAE has non-empty model_from_pretrained_kwargs:UserWarning")
+@pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu", "topk"])
+def test_adopting_accepts_what_sae_lens_rounds_and_folds_itself(architecture: str, tmp_path: Path) -> None:
+    """In bfloat16 throughout: the threshold, and decoder norms that are folded, too."""
+    from sae_lens import SAE, TrainingSAE
+
+    source = saelens(tmp_path / "source", architecture=architecture, d_in=256, d_sae=1024)
+    if architecture == "batchtopk":
+        TrainingSAE.load_from_disk(source, dtype="bfloat16").save_inference_model(tmp_path / "theirs")
+    else:
+        SAE.load_from_disk(source, dtype="bfloat16").save_model(tmp_path / "theirs")
+    proof = adopt(adopt_job("saelens", source, tmp_path / "theirs")).proof
+    assert (proof["dtype"], proof["support_changes"]) == ("bfloat16", 0)
+
+
+@pytest.mark.parametrize("k", [14, 16])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk"])
+def test_adopting_refuses_another_k_however_coarse_the_weights_are(architecture: str, k: int, tmp_path: Path) -> None:
+    """The smallest of the features that fire are less than what rounding costs."""
+    source = saelens(tmp_path / "source", architecture=architecture, k=15)
+    convert("saelens", source, tmp_path / "narrow", "bfloat16", metadata={})
+    adopt(adopt_job("saelens", source, tmp_path / "narrow"))
+    edit_cfg(tmp_path / "narrow", k=k)
+    with pytest.raises(ProofFailed, match="not the source's function"):
+        adopt(adopt_job("saelens", source, tmp_path / "narrow"))
 
 
 def test_adopting_refuses_what_is_no_number_also_where_it_never_shows(tmp_path: Path) -> None:

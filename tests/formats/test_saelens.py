@@ -214,6 +214,8 @@ def test_the_manifest_overrides_and_none_removes(tmp_path: Path) -> None:
         ((), {"d_in": "12"}, "Damaged config", "d_in"),
         ((), {"d_in": 13}, "Wrong shape", "W_dec"),
         ((), {"architecture": "standard"}, "Unknown tensor", "topk_threshold"),
+        (("rescale_acts_by_decoder_norm",), {}, "Damaged config", "since 6.14"),
+        (("rescale_acts_by_decoder_norm",), {"metadata": {"hook_name": HOOK}}, "Damaged config", "since 6.14"),
         ((), {"architecture": "transcoder", "d_out": 12}, "Cannot be expressed in SAELens", "b_dec"),
         (
             (),
@@ -227,6 +229,20 @@ def test_configs_that_are_refused(
     drop: tuple[str, ...], changes: dict[str, Any], summary: str, word: str, tmp_path: Path
 ) -> None:
     refused("saelens", edit_cfg(saelens(tmp_path / "source"), drop, **changes), summary, word)
+
+
+def test_a_batchtopk_checkpoint_from_before_rescaling_is_not_rescaled(tmp_path: Path) -> None:
+    """SAELens 6.1 to 6.13 compared pre-activations with the threshold as they are, and had no field that says so."""
+    from sae_lens import SAE
+
+    source = saelens(tmp_path / "source")
+    edit_cfg(source, ("rescale_acts_by_decoder_norm",), metadata={"hook_name": HOOK, "sae_lens_version": "6.13.1"})
+    convert("saelens", source, tmp_path / "out", metadata={"hook_name": HOOK})
+    t = {name: tensor.double() for name, tensor in load_file(source / "sae_weights.safetensors").items()}
+    x = torch.randn((50, 12), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    h = (x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    expected = h.relu() * (h > t["topk_threshold"])
+    assert torch.allclose(SAE.load_from_disk(tmp_path / "out", dtype="float64").encode(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("factor", [0, -1.0, float("nan"), True, "0.3"])

@@ -37,6 +37,10 @@ EXAMPLES: list[tuple[ReasonCode, dict[str, Any]]] = [
     (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.61, "bound": 0.7}),
     (ReasonCode.BELOW_MIN, {"metric": "explained_variance", "value": 0.69996, "bound": 0.7, "stderr": 0.003}),
     (ReasonCode.ABOVE_MAX, {"metric": "l0", "value": 151.2, "bound": 150.0, "stderr": 0.4}),
+    (
+        ReasonCode.NO_BASELINE,
+        {"metric": "ce_loss_score", "value": 11.0, "bound": 0.95, "ablated": 4.9, "without": 5.0, "stderr": 0.1},
+    ),
     (ReasonCode.SOURCE_NOT_HERE, {"path": "/data/ae.pt"}),
     (ReasonCode.SOURCE_NOT_HERE, {"what": "model", "path": "/data/model"}),
     (ReasonCode.SOURCE_UNREACHABLE, {"repo": "acme/raw", "revision": "0b8f" * 10}),
