@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -228,8 +229,14 @@ def current_evidence(known: SaeRecord | None) -> Evidence | None:
 
 def rounded_l0(value: float) -> int | float:
     """A measured mean as the newest entries give it: a whole number from 10 on, one decimal below."""
-    near = round(value, 1)
+    near = rounded(value, 1, unknown=0.0)
     return round(value) if near >= 10 else near
+
+
+def rounded(value: float, digits: int, unknown: float) -> float:
+    """With more digits where these would make it the number that SAELens takes where its list says none."""
+    near = (round(value, more) for more in range(digits, sys.float_info.dig))
+    return next((each for each in near if each != unknown), value)
 
 
 def _published_in(release: Release) -> str:
@@ -269,7 +276,7 @@ def _sae_entry(sae: Sae, known: SaeRecord | None, *, ours: bool) -> SaeEntry:
         sae.id,
         path,
         sae.entry.get("l0") if l0 is None else rounded_l0(l0.value),
-        sae.entry.get("variance_explained") if variance is None else round(variance.value, 3),
+        sae.entry.get("variance_explained") if variance is None else rounded(variance.value, 3, unknown=1.0),
         sae.neuronpedia_id or sae.entry.get("neuronpedia"),
         _factor(sae, ours=ours),
     )

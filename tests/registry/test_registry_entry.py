@@ -15,7 +15,7 @@ from saesync.errors import Refused
 from saesync.model import WEIGHTS_FILE, PublishSpec, RegisterSpec, Release, SourceSpec
 from saesync.record import Metric, Record, SaeRecord
 from saesync.registry.document import Document
-from saesync.registry.entry import Entry, SaeEntry, digest_of, entry_of, from_yaml, rounded_l0, same_meaning
+from saesync.registry.entry import Entry, SaeEntry, digest_of, entry_of, from_yaml, rounded, rounded_l0, same_meaning
 
 ENTRY = Entry(
     "my-res",
@@ -155,10 +155,15 @@ def test_without_a_word_the_model_is_the_manifests() -> None:
     assert entry_of(release(), None, conversion_func="gemma_2").conversion_func is None, "what we publish is SAELens's own"
 
 
-@pytest.mark.parametrize(("l0", "said"), [(61.5, 62), (10.0, 10), (9.96, 10), (9.44, 9.4), (3.0, 3.0), (0.02, 0.0)])
+@pytest.mark.parametrize(("l0", "said"), [(61.5, 62), (10.0, 10), (9.96, 10), (9.44, 9.4), (3.0, 3.0), (0.02, 0.02), (0.0, 0.0)])
 def test_l0_is_rounded_as_people_do(l0: float, said: float) -> None:
     assert rounded_l0(l0) == said
     assert isinstance(rounded_l0(l0), int) is (said >= 10)
+
+
+@pytest.mark.parametrize(("variance", "said"), [(0.81234, 0.812), (0.9996, 0.9996), (1.0, 1.0), (-0.0001, 0.0)])
+def test_nearly_all_variance_is_not_what_stands_for_unknown(variance: float, said: float) -> None:
+    assert rounded(variance, 3, unknown=1.0) == said
 
 
 def test_numbers_of_other_bytes_do_not_count() -> None:
