@@ -17,7 +17,9 @@ from typing import Any, Self
 
 import torch
 
+from saesync.errors import Refused
 from saesync.measure.devices import out_of_memory
+from saesync.measure.reasons import reason
 
 _LEVEL = 1_000_000  # context level of our hooks, so that removing them leaves all others
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
@@ -97,6 +99,9 @@ class LanguageModel:
 
         A hook that does not fire is absent from the result. Some models write over an activation after its hook saw it (Falcon
         adds the attention's output to the MLP's in place): a pass that finds this out is run again with copies.
+
+        Raises:
+            Refused: the model itself fails (OLMo 2 in bfloat16 mixes dtypes in TransformerBridge 3.9).
         """
         logits, seen, spoilt = self._kept(tokens, hooks, blocks)
         if spoilt:
@@ -135,6 +140,11 @@ class LanguageModel:
         try:
             with self._hooked({name: keep(name) for name in hooks}):
                 logits = self._logits(tokens)
+        except _ROUTE_ERRORS as error:
+            if out_of_memory(error):
+                raise
+            detail = f"As it was loaded, the model fails on tokens: {reason(error)}. Use another `loader`, or `dtype: float32`."
+            raise Refused("Model cannot be run", detail) from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -12,6 +12,7 @@ import torch
 import transformers
 from measure_world import THIRD_PARTY, make_tokenizer
 
+from saesync.errors import Refused
 from saesync.measure.models import load_model
 from saesync.measure.passes import LanguageModel, Route, _arity
 
@@ -47,6 +48,18 @@ HOOKS = {
 
 def loaded(world: SimpleNamespace, loader: str) -> LanguageModel:
     return load_model(world.model, loader, "float32", {}, torch.device("cpu"), "gpt2")
+
+
+def test_a_model_that_fails_on_tokens_is_named(tmp_path: Path) -> None:
+    """TransformerBridge mixes the dtypes of OLMo 2 in bfloat16."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    transformers.Olmo2ForCausalLM(
+        transformers.Olmo2Config(**sizes, vocab_size=128, pad_token_id=0, eos_token_id=0)
+    ).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    model = load_model(tmp_path, "TransformerBridge", "bfloat16", {}, torch.device("cpu"))
+    with pytest.raises(Refused, match=r"fails on tokens: .*dtype.* Use another `loader`, or `dtype: float32`"):
+        model.clean(torch.arange(8)[None], frozenset())
 
 
 @pytest.mark.parametrize("loader", HOOKS)
