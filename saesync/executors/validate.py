@@ -59,7 +59,7 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
     """Write real activations at each hook: key "x", float32 ``[rows, d_in]``, at positions that count in measuring.
 
     Where the dataset is short, there are fewer rows, never none. Heads are joined. Hooks that the model does not have, or that
-    never fire, are in the result's ``failures``.
+    never fire or give no activation per token, are in the result's ``failures``.
 
     Raises:
         Missing: model, dataset, text or device is not here.
@@ -92,8 +92,8 @@ def capture(job: CaptureJob, progress: Progress | None = None) -> CaptureResult:
 def _activations(
     engine: Engine, hooks: frozenset[str], wanted: int, progress: Progress | None
 ) -> Mapping[str, list[torch.Tensor]]:
-    """Blocks ``[n, d_in]`` on the CPU, together at least ``wanted`` rows if there are as many, by hook. Hooks that do not fire
-    are not in it."""
+    """Blocks ``[n, d_in]`` on the CPU, together at least ``wanted`` rows if there are as many, by hook. Hooks that do not fire,
+    or give something else than an activation per token, are not in it."""
     import torch
 
     found: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
@@ -101,7 +101,8 @@ def _activations(
     with torch.no_grad():
         for batch in engine.batches():
             _, seen = engine.model.clean(batch.tokens, frozenset(found))
-            found = {hook: parts for hook, parts in found.items() if hook in seen.hooks}
+            whole = {hook for hook, raw in seen.hooks.items() if getattr(raw, "shape", ())[:2] == batch.tokens.shape}
+            found = {hook: parts for hook, parts in found.items() if hook in whole}
             for hook, parts in found.items():
                 raw = seen.hooks[hook]
                 parts.append(raw.reshape(*raw.shape[:2], -1)[batch.keep].to("cpu", torch.float32))
@@ -114,9 +115,8 @@ def _activations(
 
 
 def _silent(hook: str) -> Diagnostic:
-    return Diagnostic(
-        "Hook never fires", f"The hook {hook!r} exists, but the model as it is loaded gives no tensor there. Use another hook."
-    )
+    detail = f"The hook {hook!r} exists, but the model as it is loaded gives no activation per token there. Use another hook."
+    return Diagnostic("Hook never fires", detail)
 
 
 _kept: dict[str, LanguageModel] = {}  # the model of the job before, by everything that decides what is loaded

@@ -92,9 +92,10 @@ def _wrong_width(model: LanguageModel, sae: LoadedSae, tokens: torch.Tensor, x: 
         if fitting
         else "No hook of this model has that width: is it the right model?"
     )
+    given = str(x.shape[-1]) if x.ndim == 3 else f"a tensor of shape {list(x.shape)} for tokens {list(tokens.shape)}"
     return Diagnostic(
         "Width does not fit the hook",
-        f"The SAE reads d_in {sae.d_in} numbers per token, but {sae.site.hook!r} gives {x.shape[-1]}. {hint}",
+        f"The SAE reads d_in {sae.d_in} numbers per token, but {sae.site.hook!r} gives {given}. {hint}",
         key="hook",
     )
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from measure_world import CONTEXT, D_MODEL, D_SAE, THIRD_PARTY, make_sae, make_tokenizer, only
+from measure_world import CONTEXT, D_MODEL, D_SAE, THIRD_PARTY, VOCAB, make_sae, make_tokenizer, only
 from sae_lens.util import get_special_token_ids
 from safetensors.torch import load_file, save_file
+from transformers import OPTConfig, OPTForCausalLM
 
 from saesync.digest import digest_file
 from saesync.errors import Diagnostic, Missing, Refused
@@ -312,7 +313,7 @@ def test_capture_of_a_short_dataset_gives_what_there_is(world: SimpleNamespace, 
 
 
 def test_capture_names_hooks_that_are_not_there_and_writes_the_others(world: SimpleNamespace, tmp_path: Path) -> None:
-    hooks = {"blocks.1.hook_resid_pst": "Did you mean", "blocks.1.hook_mlp_in": "gives no tensor there"}
+    hooks = {"blocks.1.hook_resid_pst": "Did you mean", "blocks.1.hook_mlp_in": "gives no activation per token"}
     out = {hook: str(tmp_path / hook) for hook in (*hooks, "blocks.1.hook_resid_post")}
     failures = validate.capture(capture_job(world, out)).failures
     assert failures.keys() == hooks.keys()
@@ -320,6 +321,29 @@ def test_capture_names_hooks_that_are_not_there_and_writes_the_others(world: Sim
         assert words in failures[hook][0]["detail"]
         assert not Path(out[hook]).exists()
     assert load_file(out["blocks.1.hook_resid_post"])["x"].shape == (50, D_MODEL)
+
+
+def test_activations_that_are_not_by_sequence_are_named(world: SimpleNamespace, tmp_path: Path) -> None:
+    """OPT joins the sequences of a batch before it normalises what its MLP reads."""
+    sizes = {
+        "hidden_size": D_MODEL,
+        "word_embed_proj_dim": D_MODEL,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = OPTConfig(**sizes, vocab_size=VOCAB, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    hook = "blocks.1.ln2.hook_normalized"
+    (captured,) = validate.capture(capture_job(world, {hook: str(tmp_path / "x")}, model=str(tmp_path))).failures.values()
+    assert "gives no activation per token" in captured[0]["detail"]
+    asked = replace(only(world.job, "topk").saes[0], hook=hook)
+    result = validate.run(replace(world.job, model=str(tmp_path), saes=(asked,)))
+    assert (
+        f"gives a tensor of shape [{CONTEXT}, {D_MODEL}] for tokens [1, {CONTEXT}]"
+        in diagnostics(result, asked.address)[0].detail
+    )
 
 
 def test_a_model_is_loaded_once_for_many_jobs(world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
