@@ -34,7 +34,8 @@ def only_failure(result: Any, address: str) -> Failure:
 
 
 @pytest.mark.parametrize(
-    ("hook", "words"), [("blocks.7.hook_resid_post", "The model has layers 0 to 1"), ("blocks.0.hook_mlp_in", "gives no tensor")]
+    ("hook", "words"),
+    [("blocks.7.hook_resid_post", "The model has layers 0 to 1"), ("blocks.0.hook_mlp_in", "gives no activation per token")],
 )
 def test_a_hook_that_is_not_there(world: TinyWorld, look: Look, hook: str, words: str) -> None:
     def wrong(release: Release) -> Release:

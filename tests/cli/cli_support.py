@@ -144,7 +144,8 @@ def interrupted(process: subprocess.Popen[str], when: Callable[[str], bool], tim
             with pressing:
                 now, pressed = not pressed and when(line), pressed or when(line)
                 for _ in range(times if now else 0):
-                    os.killpg(process.pid, signal.SIGINT)
+                    with contextlib.suppress(ProcessLookupError):  # one press was enough: nothing was running any more
+                        os.killpg(process.pid, signal.SIGINT)
                     time.sleep(0.15)  # a terminal does not merge two key presses, a kernel merges signals
 
     readers = [threading.Thread(target=read, args=[stream]) for stream in found]
