@@ -35,4 +35,4 @@ def wake() -> None:
         return
     words = [str(_MAKER), "-u", *(f"-c={number}" for number in range(cards))]
     with contextlib.suppress(OSError, subprocess.SubprocessError):  # then torch says what it does not find
-        subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=_PATIENCE)  # noqa: S603
+        subprocess.run(words, check=False, capture_output=True, stdin=subprocess.DEVNULL, timeout=_PATIENCE)  # noqa: S603 (fixed)

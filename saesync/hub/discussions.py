@@ -48,7 +48,7 @@ def proposals(client: Client, repo: str, author: str | None) -> list[Proposal]:
     found: list[Proposal] = []
     seen = 0
     for page in range(_MOST_PAGES):
-        entries, total = client.attempt(asked, lambda token: _page(client, repo, token, {**params, "p": page}))  # noqa: B023
+        entries, total = client.attempt(asked, lambda token: _page(client, repo, token, {**params, "p": page}))  # noqa: B023 (at once)
         seen += len(entries)
         found += [_proposal(client, repo, entry) for entry in entries if entry.get("isPullRequest") is True]
         if not entries or seen >= total:

@@ -101,6 +101,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
 
 
+def device_fails(error: BaseException) -> bool:
+    """Whether an error is the GPU's own: nothing can be computed on it in this process any more, so the worker has to go."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+
+
 def give_back(device: torch.device) -> None:
     """Let go of memory that nothing holds any more."""
     gc.collect()

@@ -18,12 +18,12 @@ from typing import Any, Self
 import torch
 
 from saesync.errors import Refused
-from saesync.measure.devices import out_of_memory
+from saesync.measure.devices import device_fails, out_of_memory
 from saesync.measure.reasons import reason
 
 _LEVEL = 1_000_000  # context level of our hooks, so that removing them leaves all others
 _LAYER = re.compile(r"\.(\d+)(?:\.|$)")
-_ROUTE_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
+_MODEL_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
 Change = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -140,8 +140,8 @@ class LanguageModel:
         try:
             with self._hooked({name: keep(name) for name in hooks}):
                 logits = self._logits(tokens)
-        except _ROUTE_ERRORS as error:
-            if out_of_memory(error):
+        except _MODEL_ERRORS as error:
+            if out_of_memory(error) or device_fails(error):
                 raise
             detail = f"As it was loaded, the model fails on tokens: {reason(error)}. Use another `loader`, or `dtype: float32`."
             raise Refused("Model cannot be run", detail) from error
@@ -198,7 +198,7 @@ class LanguageModel:
         for route in candidates:
             try:
                 short = self.changed(tokens, hook, route, _made_up, seen)
-            except _ROUTE_ERRORS as error:
+            except _MODEL_ERRORS as error:
                 if out_of_memory(error):
                     raise
                 continue

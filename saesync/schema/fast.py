@@ -189,7 +189,7 @@ def _all(checks: list[Check]) -> Check:
         return lambda value: first(value) and second(value)
 
     def check(value: Any) -> bool:
-        for each in checks:  # noqa: SIM110
+        for each in checks:  # noqa: SIM110 (all() with a generator takes twice as long)
             if not each(value):
                 return False
         return True

@@ -62,6 +62,19 @@ def test_a_model_that_fails_on_tokens_is_named(tmp_path: Path) -> None:
         model.clean(torch.arange(8)[None], frozenset())
 
 
+def test_a_gpu_that_fails_ends_its_worker(world: SimpleNamespace) -> None:
+    """Nothing is wrong with the model: another process may well run it."""
+    model = loaded(world, "TransformerBridge")
+
+    def fail(_module: Any, _given: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    handle = model.blocks[0].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        model.clean(torch.arange(8)[None], frozenset())
+    handle.remove()
+
+
 @pytest.mark.parametrize("loader", HOOKS)
 @torch.no_grad()
 def test_skipping_blocks_changes_nothing(world: SimpleNamespace, loader: str) -> None:

@@ -63,7 +63,7 @@ def _extend(module: Any, path: str) -> None:
 
     try:
         with open(path, encoding="utf-8") as stream:  # noqa: PTH123  pathlib is not worth its import here
-            overlay = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+            overlay = yaml.load(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (a safe one)
         add(module.get_pretrained_saes_directory(), module.PretrainedSAELookup, overlay, bool(os.environ.get(REPLACE)))
     except OSError as error:
         raise SystemExit(f"error: the overlay {path} cannot be read: {error.strerror}.") from None
@@ -89,7 +89,7 @@ class _Finder:
                 execute(module)
                 _extend(module, os.environ[VARIABLE])
 
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # that is how it is hooked
         return spec
 
 
@@ -98,8 +98,8 @@ def _chain() -> None:
     from importlib.machinery import PathFinder
     from importlib.util import module_from_spec
 
-    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
-    others = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]  # noqa: PTH100
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  as above
+    others = [entry for entry in sys.path if os.path.abspath(entry or os.curdir) != here]  # noqa: PTH100  as above
     spec = PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
         module = module_from_spec(spec)
