@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
-from saesync.manifest.check import check
+from saesync.manifest.check import expand
 from saesync.manifest.collisions import collisions
 from saesync.manifest.expand import Budget
 from saesync.manifest.paths import Bounds, real
@@ -93,12 +93,13 @@ def _load(
         try:
             where = bounds(file)
             tree = parse(decode(read(file), str(file))[1], str(file))
-            release, found = release_of(check(tree, str(file), budget), where)
+            expanded = expand(tree, str(file), budget)
+            release, found = release_of(expanded, where)
         except ManifestError as error:
             wrong += _first(error.diagnostics, file)
         else:
             releases.append(release)
-            wrong += _first(found, file)
+            wrong += _first([*expanded.wrong, *found], file)
     wrong += collisions(releases)[:MAX_SHOWN]
     if wrong:
         raise ManifestError.of(sorted(wrong, key=_place))
