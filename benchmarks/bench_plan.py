@@ -40,8 +40,8 @@ def rows() -> list[Row]:
         warm_requests = server.count() / 3
         shutil.rmtree(folder / "cache")
     told = ", ".join(f"{route} {count}" for route, count in sorted(cold_requests.items()))
-    # Of each repository head, tags, page of the tree and card; of each source page of the tree and branches; the records.
-    once_each = 6 * registry_world.REPOS + registry_world.RELEASES
+    # Of each repository head, tags, page of the tree and card; of each source page of the tree; the records.
+    once_each = 5 * registry_world.REPOS + registry_world.RELEASES
     return [
         Row("cold", cold.wall, "s", "", "<= 15"),
         Row("cold: requests", sum(cold_requests.values()), "", told, f"<= {once_each}"),
