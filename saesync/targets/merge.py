@@ -204,11 +204,13 @@ def _text_of_card(now: Observed) -> str | None:
 
 
 def _card_file(old: Record, text: str, now: Observed) -> CardFile:
-    """Which README the record's commits found and leave: one that they left themselves they did not find."""
+    """Which README the record's commits found and leave: one that they alone left they did not find."""
     there, left = now.files.get(CARD_FILE), digest_bytes(text.encode()).blob_id
-    found = None if there is None else there.blob_id
-    own = old.card_file is not None and old.card_file.after == found
-    return CardFile(old.card_file.before if own and old.card_file is not None else found, str(left))
+    found, earlier = None if there is None else there.blob_id, old.card_file
+    others = (record.card_file for name, record in now.records.items() if name != old.release)
+    left_by_others = any(other is not None and other.after == found for other in others)
+    own = earlier is not None and earlier.after == found and not left_by_others
+    return CardFile(earlier.before if own and earlier is not None else found, str(left))
 
 
 def record_file(record: Record) -> str:
