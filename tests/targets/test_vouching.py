@@ -98,3 +98,10 @@ def test_an_edit_ends_it() -> None:
     assert not carry_out([("publish", "one", 0.7), ("numbers", 0, 0.0), ("publish", "two", 0.9)]).vouched
     assert carry_out([("publish", "one", 0.7), ("outside", 0, 0.0), ("publish", "one", 0.9)]).vouched
     assert carry_out([("publish", "one", 0.7), ("numbers", 0, 0.0), ("back", 0, 0.0)]).vouched
+
+
+def test_releases_do_not_vouch_for_each_other_in_a_circle() -> None:
+    """The README was as it is recorded twice, and was edited since."""
+    there_and_back = [("publish", "one", 0.7), ("publish", "two", 0.8), ("publish", "one", 0.8), ("publish", "one", 0.7)]
+    assert carry_out(there_and_back).vouched
+    assert not carry_out([*there_and_back, ("numbers", 0, 0.0)]).vouched
