@@ -190,12 +190,12 @@ def separator_of(model: LanguageModel) -> int | None:
 
 
 def _tokenizer(job: TextJob) -> dict[str, Any]:
-    """What decides how text becomes tokens."""
+    """What decides how text becomes tokens: the files, and config.json, whose model_type chooses the tokenizer's class."""
     import transformers
 
     from saesync.measure.folder import TOKENIZER_FILES
 
-    files = [Path(job.model, name) for name in TOKENIZER_FILES]
+    files = [Path(job.model, name) for name in (*TOKENIZER_FILES, "config.json")]
     digests = {path.name: digest_file(path).sha256 for path in files if path.is_file()}
     return {"files": key_of(digests), "loader": job.loader, "transformers": transformers.__version__}
 
