@@ -143,6 +143,13 @@ def test_legacy_unknown_activation_is_refused(tmp_path: Path) -> None:
     refused("saelens", legacy(tmp_path / "source", activation_fn_str="tanh-relu"), "Cannot be expressed in SAELens", "tanh-relu")
 
 
+def test_legacy_topk_with_relu_is_refused(tmp_path: Path) -> None:
+    """SAELens 4 and 5 computed ReLU, 6 computes TopK."""
+    source = legacy(tmp_path / "source", activation_fn_str="relu", activation_fn_kwargs={"k": 5})
+    edit_cfg(source, architecture="topk")
+    refused("saelens", source, "Cannot be expressed in SAELens", "architecture topk with activation relu")
+
+
 def test_legacy_boolean_norm_needs_a_factor(tmp_path: Path) -> None:
     refused("saelens", legacy(tmp_path / "source", normalize_activations=True), "Needs a declared factor", "norm_scaling_factor")
 
@@ -153,16 +160,18 @@ def test_legacy_hook_z_is_reshaped(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))["reshape_activations"] == "hook_z"
 
 
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])  # before v3; v3 to v5
 @pytest.mark.parametrize(("values", "flag", "fine"), [(1.0, False, True), (1.7, True, True), (1.7, False, False)])
-def test_a_scaling_factor_is_dropped_folded_or_refused(values: float, flag: bool, fine: bool, tmp_path: Path) -> None:
-    source = edit_tensors(legacy(tmp_path / "source", finetuning_scaling_factor=flag), scaling_factor=torch.full((40,), values))
+def test_a_scaling_factor_is_dropped_folded_or_refused(values: float, flag: bool, fine: bool, name: str, tmp_path: Path) -> None:
+    source = legacy(tmp_path / "source", finetuning_scaling_factor=flag)
+    edit_tensors(source, **{name: torch.full((40,), values)})
     if not fine:
         refused("saelens", source, "Unexplained scaling factor", "finetuning_scaling_factor")
         return
     proof = convert("saelens", source, tmp_path / "out", metadata={})
     assert proof["max_reconstruction_diff"] < 1e-13
     written = load_file(tmp_path / "out" / "sae_weights.safetensors")
-    assert "scaling_factor" not in written
+    assert name not in written
     assert torch.allclose(written["W_dec"], load_file(source / "sae_weights.safetensors")["W_dec"] * values)
 
 
