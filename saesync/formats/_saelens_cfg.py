@@ -118,8 +118,6 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
     norm = _norm(flat.get("normalize_activations"))
     if transcoder and norm != "none":
         raise Inexpressible.by("normalize_activations", f"{CFG}: SAELens does not undo {norm!r} in a transcoder's output.")
-    if architecture in BATCH and norm not in ("none", SCALED):
-        raise Inexpressible.by("normalize_activations", f"{CFG}: {architecture} with {norm!r} has no known threshold units.")
     reshape = _reshape(flat, metadata, legacy)
     if transcoder and reshape != "none":
         raise Inexpressible.by("reshape_activations", f"{CFG}: SAELens does not join attention heads for a transcoder.")

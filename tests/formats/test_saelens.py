@@ -59,11 +59,13 @@ def test_every_architecture_is_proved(variant: str, dtype: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("architecture", BATCH)
 @pytest.mark.parametrize("rescale", [True, False])
-def test_batchtopk_equals_sae_lens_own_export(architecture: str, rescale: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_batchtopk_equals_sae_lens_own_export(architecture: str, rescale: bool, norm: str, tmp_path: Path) -> None:
     from sae_lens import SAE, TrainingSAE
 
-    changes = {"matryoshka_widths": [10, 40]} if architecture.startswith("matryoshka") else {}
-    source = saelens(tmp_path / "source", 5, architecture=architecture, rescale_acts_by_decoder_norm=rescale, **changes)
+    changes: dict[str, Any] = {"matryoshka_widths": [10, 40]} if architecture.startswith("matryoshka") else {}
+    changes |= {"rescale_acts_by_decoder_norm": rescale, "normalize_activations": norm}
+    source = saelens(tmp_path / "source", 5, architecture=architecture, **changes)
     convert("saelens", source, tmp_path / "ours", metadata={"hook_name": HOOK})
     TrainingSAE.load_from_disk(source).save_inference_model(tmp_path / "theirs")
     ours, theirs = (
@@ -217,7 +219,6 @@ def test_the_manifest_overrides_and_none_removes(tmp_path: Path) -> None:
         ((), {"normalize_activations": "covariance_whitening"}, "Needs folding", "covariance_whitening"),
         ((), {"normalize_activations": "batch_norm"}, "Cannot be expressed in SAELens", "batch_norm"),
         ((), {"normalize_activations": SCALED}, "Needs a declared factor", "norm_scaling_factor"),
-        ((), {"normalize_activations": "layer_norm"}, "Cannot be expressed in SAELens", "threshold"),
         ((), {"reshape_activations": "hook_q"}, "Cannot be expressed in SAELens", "hook_q"),
         ((), {"apply_b_dec_to_input": "yes"}, "Damaged config", "apply_b_dec_to_input"),
         ((), {"d_in": "12"}, "Damaged config", "d_in"),
