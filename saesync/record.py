@@ -42,7 +42,7 @@ class RecordNewer(SaesyncError):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A measured value with its standard error over sequences (None where there are too few to tell)."""
+    """A measured value with its standard error over documents (None where there is too little text to tell)."""
 
     value: float
     stderr: Annotated[float, Meta(ge=0)] | None = None

@@ -48,7 +48,7 @@ def tables() -> str:
     lines += [f"| `{name}` | {fmt.version} | {fmt.summary} |" for name, fmt in sorted(formats().items())]
     lines += ["", "## Targets", "", "| target | what it is |", "|---|---|"]
     lines += [f"| `{name}` | {target.summary} |" for name, target in sorted(targets().items())]
-    lines += ["", "## Metrics", "", f"Each with a standard error over sequences. {NOT_COUNTED}", ""]
+    lines += ["", "## Metrics", "", f"Each with a standard error over documents. {NOT_COUNTED}", ""]
     lines += ["| metric | version | definition |", "|---|---|---|"]
     lines += [f"| `{m.name}` | {m.version} | {m.summary.replace('|', chr(92) + '|')} |" for m in METRICS.values()]
     return "\n".join([*lines, ""])

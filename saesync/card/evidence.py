@@ -40,7 +40,7 @@ def table(release: Release, record: Record, room: int | None = None) -> str:
         lines.append(f"\n… and {len(record.saes) - shown:,} more, in {code(record_path(release.name))}.")
     legend = "; ".join(f"`{name}`: {METRICS[name].summary.replace('|', '&#124;')}" for name in columns)
     return "\n".join(lines) + (
-        f"\n\n<sub>{legend}. {NOT_COUNTED} ± is one standard error over sequences.</sub>" if columns else ""
+        f"\n\n<sub>{legend}. {NOT_COUNTED} ± is one standard error over documents.</sub>" if columns else ""
     )
 
 

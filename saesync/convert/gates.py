@@ -24,7 +24,6 @@ EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloa
 FVU_LIMIT = {"float64": 1e-9, "float32": 1e-9, "float16": 1e-2, "bfloat16": 5e-2}
 # The same of rows in which rounding switches a feature: there the output jumps by the whole feature, in any dtype.
 _JUMPS = 1e-2
-_WAYS, _CHANCE = 4, 8  # rounding before and after folding gives up to three times the variance; features that may switch besides
 
 
 @dataclass(slots=True)
@@ -58,13 +57,6 @@ def affordable(fvu: float, untied_fvu: float, dtype: str) -> bool:
     """Whether that is no more than storing and computing in ``dtype`` may cost. NaN is not."""
     limit = FVU_LIMIT[dtype]
     return untied_fvu <= limit and fvu <= max(limit, _JUMPS)
-
-
-def as_near(found: Tally, own: Tally) -> bool:
-    """Whether a copy is as near to the source as ``own``, a copy in the same dtype that is made here: bounds that hold for any
-    input are far above what rounding does to most. Other ways to round, and chance where few features switch, are allowed for."""
-    near = found.switched <= _WAYS * own.switched + _CHANCE and found.untied_fvu <= _WAYS * own.fvu + FVU_LIMIT["float64"]
-    return near and (own.switched < _CHANCE or found.fvu <= _WAYS * own.fvu)
 
 
 class Gate:

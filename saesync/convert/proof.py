@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from saesync.convert.finite import require_finite_file
-from saesync.convert.gates import EPSILON, EXACT, Gate, Tally, affordable, as_near
+from saesync.convert.gates import EPSILON, EXACT, Gate, affordable
+from saesync.convert.nearness import Nearness
 from saesync.convert.rows import Rows, make_rows, require_positive
 from saesync.convert.sequences import LENGTH, coupling, require_context
 from saesync.convert.stock import Stock
-from saesync.convert.writer import is_exact, write_cfg
+from saesync.convert.writer import is_exact
 from saesync.errors import ProofFailed
 from saesync.formats._bytes import LocalBytes
-from saesync.formats._lazy import WIDTHS, Mapped, whole
+from saesync.formats._lazy import WIDTHS, whole
 from saesync.formats._safetensors import parse
 from saesync.formats.base import FEATURE_SCALES, Format, SourceFiles, Weights
 from saesync.model import WEIGHTS_FILE
@@ -122,8 +122,8 @@ def prove_published(source: Source, weights: Weights, published: Published, real
     function, dtype = published.function, published.dtype
     rows, factors = require_positive(make_rows(function, real), function, weights), factors_of(weights)
     # Rows at a threshold may rightly switch in other rounding, and then their outputs jump: only their features are judged.
-    plain, edges, copied = (Gate(function, EPSILON[dtype]) for _ in range(3))
-    copy = _copy(weights, dtype) if WIDTHS[dtype] < 4 and not function.sequential else None
+    plain, edges = (Gate(function, EPSILON[dtype]) for _ in range(2))
+    nearness = Nearness(function, weights, dtype) if WIDTHS[dtype] < 4 and not function.sequential else None
     for part in _parts(rows, function):
         reference, ours = source.forward(rows.x[part], factors), function.forward(rows.x[part])
         if reference[0].shape != ours[0].shape or reference[1].shape != ours[1].shape:
@@ -131,8 +131,9 @@ def prove_published(source: Source, weights: Weights, published: Published, real
         for gate, mask in ((plain, rows.plain[part]), (edges, ~rows.plain[part])):
             if bool(mask.any()):
                 gate.compare(rows.x[part], reference, ours, mask)
-        if copy is not None and bool(rows.plain[part].any()):
-            copied.compare(rows.x[part], reference, copy.forward(rows.x[part]), rows.plain[part])
+        if nearness is not None:
+            x, mask = rows.x[part], rows.plain[part]
+            nearness.add(x[mask], (reference[0][mask], reference[1][mask]), (ours[0][mask], ours[1][mask]))
     excess = max(plain.tally.excess, edges.tally.excess)
     unexplained = plain.tally.unexplained + edges.tally.unexplained
     proof = _report(plain, rows, weights) | {
@@ -144,29 +145,10 @@ def prove_published(source: Source, weights: Weights, published: Published, real
     proof |= {"support_changes": unexplained, "rows": plain.tally.rows + edges.tally.rows}
     if not (excess <= 1 and unexplained == 0 and affordable(plain.tally.fvu, plain.tally.untied_fvu, dtype)):
         raise ProofFailed("Not the same function", f"The published SAE is not the source's function: {_numbers(proof)}.")
-    if copy is not None and not as_near(plain.tally, copied.tally):
-        raise ProofFailed("Not the same function", _further(plain.tally, copied.tally, dtype))
+    if nearness is not None:
+        nearness.require(plain.tally)
     require_context(function, rows.x)
     return proof
-
-
-def _copy(weights: Weights, dtype: str) -> Stock:
-    """The source's weights rounded to ``dtype``, computing in float64."""
-    import torch
-
-    kind = getattr(torch, dtype)
-    rounded = {name: Mapped(tensor, lambda block, *_: block.to(kind).double()) for name, tensor in weights.tensors.items()}
-    with TemporaryDirectory() as place:
-        write_cfg(weights, Path(place), "float64")
-        return Stock(Path(place), "float64", replace(weights, tensors=rounded))
-
-
-def _further(found: Tally, own: Tally, dtype: str) -> str:
-    return (
-        f"The published SAE is further from the source's function than a copy in {dtype} is: in {found.rows} rows "
-        f"{found.switched:,} features switch ({own.switched:,} in a copy), and {found.fvu:.2g} of the variance is lost "
-        f"({own.fvu:.2g})."
-    )
 
 
 def batches(rows: Rows, d_sae: int) -> Iterator[slice]:

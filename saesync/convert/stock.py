@@ -115,6 +115,12 @@ class Stock:
         output = self.sae(self._shaped(x)) if whole else self.sae.decode(features)
         return features, output.reshape(len(x), -1)
 
+    def decoded(self, x: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """What any features ``[n, d_sae]`` decode to where the input is ``x``, without a skip connection."""
+        self.encode(x)  # SAELens keeps of it what decode needs to undo a norm
+        found: torch.Tensor = self.sae.decode(features)
+        return found.reshape(len(x), -1)
+
     def input_bias(self) -> torch.Tensor:
         """What is subtracted from the input: b_dec or zeros, float64 ``[d_in]``."""
         import torch

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from saesync.errors import Missing, Refused
-from saesync.executors.validate import model_for, rows_for, setting_of, versions
+from saesync.executors.validate import model_for, rows_for, separator_of, setting_of, versions
 from saesync.jobs import DiagnoseJob, DiagnoseResult, MeasureSae
 
 if TYPE_CHECKING:
@@ -102,11 +102,12 @@ def _engines(job: DiagnoseJob, model: LanguageModel) -> dict[bool, Engine]:
     import numpy as np
     from sae_lens.util import get_special_token_ids
 
+    from saesync.measure.clusters import clusters_of
     from saesync.measure.engine import Engine
 
     special = get_special_token_ids(model.tokenizer)
     rows = rows_for(job, model, -(-job.tokens // job.context), 1)
-    both = {job.prepend_bos: rows}
+    both, clusters = {job.prepend_bos: rows}, clusters_of(rows, separator_of(model))
     bos = model.tokenizer.bos_token_id
     if job.prepend_bos:
         both[False] = np.ascontiguousarray(rows[:, 1:])
@@ -114,7 +115,7 @@ def _engines(job: DiagnoseJob, model: LanguageModel) -> dict[bool, Engine]:
         room = model.longest is not None and rows.shape[1] >= model.longest
         both[False] = rows[:, :-1] if room else rows
         both[True] = np.concatenate([np.full((len(rows), 1), bos, rows.dtype), both[False]], axis=1)
-    return {kind: Engine(model, np.ascontiguousarray(each), special) for kind, each in both.items()}
+    return {kind: Engine(model, np.ascontiguousarray(each), special, clusters=clusters) for kind, each in both.items()}
 
 
 def _hooks(model: LanguageModel, sae: LoadedSae, first: torch.Tensor) -> list[str]:
@@ -163,7 +164,7 @@ def _measured(
     for batch in engine.batches():
         _, seen = engine.model.clean(batch.tokens, frozenset({*hooks, sae.target.hook}))
         for hook in hooks:
-            _take(batch, Condition(hook, bos), sae, reading, seen, variants, sums)
+            _take(batch, engine.clusters, Condition(hook, bos), sae, reading, seen, variants, sums)
         if told is not None:
             told(batch.first + len(batch.tokens))
     return sums
@@ -171,6 +172,7 @@ def _measured(
 
 def _take(
     batch: Batch,
+    clusters: int,
     condition: Condition,
     sae: LoadedSae,
     reading: Reading,
@@ -179,12 +181,12 @@ def _take(
     sums: dict[Condition, Sums],
 ) -> None:
     from saesync.measure.semantics import Sums, add, scale_of
-    from saesync.measure.statistics import CLUSTERS, Tally
+    from saesync.measure.statistics import Tally
 
     x = _read(sae, seen, condition.hook)
     if x is None:
         return
     y = sae.target.read(seen.hooks[sae.target.hook]) if reading.transcoder else x
     if condition not in sums:
-        sums[condition] = Sums(scale_of(x, batch.keep), Tally(CLUSTERS))
-    add(reading, sums[condition], batch.first, x, y, batch.keep, variants)
+        sums[condition] = Sums(scale_of(x, batch.keep), Tally(clusters))
+    add(reading, sums[condition], batch, x, y, variants)

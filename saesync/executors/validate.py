@@ -39,12 +39,14 @@ def run(job: MeasureJob, progress: Progress | None = None) -> MeasureResult:
     """
     from sae_lens.util import get_special_token_ids
 
+    from saesync.measure.clusters import clusters_of
     from saesync.measure.engine import Engine
 
     model = model_for(job)
     sequences = -(-job.tokens // job.context)
     rows = rows_for(job, model, sequences, None)
-    outcome = Engine(model, rows, get_special_token_ids(model.tokenizer), progress).run(job.saes)
+    clusters = clusters_of(rows, separator_of(model))
+    outcome = Engine(model, rows, get_special_token_ids(model.tokenizer), progress, clusters).run(job.saes)
     about = {**versions(), **setting_of(job, model), "tokens": int(rows.size), "sequences": len(rows)}
     weights = {sae.address: sae.folder for sae in job.saes if sae.address in outcome.metrics}
     return MeasureResult(
@@ -163,13 +165,13 @@ def rows_for(job: TextJob, model: LanguageModel, sequences: int, least: int | No
     """The job's token rows, checked against the model's vocabulary."""
     from saesync.measure.dataset import Cutting, TextSpec, tokenised
 
-    bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
+    bos = model.tokenizer.bos_token_id
     if job.prepend_bos and bos is None:
         raise Refused(
             "Tokenizer has no BOS", "prepend_bos is set, but the model's tokenizer has no BOS token. Set `prepend_bos: false`."
         )
     spec = TextSpec(job.dataset, job.dataset_files, job.column, job.split)
-    cutting = Cutting(job.context, bos if job.prepend_bos else None, eos if bos is None else bos)
+    cutting = Cutting(job.context, bos if job.prepend_bos else None, separator_of(model))
     rows = tokenised(spec, cutting, sequences, model.token_ids, _tokenizer(job), Cache(Path(job.cache)), least)
     if rows.size and int(rows.max()) >= model.vocab:
         raise Refused(
@@ -180,13 +182,20 @@ def rows_for(job: TextJob, model: LanguageModel, sequences: int, least: int | No
     return rows
 
 
+def separator_of(model: LanguageModel) -> int | None:
+    """What stands between documents, as SAELens has it: BOS, or EOS where there is none."""
+    bos: int | None = model.tokenizer.bos_token_id
+    eos: int | None = model.tokenizer.eos_token_id
+    return eos if bos is None else bos
+
+
 def _tokenizer(job: TextJob) -> dict[str, Any]:
-    """What decides how text becomes tokens."""
+    """What decides how text becomes tokens: the files, and config.json, whose model_type chooses the tokenizer's class."""
     import transformers
 
     from saesync.measure.folder import TOKENIZER_FILES
 
-    files = [Path(job.model, name) for name in TOKENIZER_FILES]
+    files = [Path(job.model, name) for name in (*TOKENIZER_FILES, "config.json")]
     digests = {path.name: digest_file(path).sha256 for path in files if path.is_file()}
     return {"files": key_of(digests), "loader": job.loader, "transformers": transformers.__version__}
 

@@ -34,6 +34,8 @@ _UNPROVABLE = {
     "matching_pursuit": "its greedy encoder has no closed form to prove against",
 }
 _SAME_FACTOR = 1e-3  # a number that somebody copied by hand
+# What multiplies features in decode after fine-tuning: before v3, and as v3 to v5 save it.
+FINE_TUNED = ("scaling_factor", "finetuning_scaling_factor")
 _RESCALE, _RESCALING = "rescale_acts_by_decoder_norm", (6, 14)
 _VERSION = re.compile(r"(\d{1,9})\.(\d{1,9})(?!\d)")
 SCALED = "expected_average_only_in"
@@ -44,7 +46,7 @@ _NORMS = ("none", "layer_norm", "constant_norm_rescale", SCALED)
 class Config:
     """What the function depends on, plus ``metadata``. ``rescale``: pre-activations are multiplied by decoder norms first.
 
-    ``fine_tuned`` says that a ``scaling_factor`` tensor is part of the function.
+    ``fine_tuned`` says that a ``FINE_TUNED`` tensor is part of the function.
     """
 
     architecture: str
@@ -116,8 +118,6 @@ def parse_cfg(raw: Mapping[str, Any]) -> Config:
     norm = _norm(flat.get("normalize_activations"))
     if transcoder and norm != "none":
         raise Inexpressible.by("normalize_activations", f"{CFG}: SAELens does not undo {norm!r} in a transcoder's output.")
-    if architecture in BATCH and norm not in ("none", SCALED):
-        raise Inexpressible.by("normalize_activations", f"{CFG}: {architecture} with {norm!r} has no known threshold units.")
     reshape = _reshape(flat, metadata, legacy)
     if transcoder and reshape != "none":
         raise Inexpressible.by("reshape_activations", f"{CFG}: SAELens does not join attention heads for a transcoder.")
@@ -187,7 +187,7 @@ def _architecture(flat: Mapping[str, Any], legacy: bool) -> str:
     if found in _UNPROVABLE:
         raise Refused("Cannot be proved", f"{CFG}: architecture {found} is not converted: {_UNPROVABLE[found]}.")
     if legacy:
-        activation = flat.get("activation_fn", "relu")
+        activation = flat.get("activation_fn", "topk" if found == "topk" else "relu")
         if activation == "topk":
             if found not in ("standard", "topk"):
                 raise Inexpressible.by("architecture", f"{CFG}: architecture {found[:50]} with activation topk.")
@@ -196,6 +196,11 @@ def _architecture(flat: Mapping[str, Any], legacy: bool) -> str:
             raise Inexpressible.by(
                 "activation_fn",
                 f"{CFG}: activation {str(activation)[:50]!r}. SAELens would load everything but relu and topk as relu.",
+            )
+        elif found == "topk":
+            raise Inexpressible.by(
+                "activation_fn",
+                f"{CFG}: architecture topk with activation relu. SAELens before 6.0 used ReLU there, later ones TopK.",
             )
     if found not in KNOWN:
         raise Inexpressible.by(

@@ -26,6 +26,8 @@ def forward(config: Config, factor: float, path: Path, x: torch.Tensor) -> tuple
 
     with safe_open(path, framework="pt") as stored:
         t: dict[str, torch.Tensor] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  not a dict
+    if "finetuning_scaling_factor" in t:
+        t["scaling_factor"] = t["finetuning_scaling_factor"]
     if "log_threshold" in t:
         t["threshold"] = t["log_threshold"].double().exp()
     x = x.double()

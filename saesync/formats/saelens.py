@@ -8,7 +8,7 @@ running threshold (``BatchTopKTrainingSAE.process_state_dict_for_saving_inferenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from saesync.formats._bytes import LocalBytes
 from saesync.formats._checks import read_json, require_tensors, widest
 from saesync.formats._fold import divided_rows, row_norms, scaled_features, scaled_rows
 from saesync.formats._lazy import Filled, Mapped, Stored, map_file, whole
-from saesync.formats._saelens_cfg import BATCH, CFG, SCALED, Config, parse_cfg, processing, require_factor
+from saesync.formats._saelens_cfg import BATCH, CFG, FINE_TUNED, SCALED, Config, parse_cfg, processing, require_factor
 from saesync.formats._safetensors import parse
 from saesync.formats.base import Candidate, Headers, LazyTensor, SourceFiles, Weights
 from saesync.formats.mistudio import is_export
@@ -74,7 +74,7 @@ class Saelens:
             return Candidate(self.name, 0.5, refusal=_EXPORT)
         try:
             config = parse_cfg(cfg)
-            require_tensors(WEIGHTS, tensors, _expected(config, "scaling_factor" in tensors, "log_threshold" in tensors))
+            require_tensors(WEIGHTS, tensors, _expected(config, tensors))
         except Refused as refusal:
             return Candidate(self.name, 0.9, refusal=refusal.diagnostics[0].detail)
         facts = {
@@ -99,7 +99,7 @@ class Saelens:
         config, factor = _config(files, options)
         extents = parse(LocalBytes(files.paths[WEIGHTS]), WEIGHTS)
         found = {name: extent.info for name, extent in extents.items()}
-        require_tensors(WEIGHTS, found, _expected(config, "scaling_factor" in found, "log_threshold" in found))
+        require_tensors(WEIGHTS, found, _expected(config, found))
         buffer = map_file(files.paths[WEIGHTS])
         tensors: dict[str, LazyTensor] = {name: Stored(buffer, extent) for name, extent in extents.items()}
         if (log := tensors.pop("log_threshold", None)) is not None:
@@ -144,32 +144,36 @@ def _config(files: SourceFiles, options: SaelensOptions) -> tuple[Config, float]
     return config, require_factor(config, options.norm_scaling_factor, hint)
 
 
-def _expected(config: Config, scaled: bool, logarithmic: bool) -> dict[str, tuple[int, ...]]:
+def _expected(config: Config, found: Collection[str]) -> dict[str, tuple[int, ...]]:
     """Tensors the file must hold; some training checkpoints hold the logarithm of the threshold."""
     expected = config.shapes()
-    if scaled:
-        expected["scaling_factor"] = (config.d_sae,)
-    if logarithmic and "threshold" in expected:
+    if (scale := _scale(found)) is not None:
+        expected[scale] = (config.d_sae,)
+    if "log_threshold" in found and "threshold" in expected:
         expected["log_threshold"] = expected.pop("threshold")
     return expected
 
 
+def _scale(found: Collection[str]) -> str | None:
+    return next((name for name in FINE_TUNED if name in found), None)
+
+
 def _fold_fine_tuning(config: Config, tensors: dict[str, LazyTensor]) -> None:
     """``decode`` multiplied features by this tensor in SAELens before v6; it goes into the decoder's rows."""
-    scale = tensors.pop("scaling_factor", None)
-    if scale is None:
+    name = _scale(tensors)
+    if name is None:
         return
-    factors = whole(scale).double()
+    factors = whole(tensors.pop(name)).double()
     if bool((factors == 1).all()):
         return
     if not config.fine_tuned:
         raise Refused(
             "Unexplained scaling factor",
-            f"{WEIGHTS} holds a scaling_factor that is not all ones, but {CFG} does not say finetuning_scaling_factor: true. "
+            f"{WEIGHTS} holds a {name} that is not all ones, but {CFG} does not say finetuning_scaling_factor: true. "
             "Whether it belongs to the function is not known.",
         )
     if config.rescale:
-        raise Inexpressible.by("scaling_factor", "A scaling_factor would change the decoder norms that choose features.")
+        raise Inexpressible.by(name, f"A {name} would change the decoder norms that choose features.")
     tensors["W_dec"] = scaled_rows(tensors["W_dec"], factors)
 
 

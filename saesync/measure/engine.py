@@ -34,13 +34,14 @@ from torch.nn.functional import cross_entropy
 from saesync.errors import Diagnostic, Missing, SaesyncError
 from saesync.jobs import MeasureSae
 from saesync.measure.checks import misfit, unknown_hook
+from saesync.measure.clusters import Clusters
 from saesync.measure.dataset import Tokens
 from saesync.measure.devices import Limits, give_back, limits_for, out_of_memory, wide
 from saesync.measure.metrics import OF_FEATURES
 from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
 from saesync.measure.saes import LoadedSae, load_sae, weights_size
 from saesync.measure.sites import Site
-from saesync.measure.statistics import Estimate, Firing, Tally, ce_loss_score, clusters_for, explained_variance, ratio
+from saesync.measure.statistics import Estimate, Firing, Tally, ce_loss_score, explained_variance, ratio
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
@@ -51,12 +52,14 @@ _TINY_NORM = 1e-4  # SAELens divides by 1 where |x| is below it
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows ``first ...`` as ``tokens [batch, ctx]`` on the device; ``keep [batch, ctx]`` is True where a position counts, and
-    ``kept`` is the same on the CPU; ``cluster [batch, ctx]`` is the cluster of each position, -1 where it does not count."""
+    ``kept`` is the same on the CPU; ``clusters [batch]``, on the CPU, are those of the rows, and ``cluster [batch, ctx]`` that of
+    each position, -1 where it does not count."""
 
     first: int
     tokens: torch.Tensor
     keep: torch.Tensor
     kept: torch.Tensor
+    clusters: torch.Tensor
     cluster: torch.Tensor
 
 
@@ -77,14 +80,23 @@ class Outcome:
 
 
 class Engine:
-    """Measures SAEs of ``model`` on ``rows [sequences, context]``. ``special`` are the token ids that do not count."""
+    """Measures SAEs of ``model`` on ``rows [sequences, context]``. ``special`` are the token ids that do not count, ``clusters``
+    (``clusters_of``) the rows that standard errors take for one; without them all are."""
 
-    def __init__(self, model: LanguageModel, rows: Tokens, special: Iterable[int], progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        rows: Tokens,
+        special: Iterable[int],
+        progress: Progress | None = None,
+        clusters: Clusters | None = None,
+    ) -> None:
         self.model = model
         self.rows = rows
         self.special = torch.tensor(sorted(special), dtype=torch.int32)
         self._progress = progress or (lambda done, total: None)
-        self._clusters = clusters_for(len(rows))
+        self._cluster = torch.zeros(len(rows), dtype=torch.int32) if clusters is None else torch.from_numpy(clusters)
+        self.clusters = int(self._cluster.max()) + 1 if len(rows) else 1
         self._limit(limits_for(model.device))
 
     def _limit(self, limits: Limits) -> None:
@@ -92,7 +104,7 @@ class Engine:
         self.limits = limits
         context = self.rows.shape[1]
         self._batch = max(1, min(limits.tokens // context, limits.logits // (context * self.model.vocab * 4)))
-        self._clean = Tally(self._clusters)
+        self._clean = Tally(self.clusters)
         self._sites: dict[Site, Tally] = {}
 
     def fitting(self, work: Callable[[], T]) -> T:
@@ -146,8 +158,9 @@ class Engine:
         """All rows in order, in batches of a size that depends on model, context and device alone."""
         on = self.model.device
         for first, tokens, kept in self._read():
-            ids = (torch.arange(first, first + len(tokens), dtype=torch.int32) % self._clusters)[:, None]
-            yield Batch(first, tokens.to(on, torch.long), kept.to(on), kept, torch.where(kept, ids, -1).to(on))
+            ids = self._cluster[first : first + len(tokens)]
+            each = torch.where(kept, ids[:, None], -1).to(on)
+            yield Batch(first, tokens.to(on, torch.long), kept.to(on), kept, ids.long(), each)
 
     def _read(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """The same on the CPU: the first row's number, the tokens, and which of them count."""
@@ -195,8 +208,8 @@ class Engine:
         first = torch.from_numpy(self.rows[:1]).to(self.model.device, torch.long)
         routes = self.model.routes(first, frozenset(sae.target.hook for sae in sound))
         new = {sae.target for sae in sound} - self._sites.keys()
-        self._sites.update({site: Tally(self._clusters) for site in new})
-        measured = {sae.address: Measured(Tally(self._clusters), Firing.never(sae.d_sae, self.model.device)) for sae in sound}
+        self._sites.update({site: Tally(self.clusters) for site in new})
+        measured = {sae.address: Measured(Tally(self.clusters), Firing.never(sae.d_sae, self.model.device)) for sae in sound}
         count_clean = not self._clean.sums
         for batch in self.batches():
             self._batch_of(batch, sound, routes, measured, new, count_clean)
@@ -237,7 +250,7 @@ class Engine:
         logits, seen = self.model.clean(batch.tokens, _hooks(group), blocks)
         if count_clean:
             counted = {"ce": _losses(logits, batch), "ce_count": batch.kept[:, :-1].sum(1), "count": batch.kept.sum(1)}
-            self._clean.add(batch.first, counted)
+            self._clean.add(batch.clusters, counted)
         del logits
         for site in new:
             self._site(batch, site, routes[site.hook], seen)
@@ -251,7 +264,7 @@ class Engine:
             batch.tokens, site.hook, route, lambda raw: site.write(raw, torch.zeros_like(site.read(raw))), seen
         )
         sums = {**_moments(x, batch), "ce": _losses(logits, batch)}
-        self._sites[site].add(batch.first, sums)
+        self._sites[site].add(batch.clusters, sums)
 
     def _sae(self, batch: Batch, sae: LoadedSae, route: Route, seen: Seen, into: Measured) -> None:
         site, keep = sae.target, batch.keep
@@ -276,7 +289,7 @@ class Engine:
             return site.write(raw, torch.where(keep[..., None], output.to(raw.dtype), old))
 
         sums["ce"] = _losses(self.model.changed(batch.tokens, site.hook, route, spliced, seen), batch)
-        into.tally.add(batch.first, sums)
+        into.tally.add(batch.clusters, sums)
 
     def _estimates(self, site: Site, measured: Measured) -> dict[str, Estimate]:
         clean, at, own = self._clean, self._sites[site], measured.tally
@@ -291,7 +304,7 @@ class Engine:
             "ce_loss_with_sae": ratio(own["ce"], n_ce),
             "ce_loss_with_ablation": ratio(at["ce"], n_ce),
             "ce_loss_score": ce_loss_score(at["ce"], own["ce"], clean["ce"]),
-            "dead_features": measured.firing.dead(self._clusters),
+            "dead_features": measured.firing.dead(n),
         }
 
 

@@ -27,7 +27,7 @@ class Trial:
     """One meaning and how it fared: where the SAE reads, whether rows begin with BOS, what its input is normalised by
     (SAELens's names, or ``mean_norm_scale`` with its ``scale``), whether b_dec is subtracted, and the activation.
 
-    ``fvu`` is the fraction of variance unexplained, ``stderr`` its standard error over sequences (None: too few), ``l0`` the
+    ``fvu`` is the fraction of variance unexplained, ``stderr`` its standard error over documents (None: too little), ``l0`` the
     mean number of features that fire; ``difference_stderr`` is the standard error of the difference to the declared one's fvu.
     ``k`` is how many features an activation keeps that keeps the largest.
     """

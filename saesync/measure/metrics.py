@@ -43,8 +43,12 @@ METRICS: Mapping[str, MetricDefinition] = MappingProxyType({metric.name: metric 
 NOT_COUNTED = "Positions of BOS, EOS, PAD and SEP tokens do not count."
 
 ROWS_VERSION = 3  # bumped when the same text gives other rows of tokens, or a model is run otherwise on them
+ERRORS_VERSION = 2  # bumped when standard errors are taken otherwise; 1 took rows for independent of each other
 
 
 def metric_versions() -> dict[str, int]:
     """What goes into a measure_key."""
-    return {name: definition.version for name, definition in METRICS.items()} | {"rows": ROWS_VERSION}
+    return {name: definition.version for name, definition in METRICS.items()} | {
+        "rows": ROWS_VERSION,
+        "errors": ERRORS_VERSION,
+    }

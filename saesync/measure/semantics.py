@@ -15,6 +15,7 @@ import torch
 
 from saesync.errors import Refused
 from saesync.formats.base import SEQUENTIAL
+from saesync.measure.engine import Batch
 from saesync.measure.findings import SCALED, Trial
 from saesync.measure.saes import LoadedSae
 from saesync.measure.statistics import Estimate, Tally, explained, explained_variance, standard_error
@@ -162,10 +163,9 @@ def _normalised(norm: str, x: torch.Tensor, scale: float) -> tuple[torch.Tensor,
     return x, lambda y: y
 
 
-def add(
-    reading: Reading, sums: Sums, first: int, x: torch.Tensor, y: torch.Tensor, keep: torch.Tensor, variants: Sequence[Flags]
-) -> None:
-    """Take in a batch: inputs ``x [batch, ctx, d_in]``, what shall come out ``y [batch, ctx, d_out]``, which positions count."""
+def add(reading: Reading, sums: Sums, batch: Batch, x: torch.Tensor, y: torch.Tensor, variants: Sequence[Flags]) -> None:
+    """Take in a batch: inputs ``x [batch, ctx, d_in]``, and what shall come out ``y [batch, ctx, d_out]``."""
+    keep = batch.keep
     flat_x, flat_y = x.reshape(-1, x.shape[-1]).float(), y.reshape(-1, y.shape[-1]).float()
     weights = keep.reshape(-1)
     found: dict[Flags, dict[str, list[torch.Tensor]]] = {flags: {"error": [], "active": []} for flags in variants}
@@ -176,13 +176,12 @@ def add(
             error = torch.where(weights[part], (flat_y[part] - output).square().sum(1), 0.0)
             found[flags]["error"].append(error.double().cpu())
             found[flags]["active"].append(torch.where(weights[part], active, 0).double().cpu())
-    batch = x.shape[0]
     for flags, parts in found.items():
         tally = sums.trials.setdefault(flags, Tally(sums.moments.clusters))
-        tally.add(first, {name: torch.cat(values).reshape(batch, -1).sum(1) for name, values in parts.items()})
+        tally.add(batch.clusters, {name: torch.cat(values).reshape(len(x), -1).sum(1) for name, values in parts.items()})
     exact = torch.where(keep[..., None], y.float(), 0.0).cpu().double()
     moments = {"square": exact.square().sum((1, 2)), "total": exact.sum(1), "count": keep.sum(1)}
-    sums.moments.add(first, moments)
+    sums.moments.add(batch.clusters, moments)
 
 
 def scale_of(x: torch.Tensor, keep: torch.Tensor) -> float:
@@ -194,7 +193,7 @@ def scale_of(x: torch.Tensor, keep: torch.Tensor) -> float:
 def trials(sums: Mapping[Condition, Sums], declared: tuple[Condition, Flags]) -> list[Trial]:
     """Every reading under every condition, with what it leaves unexplained.
 
-    Clusters are the same sequences everywhere, so differences to the declared reading are judged in pairs.
+    Clusters are the same text everywhere, so differences to the declared reading are judged in pairs.
     """
     origin = _explained(sums[declared[0]], declared[1])[1]
     return [_trial(condition, flags, each, origin, declared) for condition, each in sums.items() for flags in each.trials]

@@ -1,9 +1,9 @@
 """Sums that merge, and the metrics and standard errors made of them.
 
-Every metric is a smooth function of sums over tokens. The sums are kept per *cluster* of sequences (one sequence per cluster
-while there are at most ``CLUSTERS``, else sequences are dealt out in turn), because tokens of one sequence are not independent
-of each other. All metrics here are homogeneous of degree 0 in the sums, so by Euler's theorem the linearised contributions
-``u_i = Σ_j ∂f/∂S_j · s_ij`` of the clusters sum to 0, and the variance is
+Every metric is a smooth function of sums over tokens. The sums are kept per *cluster* of sequences (``saesync.measure.clusters``:
+about those of one document), because tokens of one document are not independent of each other. All metrics here are homogeneous
+of degree 0 in the sums, so by Euler's theorem the linearised contributions ``u_i = Σ_j ∂f/∂S_j · s_ij`` of the clusters sum to 0,
+and the variance is
 
     var(f) = m / (m - 1) · Σ_i u_i²
 
@@ -21,13 +21,13 @@ from dataclasses import dataclass
 
 import torch
 
-CLUSTERS = 256
+_NEVER = torch.iinfo(torch.int32).max
 _NO_VARIANCE = 1e-10  # below it SAELens calls an activation constant
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value and its standard error over sequences, None where there are too few sequences to tell."""
+    """A value and its standard error over documents, None where there is too little to tell."""
 
     value: float
     stderr: float | None = None
@@ -40,14 +40,13 @@ class Tally:
         self.clusters = clusters
         self.sums: dict[str, torch.Tensor] = {}
 
-    def add(self, first: int, values: Mapping[str, torch.Tensor]) -> None:
-        """Add per-sequence sums ``[sequences]`` or ``[sequences, width]`` of sequences ``first, first + 1, ...``."""
+    def add(self, cluster: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
+        """Add sums ``[sequences]`` or ``[sequences, width]``; ``cluster [sequences]`` (on the CPU) says to which clusters."""
         for name, value in values.items():
             flat = value.detach().to("cpu").to(torch.float64)
             if name not in self.sums:
                 self.sums[name] = torch.zeros(self.clusters, *flat.shape[1:], dtype=torch.float64)
-            index = torch.arange(first, first + flat.shape[0]) % self.clusters
-            self.sums[name].index_add_(0, index, flat)
+            self.sums[name].index_add_(0, cluster, flat)
 
     def merged(self, other: Tally) -> Tally:
         """The tally of both parts.
@@ -65,11 +64,6 @@ class Tally:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.sums[name]
-
-
-def clusters_for(sequences: int) -> int:
-    """How many clusters a measurement of that many sequences has."""
-    return max(1, min(CLUSTERS, sequences))
 
 
 def ratio(above: torch.Tensor, below: torch.Tensor) -> Estimate:
@@ -127,7 +121,7 @@ class Firing:
     @classmethod
     def never(cls, features: int, device: torch.device) -> Firing:
         """No feature has fired yet."""
-        first, last = (torch.full((features,), value, dtype=torch.int32, device=device) for value in (CLUSTERS, -1))
+        first, last = (torch.full((features,), value, dtype=torch.int32, device=device) for value in (_NEVER, -1))
         return cls(first, last)
 
     def add(self, feature: torch.Tensor, cluster: torch.Tensor) -> None:
@@ -135,19 +129,24 @@ class Firing:
         self.first.scatter_reduce_(0, feature, cluster, "amin")
         self.last.scatter_reduce_(0, feature, cluster, "amax")
 
-    def dead(self, clusters: int) -> Estimate:
-        """The fraction that never fired, and how much of it is chance.
+    def dead(self, counts: torch.Tensor) -> Estimate:
+        """The fraction that never fired, and how much of it is chance. ``counts [clusters]`` are the tokens of each cluster.
 
         Without one cluster those are dead, too, that fired there alone: their number is all the jackknife needs (Burnham and
-        Overton, Biometrika 65, 1978, who count species so). It is rather too large than too small (Efron and Stein, Annals of
-        Statistics 9, 1981): by about a fifth where features fire at all rates.
+        Overton, Biometrika 65, 1978, who count species so); in its form for clusters of unequal size (Busing, Meijer and van
+        der Leeden, Statistics and Computing 9, 1999), where the number that a cluster has by its size is no spread. It is rather
+        too large than too small (Efron and Stein, Annals of Statistics 9, 1981): by about a fifth where features fire at all
+        rates.
         """
         first, last = self.first.cpu(), self.last.cpu()
         value = float((first > last).double().mean())
-        if clusters < 2:
+        filled = counts > 0
+        if int(filled.sum()) < 2:
             return Estimate(value)
-        alone = torch.bincount(first[first == last], minlength=clusters).double() / len(first)
-        return Estimate(value, float(((alone - alone.mean()).pow(2).sum() * (clusters - 1) / clusters).sqrt()))
+        alone = torch.bincount(first[first == last], minlength=len(counts)).double()[filled] / len(first)
+        share = counts[filled].double() / counts.sum()
+        odds = (1 - share) / share
+        return Estimate(value, float(((odds * alone - ((1 - share) * alone).sum()).pow(2) / odds).mean().sqrt()))
 
 
 def _estimate(value: torch.Tensor, influence: torch.Tensor) -> Estimate:

@@ -288,6 +288,29 @@ def test_adopting_refuses_what_is_further_away_than_a_copy(what: str, tmp_path: 
         adopt(adopt_job("saelens", source, tmp_path / "narrow"))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("norm", ["none", "constant_norm_rescale"])
+@pytest.mark.parametrize("what", ["decoder 2% larger", "encoder 2% larger", "biases a little higher", "two decoder rows swapped"])
+def test_adopting_refuses_what_switches_as_few_features_as_a_copy(what: str, norm: str, dtype: str, tmp_path: Path) -> None:
+    """Where few features are kept, one that rounding switches costs more than all of these."""
+    fields = {"architecture": "topk", "k": 16, "rescale_acts_by_decoder_norm": False, "normalize_activations": norm}
+    source = saelens(tmp_path / "source", d_in=64, d_sae=256, **fields)
+    convert("saelens", source, tmp_path / "narrow", dtype, metadata={})
+    assert adopt(adopt_job("saelens", source, tmp_path / "narrow")).proof["support_changes"] == 0
+    t = load_file(tmp_path / "narrow" / "sae_weights.safetensors")
+    order = torch.arange(256)
+    order[[3, 7]] = order[[7, 3]]
+    changes = {
+        "decoder 2% larger": {"W_dec": t["W_dec"] * 1.02},
+        "encoder 2% larger": {"W_enc": t["W_enc"] * 1.02},
+        "biases a little higher": {"b_enc": t["b_enc"] + 0.02},
+        "two decoder rows swapped": {"W_dec": t["W_dec"][order]},
+    }
+    edit_tensors(tmp_path / "narrow", **changes[what])
+    with pytest.raises(ProofFailed, match="further from the source"):
+        adopt(adopt_job("saelens", source, tmp_path / "narrow"))
+
+
 @pytest.mark.filterwarnings("ignore:This SAE has non-empty model_from_pretrained_kwargs:UserWarning")
 @pytest.mark.parametrize("architecture", ["batchtopk", "jumprelu", "topk"])
 def test_adopting_accepts_what_sae_lens_rounds_and_folds_itself(architecture: str, tmp_path: Path) -> None:

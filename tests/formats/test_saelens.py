@@ -59,11 +59,13 @@ def test_every_architecture_is_proved(variant: str, dtype: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("architecture", BATCH)
 @pytest.mark.parametrize("rescale", [True, False])
-def test_batchtopk_equals_sae_lens_own_export(architecture: str, rescale: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["none", "layer_norm", "constant_norm_rescale"])
+def test_batchtopk_equals_sae_lens_own_export(architecture: str, rescale: bool, norm: str, tmp_path: Path) -> None:
     from sae_lens import SAE, TrainingSAE
 
-    changes = {"matryoshka_widths": [10, 40]} if architecture.startswith("matryoshka") else {}
-    source = saelens(tmp_path / "source", 5, architecture=architecture, rescale_acts_by_decoder_norm=rescale, **changes)
+    changes: dict[str, Any] = {"matryoshka_widths": [10, 40]} if architecture.startswith("matryoshka") else {}
+    changes |= {"rescale_acts_by_decoder_norm": rescale, "normalize_activations": norm}
+    source = saelens(tmp_path / "source", 5, architecture=architecture, **changes)
     convert("saelens", source, tmp_path / "ours", metadata={"hook_name": HOOK})
     TrainingSAE.load_from_disk(source).save_inference_model(tmp_path / "theirs")
     ours, theirs = (
@@ -143,6 +145,13 @@ def test_legacy_unknown_activation_is_refused(tmp_path: Path) -> None:
     refused("saelens", legacy(tmp_path / "source", activation_fn_str="tanh-relu"), "Cannot be expressed in SAELens", "tanh-relu")
 
 
+def test_legacy_topk_with_relu_is_refused(tmp_path: Path) -> None:
+    """SAELens 4 and 5 computed ReLU, 6 computes TopK."""
+    source = legacy(tmp_path / "source", activation_fn_str="relu", activation_fn_kwargs={"k": 5})
+    edit_cfg(source, architecture="topk")
+    refused("saelens", source, "Cannot be expressed in SAELens", "architecture topk with activation relu")
+
+
 def test_legacy_boolean_norm_needs_a_factor(tmp_path: Path) -> None:
     refused("saelens", legacy(tmp_path / "source", normalize_activations=True), "Needs a declared factor", "norm_scaling_factor")
 
@@ -153,16 +162,18 @@ def test_legacy_hook_z_is_reshaped(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "cfg.json").read_text(encoding="utf-8"))["reshape_activations"] == "hook_z"
 
 
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])  # before v3; v3 to v5
 @pytest.mark.parametrize(("values", "flag", "fine"), [(1.0, False, True), (1.7, True, True), (1.7, False, False)])
-def test_a_scaling_factor_is_dropped_folded_or_refused(values: float, flag: bool, fine: bool, tmp_path: Path) -> None:
-    source = edit_tensors(legacy(tmp_path / "source", finetuning_scaling_factor=flag), scaling_factor=torch.full((40,), values))
+def test_a_scaling_factor_is_dropped_folded_or_refused(values: float, flag: bool, fine: bool, name: str, tmp_path: Path) -> None:
+    source = legacy(tmp_path / "source", finetuning_scaling_factor=flag)
+    edit_tensors(source, **{name: torch.full((40,), values)})
     if not fine:
         refused("saelens", source, "Unexplained scaling factor", "finetuning_scaling_factor")
         return
     proof = convert("saelens", source, tmp_path / "out", metadata={})
     assert proof["max_reconstruction_diff"] < 1e-13
     written = load_file(tmp_path / "out" / "sae_weights.safetensors")
-    assert "scaling_factor" not in written
+    assert name not in written
     assert torch.allclose(written["W_dec"], load_file(source / "sae_weights.safetensors")["W_dec"] * values)
 
 
@@ -208,7 +219,6 @@ def test_the_manifest_overrides_and_none_removes(tmp_path: Path) -> None:
         ((), {"normalize_activations": "covariance_whitening"}, "Needs folding", "covariance_whitening"),
         ((), {"normalize_activations": "batch_norm"}, "Cannot be expressed in SAELens", "batch_norm"),
         ((), {"normalize_activations": SCALED}, "Needs a declared factor", "norm_scaling_factor"),
-        ((), {"normalize_activations": "layer_norm"}, "Cannot be expressed in SAELens", "threshold"),
         ((), {"reshape_activations": "hook_q"}, "Cannot be expressed in SAELens", "hook_q"),
         ((), {"apply_b_dec_to_input": "yes"}, "Damaged config", "apply_b_dec_to_input"),
         ((), {"d_in": "12"}, "Damaged config", "d_in"),

@@ -271,6 +271,21 @@ def test_a_tokenizer_of_another_model(world: SimpleNamespace, tmp_path: Path) ->
         validate.run(replace(only(world.job, "topk"), model=str(folder)))
 
 
+def test_models_that_read_the_same_tokenizer_otherwise_share_no_rows(world: SimpleNamespace, tmp_path: Path) -> None:
+    """transformers goes by config.json's model_type: Qwen 2 makes nothing of a vocabulary of words."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    validate.run(replace(only(world.job, "topk"), cache=str(tmp_path / "cache")))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    folder = tmp_path / "model"
+    Qwen2ForCausalLM(Qwen2Config(vocab_size=120, bos_token_id=1, eos_token_id=2, **sizes)).save_pretrained(folder)
+    make_tokenizer(folder)
+    job = replace(only(world.job, "topk"), cache=str(tmp_path / "cache"), model=str(folder))
+    assert validate.model_for(job).token_ids("w1 w2") == []
+    with pytest.raises(Missing, match="gives 0 tokens"):
+        validate.run(job)
+
+
 def capture_job(world: SimpleNamespace, out: dict[str, str], **fields: Any) -> CaptureJob:
     job = world.job
     shared = {
