@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saesync.errors import Diagnostic, ManifestError, Origin
-from saesync.manifest.expand import MAX_EXPANDED, Budget, Row, Rows, Templates, rows_of
-from saesync.manifest.explain import explain
+from saesync.manifest.expand import MAX_EXPANDED, NAME, Budget, Fill, Row, Rows, Templates, names_of, rows_of
+from saesync.manifest.explain import Sameness, close, explain, sameness
 from saesync.manifest.yaml12 import Node
 from saesync.planfile import TYPE as PLAN
 from saesync.schema import build, expanded
@@ -22,6 +22,8 @@ from saesync.schema.fast import Check, compile_schema
 MAX_EXPLAINED = 100  # SAEs whose errors are spelled out; the rest come from the same template
 MAX_EXPLAINED_VALUES = 100_000  # and values that are looked at in doing so
 _WHICH_SOURCE = frozenset({"repo", "revision", "path", "format"})
+
+Made = tuple[Row, Any, Any]  # row, section, neuronpedia.set
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +81,78 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
         detail = "This is a plan file, and `saesync apply` knows one by its name: let it end in `.json`."
         raise ManifestError("Not a manifest", detail, kind.origin(file))
     found: list[Diagnostic] = []
-    saes, set_ = root.get("saes"), root.get("neuronpedia", "set")
-    rows = _rows(root, file, found)
-    if rows is None or saes is None or not isinstance(saes.value, dict):
-        _as_written(root, file, found)
-    else:
-        templates = Templates(file, tuple(rows.names))
-        section, fill = templates.compile(saes, frozenset({"for_each"}))
-        set_value, set_fill = templates.compile(set_) if set_ is not None else (None, None)
-        found += [*templates.diagnostics, *templates.unused(rows.names)]
-        if found:
-            _as_written(root, file, found)
-        else:
-            budget.take(rows.count, root.place(("saes", "for_each")).origin(file))
-            made = []
-            droppable = _droppable(saes)
-            for row in rows.make():
-                filled = section if fill is None else fill(row)
-                filled = _without_nulls(filled, droppable) if None in row.values() else filled
-                made.append((row, filled, set_value if set_fill is None else set_fill(row)))
-                budget.characters -= templates.length(row)
-                if budget.characters < 0:
-                    detail = f"All placeholders together expand to more than {MAX_EXPANDED:,} characters. Shorten the values."
-                    raise ManifestError("Text is too long", detail, root.place(("saes", "for_each")).origin(file))
-            return _fitting(root, file, made)
+    saes = root.get("saes")
+    made = _made(root, saes, file, budget, found) if saes is not None and isinstance(saes.value, dict) else None
+    if made is not None:
+        return _fitting(root, file, made)
+    _as_written(root, file, found)
     raise ManifestError.of(found)
+
+
+def _made(root: Node, saes: Node, file: str, budget: Budget, found: list[Diagnostic]) -> list[Made] | None:
+    """Every SAE, expanded; or None, and what is wrong with the template goes to ``found``."""
+    rows = _rows(root, file, found)
+    names = _names(saes, file)
+    if names is None:
+        return None
+    try:
+        templates = Templates(file, tuple(names))
+        fills = templates.compile(saes, frozenset({"for_each"}))
+        set_ = root.get("neuronpedia", "set")
+        set_fills = templates.compile(set_) if set_ is not None else (None, None)
+        found += templates.diagnostics
+        found += templates.unused(names) if rows is not None or isinstance(saes.value["for_each"].value, dict) else ()
+        if found or rows is None:
+            return None
+        origin = root.place(("saes", "for_each")).origin(file)
+        budget.take(rows.count, origin)
+        made = _expanded(rows, templates, fills, set_fills, _droppable(saes), budget, origin)
+    except ManifestError as error:
+        found += error.diagnostics
+        return None
+    found += templates.diagnostics
+    return None if found else made
+
+
+def _expanded(
+    rows: Rows,
+    templates: Templates,
+    section: tuple[Any, Fill | None],
+    set_: tuple[Any, Fill | None],
+    droppable: Mapping[str, frozenset[str]],
+    budget: Budget,
+    origin: Origin,
+) -> list[Made]:
+    """One (row, section, neuronpedia.set) per row.
+
+    Raises:
+        ManifestError: all of them together are too long.
+    """
+
+    def filled(part: tuple[Any, Fill | None], row: Row) -> Any:
+        value, fill = part
+        return value if fill is None else fill(row)
+
+    made = []
+    for row in rows.make():
+        whole = filled(section, row)
+        whole = _without_nulls(whole, droppable) if None in row.values() else whole
+        made.append((row, whole, filled(set_, row)))
+        budget.characters -= templates.length(row)
+        if budget.characters < 0:
+            detail = f"All placeholders together expand to more than {MAX_EXPANDED:,} characters. Shorten the values."
+            raise ManifestError("Text is too long", detail, origin)
+    return made
+
+
+def _names(saes: Node, file: str) -> Mapping[str, Origin] | None:
+    """The names that texts may hold, or None where they cannot be told, and what is said of each text would be noise."""
+    node = saes.get("for_each")
+    if node is None:
+        return None if any(close(key, ["for_each"]) for key in saes.keys) else {}
+    names = names_of(node, file)
+    fits = checks().for_each(node.plain_value())
+    return names if names and (fits or all(NAME.fullmatch(name) for name in names)) else None
 
 
 def _droppable(saes: Node) -> Mapping[str, frozenset[str]]:
@@ -150,7 +199,7 @@ def _as_written(root: Node, file: str, found: list[Diagnostic]) -> None:
     found += [each for each in explain(root.plain_value(), root, file, written) if each.origin not in places]
 
 
-def _fitting(root: Node, file: str, made: list[tuple[Row, Any, Any]]) -> Expanded:
+def _fitting(root: Node, file: str, made: list[Made]) -> Expanded:
     """The expanded manifest, if every SAE fits the schema."""
     fixed = {key: node.plain_value() for key, node in root.value.items() if key != "saes"}
     compiled = checks()
@@ -178,11 +227,11 @@ def _fitting(root: Node, file: str, made: list[tuple[Row, Any, Any]]) -> Expande
 
 def _merged(explained: Iterable[list[Diagnostic]]) -> list[Diagnostic]:
     """Each kind of error once per place; where its text differs between SAEs, the first is shown and the others counted."""
-    groups: dict[tuple[str, Origin | None], list[str]] = {}
-    first: dict[tuple[str, Origin | None], Diagnostic] = {}
+    groups: dict[Sameness, list[str]] = {}
+    first: dict[Sameness, Diagnostic] = {}
     for diagnostics in explained:
         for each in diagnostics:
-            key = (each.summary, each.origin)
+            key = sameness(each)
             first.setdefault(key, each)
             groups.setdefault(key, []).append(each.detail)
     merged = []

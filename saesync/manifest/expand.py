@@ -6,6 +6,7 @@ The whole language is ``{name}`` and ``{name:02d}``: no attributes, indices, con
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import math
 import re
@@ -22,7 +23,7 @@ MAX_TEMPLATES = 64
 MAX_TEXT = 4_000
 MAX_EXPANDED = 64_000_000
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
 _SPEC = re.compile(r"[<>^]?0?[0-9]{0,2}(?:\.[0-9]{1,2})?[dxXofeEgGs]?")
 
 Row = Mapping[str, Scalar]
@@ -45,7 +46,8 @@ class Budget:
         if count > self.saes:
             before = MAX_SAES - self.saes
             others = f", with {before:,} of the manifests before it" if before else ""
-            detail = f"This asks for {count:,} SAEs{others}; one run handles at most {MAX_SAES:,}. Split the manifests."
+            room = f"one run handles at most {MAX_SAES:,}, and reads whole folders"
+            detail = f"This asks for {count:,} SAEs{others}; {room}. Move some to another folder."
             raise ManifestError("Too many SAEs", detail, origin)
         self.saes -= count
 
@@ -127,7 +129,16 @@ class Templates:
         if len(self.found) > MAX_TEMPLATES:
             detail = f"At most {MAX_TEMPLATES} values of a manifest may hold placeholders."
             raise ManifestError("Too many placeholders", detail, template.origin)
-        return node.value, template.fill
+        return node.value, functools.partial(self._filled, template)
+
+    def _filled(self, template: Template, row: Row) -> Scalar:
+        """The value for one row. What does not fit is said once per text, whatever the number of rows, and stays as written."""
+        try:
+            return template.fill(row)
+        except ManifestError as error:
+            said = {(each.summary, each.origin) for each in self.diagnostics}
+            self.diagnostics += [each for each in error.diagnostics if (each.summary, each.origin) not in said]
+            return template.text
 
     def _template(self, node: Node) -> Template | None:
         """The template, or None after saying what is wrong with it."""
@@ -143,20 +154,18 @@ class Templates:
             )
             self._wrong("Placeholder is malformed", detail, origin)
             return None
-        names = set()
-        for _, name, spec, conversion in parts:
-            if name is None:
-                continue
-            if not self._fine(name, spec or "", conversion, origin):
-                return None
-            names.add(name)
+        fields = [(name, spec or "", conversion) for _, name, spec, conversion in parts if name is not None]
+        if [each for each in fields if not self._fine(*each, origin)]:
+            self.guessed.update(name for name, _, _ in fields)
+            return None
+        names = {name for name, _, _ in fields}
         only = parts[0] if len(parts) == 1 else None
         whole = only[1] if only is not None and not only[0] and not only[2] else None
         return Template(text, frozenset(names), whole, origin)
 
     def _fine(self, name: str, spec: str, conversion: str | None, origin: Origin) -> bool:
         """Whether one placeholder is allowed and known."""
-        if not _NAME.fullmatch(name) or conversion is not None:
+        if not NAME.fullmatch(name) or conversion is not None:
             said = name if conversion is None else f"{name}!{conversion}"
             detail = f"Placeholders are a name and a format, such as `{{layer}}` or `{{layer:02d}}`; `{{{said}}}` is not."
             self._wrong("Placeholder is malformed", detail, origin)
@@ -197,22 +206,36 @@ class Rows:
     make: Callable[[], Iterator[Row]]
 
 
+def names_of(node: Node | None, file: str) -> Mapping[str, Origin]:
+    """The names that a ``for_each`` gives values, also of one that does not fit the schema."""
+    found: dict[str, Origin] = {}
+    in_rows = node is not None and isinstance(node.value, list)
+    for each in node.value if node is not None and in_rows else [node]:
+        for name, key in each.keys.items() if each is not None else ():
+            if in_rows or name != "except":
+                found.setdefault(name, key.origin(file))
+    return found
+
+
 def rows_of(node: Node | None, file: str) -> Rows:
     """The rows of ``for_each`` (one empty row without it). Nothing is made until ``make`` is called.
 
     Raises:
-        ManifestError: rows with different names, a range that runs backwards, an exception that matches nothing.
+        ManifestError: rows with different names, rows that are equal, ranges that run backwards, exceptions that match nothing.
     """
     if node is None:
         return Rows(1, {}, lambda: iter(({},)))
     if isinstance(node.value, list):
         return _listed(node, file)
-    axes = {name: _axis(axis, name, file) for name, axis in node.value.items() if name != "except"}
+    wrong: list[Diagnostic] = []
+    axes = {name: _axis(axis, name, file, wrong) for name, axis in node.value.items() if name != "except"}
     if not axes:
         raise ManifestError("for_each has no values", "Give at least one placeholder values.", node.origin(file))
     names = {name: node.keys[name].origin(file) for name in axes}
     count = math.prod(len(values) for values in axes.values())
-    dropped = _exceptions(node.get("except"), axes, file)
+    dropped = _exceptions(node.get("except"), axes, file, wrong)
+    if wrong:
+        raise ManifestError.of(wrong)
 
     def make() -> Iterator[Row]:
         for values in itertools.product(*axes.values()):
@@ -223,46 +246,53 @@ def rows_of(node: Node | None, file: str) -> Rows:
     return Rows(count, names, make)
 
 
-def _axis(node: Node, name: str, file: str) -> Sequence[Scalar]:
+def _axis(node: Node, name: str, file: str, wrong: list[Diagnostic]) -> Sequence[Scalar]:
     if isinstance(node.value, list):
         return [below.value for below in node.value]
     first, last = int(node.value["first"].value), int(node.value["last"].value)
     if last < first:
         detail = f"{name} runs from {first} to {last}; `last` cannot be smaller than `first`."
-        raise ManifestError("Range runs backwards", detail, node.value["last"].origin(file))
+        wrong.append(Diagnostic("Range runs backwards", detail, node.value["last"].origin(file)))
     return range(first, last + 1)
 
 
 def _listed(node: Node, file: str) -> Rows:
     names = {name: key.origin(file) for name, key in node.value[0].keys.items()}
     wrong = []
+    seen: dict[tuple[tuple[str, str], ...], Origin] = {}
     for row in node.value:
-        if row.keys.keys() != names.keys():
-            odd = sorted(row.keys.keys() ^ names.keys())
-            detail = f'Every row has the same names as the first; "{odd[0]}" is not in both.'
+        if odd := sorted(row.keys.keys() ^ names.keys()):
+            those = f"{_quoted(odd)} {'is' if len(odd) == 1 else 'are'} not in both"
+            detail = f"Every row has the same names as the first; {those}."
             wrong.append(Diagnostic("Rows differ in their names", detail, row.origin(file)))
+        values = tuple(sorted((name, repr(below.value)) for name, below in row.value.items()))
+        if values in seen:
+            detail = f"The row at {seen[values]} says the same, and every row is one SAE. Change or remove one of them."
+            wrong.append(Diagnostic("Rows are equal", detail, row.origin(file)))
+        seen.setdefault(values, row.origin(file))
     if wrong:
         raise ManifestError.of(wrong)
     rows = [{name: below.value for name, below in row.value.items()} for row in node.value]
     return Rows(len(rows), names, lambda: iter(rows))
 
 
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
 def _exceptions(
-    node: Node | None, axes: Mapping[str, Sequence[Scalar]], file: str
+    node: Node | None, axes: Mapping[str, Sequence[Scalar]], file: str, wrong: list[Diagnostic]
 ) -> dict[tuple[str, ...], set[tuple[Scalar, ...]]]:
     """The values to leave out, by the names they are given for; all must be known and occur."""
     found: dict[tuple[str, ...], set[tuple[Scalar, ...]]] = {}
-    wrong = []
     for row in node.value if node is not None else ():
         for name, below in row.value.items():
             if name not in axes:
                 detail = f'"{name}" is not a name of for_each. Names: {", ".join(axes)}.'
                 wrong.append(Diagnostic("Unknown placeholder", detail, row.keys[name].origin(file)))
-            elif below.value not in axes[name]:
+            elif axes[name] and below.value not in axes[name]:
                 detail = f"No SAE has {name} = {below.value}, so this leaves nothing out."
                 wrong.append(Diagnostic("Exception matches nothing", detail, below.origin(file)))
         names = tuple(sorted(row.value))
         found.setdefault(names, set()).add(tuple(row.value[name].value for name in names))
-    if wrong:
-        raise ManifestError.of(wrong)
     return found

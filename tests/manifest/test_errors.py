@@ -110,7 +110,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             ("publish:\n  huggingface: acme/gemma-saes\n  license: mit\n", ""),
             "Missing key @ a.yaml:1:1",
-            "the manifest needs at least one of publish, register, records with validate, dashboards, neuronpedia.",
+            "the manifest needs at least one of publish, records, for what `validate` finds.",
         ),
         (
             ("  tokens: 204800\n", ""),

@@ -174,7 +174,7 @@ def test_no_for_each_is_one_sae(here: Path) -> None:
         ("    layer: {first: 5, last: 4}\n", "l{layer}", ["Range runs backwards @ a.yaml:10:29"]),
         ("    layer: {first: 5}\n", "l{layer}", ["Missing key @ a.yaml:10:12"]),
         ("    layer: 5\n", "l{layer}", ["Wrong type @ a.yaml:10:12"]),
-        ("    layer: [1, 1]\n", "l{layer}", ["Value is out of range @ a.yaml:10:12"]),
+        ("    layer: [1, 1]\n", "l{layer}", ["Value is out of range @ a.yaml:10:16"]),
         ("    layer: [[1]]\n", "l{layer}", ["Wrong type @ a.yaml:10:13"]),
         ("    my-layer: [1]\n", "l", ["Unknown key @ a.yaml:10:5"]),
         ("    - {layer: 0}\n    - {layer: 1, x: 2}\n", "l{layer}", ["Rows differ in their names @ a.yaml:11:7"]),
