@@ -16,14 +16,13 @@ from typing import Any
 
 from saesync.digest import digest_bytes
 from saesync.errors import ManifestError, Missing, Refused
-from saesync.manifest import looks_like_one
+from saesync.manifest import looks_like_one, may_be_one
 from saesync.manifest.paths import lexical, links_between
 from saesync.manifest.yaml12 import MAX_BYTES
 from saesync.model import Release
 
 Read = Callable[[Path], bytes]
 Load = Callable[[Sequence[Path], Read], tuple[Release, ...]]
-_SUFFIXES = (".yaml", ".yml")
 _FILE_MODES = ("100644", "100755")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SAFE = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "safe.directory=*", "protocol.allow=never")
@@ -222,7 +221,7 @@ class _Then:
 
     def manifests(self) -> list[Path]:
         """Those that are manifests, by absolute path."""
-        return [path for path in self.blobs if path.suffix in _SUFFIXES and looks_like_one(path.name, self.read(path))]
+        return [path for path in self.blobs if may_be_one(path.name) and looks_like_one(path.name, self.read(path))]
 
 
 def _root_of(path: Path) -> Path | None:

@@ -96,3 +96,42 @@ def test_equal_rows_are_not_called_equal_ids(here: Path) -> None:
 def test_line_ends_in_a_value_are_shown_as_such(here: Path) -> None:
     (found,) = complaints(here, changed(("license: mit", "license: |\n    mit\n")))
     assert found.detail == '"mit\\n" does not do for publish.license: a license id is in lower case, without spaces.'
+
+
+def test_what_is_wrong_with_single_values_hides_nothing_else(here: Path) -> None:
+    text = changed(
+        ("tokens: 204800", "tokens: 204800\n  tokens: 1"),
+        ("{min: 0.70}", "{min: .nan}"),
+        ("format: goodfire", "format: goodfyre"),
+        ("license: mit", "<<: {private: true}\n  license: !!str mit\n  license: mit"),
+    )
+    assert said(complaints(here, text)) == [
+        "Unknown value @ a.yaml:17:13",
+        "Duplicate key @ a.yaml:24:3",
+        "Number is out of range @ a.yaml:27:31",
+        "Merge keys are not used @ a.yaml:32:3",
+        "Tags are not used @ a.yaml:33:12",
+        "Duplicate key @ a.yaml:34:3",
+    ]
+
+
+def test_what_was_wrong_before_the_file_broke_off_is_told_too(here: Path) -> None:
+    text = changed(("tokens: 204800", "tokens: 204800\n  tokens: 1"), ("license: mit", "license: 'mit"))
+    assert said(complaints(here, text)) == ["Duplicate key @ a.yaml:24:3", "Not YAML @ a.yaml:32:12"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "detail"),
+    [
+        (("license: mit", "license:mit"), "31:3", "No `: ` follows this key."),
+        (("tokens: 204800", "tokens:204800"), "23:3", "No `: ` follows this key."),
+        (("license: mit", "license\uff1a mit"), "31:3", "No `: ` follows this key."),
+        (("l0: {max: 150}", "l0: {max: 150"), "27:9", "What begins here is never closed"),
+        (("l0: {max: 150}", "l0: {max: [\n      1,\n      2}"), "29:8", "The parser says"),
+        (("license: mit", 'license: "mit'), "31:12", "What begins here is never closed"),
+    ],
+)
+def test_syntax_errors_are_told_where_they_are(here: Path, change: tuple[str, str], place: str, detail: str) -> None:
+    (found,) = complaints(here, changed(change))
+    assert str(found.origin) == f"a.yaml:{place}"
+    assert found.detail.startswith(detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -311,6 +312,24 @@ def test_find_takes_manifests_and_leaves_other_yaml(here: Path) -> None:
     assert find([]) == expected
     assert find([Path("manifests")]) == expected
     assert find([Path("manifests/c.yaml"), Path("manifests/c.yaml")]) == [Path("manifests/c.yaml")]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("M.YAML", GOOD.encode()),
+        ("m.yaml", GOOD.encode("utf-16")),
+        ("m.yaml", ("# Mac line ends\n" + GOOD).replace("\n", "\r").encode()),
+        ("m.yaml", json.dumps({"release": "x", "apiVersion": "saesync/v1"}).encode()),
+        ("m.yaml", json.dumps({"apiVersion": "saesync/v1"}, indent=2).encode()),
+        ("m.yaml", b'"apiVersion": saesync/v1\n'),
+        ("m.yaml", b"{apiVersion: saesync/v1, release: x}\n"),
+    ],
+)
+def test_a_manifest_of_a_folder_is_not_overlooked(here: Path, name: str, data: bytes) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / name).write_bytes(data)
+    assert [path.name for path in find([Path("mine")])] == [name]
 
 
 def test_find_says_what_is_missing(here: Path) -> None:
