@@ -189,6 +189,9 @@ class _Explainer:
     def _pattern(self, error: Any, path: Path) -> None:
         rule = error.schema.get("patternErrorMessage", "it has another form")
         if error.schema is self.schema["$defs"]["commit"]:
+            if re.fullmatch("[0-9a-fA-F]{40}", error.instance):
+                self._say("Not pinned", path, f"{_name(path)} has capital letters; write the commit hash in lower case.")
+                return
             self._say("Not pinned", path, f"{_name(path)} {rule}, not {_value(error.instance)}; {self._pin()}.")
             return
         placeholder = "{" in error.instance and path[0] not in ("saes", "neuronpedia")

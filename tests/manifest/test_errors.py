@@ -42,6 +42,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             'saes.source.revision needs a 40-digit commit hash, not "main"; `saesync pin a.yaml` fills it in.',
         ),
         (
+            (f"revision: {OTHER}", f"revision: {OTHER.upper()}"),
+            "Not pinned @ a.yaml:15:15",
+            "saes.source.revision has capital letters; write the commit hash in lower case.",
+        ),
+        *(
+            (("acme/gemma-saes", name), "Invalid value @ a.yaml:30:16", f'"{name}" does not do for publish.huggingface: {rule}.')
+            for name, rule in (
+                ("gemma-saes", "a repository to write to has an owner: `owner/name`"),
+                ("acme/gemma..saes", "a Hub id holds no `--` and no `..`"),
+                ("acme/gemma-", "owner and name of a Hub id end neither with a dot nor with `-`"),
+                ("acme/gemma.git", "the name of a repository does not end with `.git`"),
+            )
+        ),
+        (
             (f"    revision: {OTHER}\n", ""),
             "Not pinned @ a.yaml:14:11",
             "saes.source.repo needs a 40-digit commit hash beside it, as `revision`; `saesync pin a.yaml` fills it in.",

@@ -10,12 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from manifest_support import COMMIT, GOOD, OTHER, changed, complaints, release, said, write
 
 from saesync.carets import show
 from saesync.errors import ManifestError, Origin
 from saesync.manifest import find, load
 from saesync.model import DatasetSpec, ModelSpec, PublishSpec, SourceSpec
+from saesync.schema import build
+from saesync.schema.fast import compile_schema
 
 
 @pytest.fixture(autouse=True)
@@ -406,3 +411,17 @@ def _known() -> str:
 
 
 KNOWN = _known()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("aZ0_.-/", min_size=1, max_size=8) | st.sampled_from(["a/" + "b" * 96, "a/" + "b" * 97, "a.git", "a/b.git", "a\n"])
+)
+def test_hub_ids_are_those_that_huggingface_hub_takes(name: str) -> None:
+    taken = compile_schema({"$ref": "#/$defs/hubId", "$defs": build()["$defs"]})(name)
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        assert not taken
+    else:
+        assert taken
