@@ -90,7 +90,8 @@ class Checkout:
         found = {_root_of(path) for path in paths}
         if len(found) != 1 or None in found:
             named = ", ".join(map(str, paths))
-            detail = f"{named}: manifests that changed are told by git, so they have to be in one checkout of a git repository."
+            needed = "With --untrusted or --changed-since, manifests have to be in one checkout of a git repository"
+            detail = f"{needed}; this does not hold for {named}."
             raise Refused("Not in a checkout", detail)
         (root,) = (each for each in found if each is not None)
         for path in paths:

@@ -430,6 +430,8 @@ def test_commands_that_are_advised_work_where_they_are_advised(applied: Place) -
     assert shown.code == 0, shown.said
     assert "failing" in shown.out
     assert f"After mending what failed:  saesync apply {manifests} -y" in done.err
+    done = above.run("apply", "-y", manifests, "--steps", "publish", "--device", "cpu")
+    assert f"After mending what failed:  saesync apply {manifests} --steps publish --device cpu -y" in done.err
 
 
 def test_nothing_is_planned_twice_for_one_place(own: Place) -> None:
