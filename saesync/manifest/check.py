@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saesync.errors import Diagnostic, ManifestError, Origin
-from saesync.manifest.expand import MAX_EXPANDED, NAME, Budget, Fill, Row, Rows, Templates, names_of, rows_of
+from saesync.manifest.expand import MAX_EXPANDED, NAME, WHOLE, Budget, Fill, Row, Rows, Templates, names_of, rows_of
 from saesync.manifest.explain import Sameness, close, explain, sameness
 from saesync.manifest.yaml12 import Node
 from saesync.planfile import TYPE as PLAN
@@ -213,16 +213,53 @@ def _fitting(root: Node, file: str, made: list[Made]) -> Expanded:
         raise ManifestError("for_each has no values", detail, root.place(("saes", "for_each")).origin(file))
     _, section, set_ = made[0]
     if not compiled.document(document(section, set_)):
-        failing = made
+        failing = list(enumerate(made))
     else:
-        failing = [each for each in made[1:] if not (compiled.saes(each[1]) and (each[2] is None or compiled.set(each[2])))]
+        fit = (compiled.saes(part) and (name is None or compiled.set(name)) for _, part, name in made)
+        failing = [each for each, fine in zip(enumerate(made), fit, strict=True) if not fine]
     if failing:
         for_each = root.get("saes", "for_each")
         size = root.size - (for_each.size if for_each is not None else 0)
         some = failing[: max(1, min(MAX_EXPLAINED, MAX_EXPLAINED_VALUES // size))]
-        explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in some]
+        whole = {**_whole(root.get("saes"), file), **_whole(root.get("neuronpedia", "set"), file)}
+        explained = [
+            [
+                _with_place(each, whole, index, row, for_each, file)
+                for each in explain(document(part, name), root, file, compiled.schema)
+            ]
+            for index, (row, part, name) in some
+        ]
         raise ManifestError.of(_merged(explained))
     return Expanded(file, root, fixed, tuple(made))
+
+
+def _whole(node: Node | None, file: str) -> dict[Origin, str]:
+    """Where texts stand that are nothing but a placeholder, and its name: what is wrong with them is a value of ``for_each``."""
+    if node is None:
+        return {}
+    if isinstance(node.value, str):
+        found = WHOLE.fullmatch(node.value)
+        return {} if found is None else {node.origin(file): found[1]}
+    below = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    return {origin: name for each in below for origin, name in _whole(each, file).items()}
+
+
+def _with_place(
+    diagnostic: Diagnostic, whole: Mapping[Origin, str], index: int, row: Row, for_each: Node | None, file: str
+) -> Diagnostic:
+    """``diagnostic`` of the SAE at ``index``, with the place of the value that is wrong where the template only names it."""
+    name = whole.get(diagnostic.origin) if diagnostic.origin is not None else None
+    if name is None or for_each is None:
+        return diagnostic
+    if isinstance(for_each.value, list):
+        value = for_each.get(index, name)
+    else:
+        axis = for_each.get(name)
+        values = axis.value if axis is not None and isinstance(axis.value, list) else ()
+        value = next((each for each in values if each.value == row[name]), None)
+    if value is None:
+        return diagnostic
+    return replace(diagnostic, detail=f"{diagnostic.detail} The value stands at {value.origin(file)}.")
 
 
 def _merged(explained: Iterable[list[Diagnostic]]) -> list[Diagnostic]:

@@ -24,6 +24,7 @@ MAX_TEXT = 4_000
 MAX_EXPANDED = 64_000_000
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+WHOLE = re.compile(rf"\{{({NAME.pattern})\}}")
 _SPEC = re.compile(r"[<>^]?0?[0-9]{0,2}(?:\.[0-9]{1,2})?[dxXofeEgGs]?")
 
 Row = Mapping[str, Scalar]

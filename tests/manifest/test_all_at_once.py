@@ -135,3 +135,21 @@ def test_syntax_errors_are_told_where_they_are(here: Path, change: tuple[str, st
     (found,) = complaints(here, changed(change))
     assert str(found.origin) == f"a.yaml:{place}"
     assert found.detail.startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("for_each", "place", "others"),
+    [
+        (
+            '    - {layer: 0, h: a}\n    - {layer: 1, h: "?"}\n    - {layer: 2, h: "?"}\n',
+            "a.yaml:11:21",
+            " The same goes for 1 other",
+        ),
+        ('    layer: [0, 1]\n    h: [a, "?"]\n', "a.yaml:11:12", ""),
+    ],
+)
+def test_a_wrong_value_of_a_row_is_shown_where_it_stands(here: Path, for_each: str, place: str, others: str) -> None:
+    (found,) = complaints(here, changed((AXES, for_each), ("hook: blocks.{layer}.hook_resid_post", 'hook: "{h}"')))
+    assert found.summary == "Invalid value"
+    assert found.detail.startswith('"?" does not do for saes.hook')
+    assert f"The value stands at {place}.{others}" in found.detail
