@@ -264,7 +264,8 @@ def _is_bare_placeholder(node: Node | None) -> bool:
 
 def _branch_of_type(branches: list[Any], value: Any) -> int | None:
     kind = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else None
-    return next((index for index, branch in enumerate(branches) if branch.get("type") == kind), None)
+    kinds = [branch.get("type") for branch in branches]
+    return next((kinds.index(each) for each in (kind, None) if each in kinds), None)
 
 
 def _fits_any(name: str, patterns: Mapping[str, Any]) -> bool:
