@@ -22,23 +22,24 @@ _RED, _BLUE, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 _CUT = "…"
 
 
-def show(diagnostics: Iterable[Diagnostic], *, color: bool) -> str:
-    """All diagnostics, a blank line between them, no newline at the end. ``color`` adds ANSI colours."""
+def show(diagnostics: Iterable[Diagnostic], *, color: bool, kind: str = "error") -> str:
+    """All diagnostics, a blank line between them, no newline at the end. ``color`` adds ANSI colours; ``kind`` is the word each
+    begins with."""
     lines_of: dict[str, list[str]] = {}
-    return "\n\n".join(_Painter(color).block(each, lines_of) for each in diagnostics)
+    return "\n\n".join(_Painter(color, kind).block(each, lines_of) for each in diagnostics)
 
 
 class _Painter:
     """Draws one diagnostic, with or without colour."""
 
-    def __init__(self, color: bool) -> None:
-        self.color = color
+    def __init__(self, color: bool, kind: str) -> None:
+        self.color, self.kind = color, kind
 
     def paint(self, code: str, text: str) -> str:
         return f"{code}{text}{_PLAIN}" if self.color and text else text
 
     def block(self, diagnostic: Diagnostic, lines_of: dict[str, list[str]]) -> str:
-        head = f"{self.paint(_RED, 'error')}{self.paint(_BOLD, ': ' + escaped(diagnostic.summary))}"
+        head = f"{self.paint(_RED, self.kind)}{self.paint(_BOLD, ': ' + escaped(diagnostic.summary))}"
         where = diagnostic.origin
         detail = [escaped(line) for line in diagnostic.detail.splitlines()]
         if where is None:

@@ -125,7 +125,7 @@ def read_policy(file: Path) -> Policy:
             detail = "A policy is a mapping: it begins with `apiVersion: saesync/v1`."
             raise ManifestError("Not a policy", detail, root.origin(str(file)))
         value = root.plain_value()
-        wrong = explain(value, root, str(file), build())
+        wrong, _ = explain(value, root, str(file), build())
         if wrong:
             raise ManifestError.of(sorted(wrong, key=_place))
     except ManifestError as error:

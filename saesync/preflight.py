@@ -6,7 +6,7 @@ import importlib.util
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any
 
 from saesync.apply.context import Context
 from saesync.apply.crew import Crew
-from saesync.apply.graph import CONVERT, DEVICE, Graph
-from saesync.apply.settings import model_key
+from saesync.apply.graph import CONVERT, DEVICE, Graph, origin_of
+from saesync.apply.settings import dataset_key, model_key
 from saesync.apply.steps import Steps
-from saesync.apply.work import Work
 from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
@@ -25,7 +24,7 @@ from saesync.folders import path_of
 from saesync.hub import Hub
 from saesync.lanes import in_lanes
 from saesync.measure.folder import check_context, check_files, longest_context
-from saesync.model import CARD_FILE, SAE_FILES, Item, ModelSpec, Plan, PublishSpec, StepKind, ValidateSpec
+from saesync.model import CARD_FILE, SAE_FILES, Item, ModelSpec, Plan, PublishSpec, SourceSpec, Status, StepKind, ValidateSpec
 from saesync.nothing import nothing
 from saesync.record import record_path
 from saesync.room import Room
@@ -51,19 +50,30 @@ def check(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
     graph.build()
     if not graph.tasks:
         return ()
-    checks = list(_Checks(graph, steps, crew).all())
-    try:
-        answers = list(in_lanes("preflight", lambda pair: _answer(*pair), checks))
-    except BaseException:  # Ctrl-C: nobody waits for a driver that hangs
-        crew.kill()
-        crew.bury()
-        raise
-    crew.close()
-    complaints = [diagnostic for answer in answers for diagnostic in answer.complaints]
-    downloads = {name: size for answer in answers for name, size in answer.sizes.items()}
+    found = _answers(_Checks(_needs(graph), context, steps, crew))
     works = {duty.work.address: duty.work for duty in graph.duties.values() if duty.work is not None}
     room = Room(context, tuple(works.values()), lambda: steps.hub(StepKind.FETCH))
-    return tuple(dict.fromkeys([*_packages(graph), *complaints, *room.complaints(downloads)]))
+    return tuple(dict.fromkeys([*_packages(graph), *found.complaints, *room.complaints(found.sizes)]))
+
+
+def check_unseen(plan: Plan, context: Context) -> tuple[Diagnostic, ...]:
+    """What else would be missing for SAEs that are held because their place or their source cannot be seen."""
+    needs = _needs_of_unseen(plan, context)
+    crew = Crew(context.cache, context.start, 1, context.devices)
+    return _answers(_Checks(needs, context, Steps(context, crew, lambda event: None), crew)).complaints
+
+
+def _answers(checks: _Checks) -> _Found:
+    """All answers together."""
+    try:
+        answers = list(in_lanes("preflight", lambda pair: _answer(*pair), list(checks.all())))
+    except BaseException:  # Ctrl-C: nobody waits for a driver that hangs
+        checks.crew.kill()
+        checks.crew.bury()
+        raise
+    checks.crew.close()
+    complaints = dict.fromkeys(diagnostic for answer in answers for diagnostic in answer.complaints)
+    return _Found(tuple(complaints), {name: size for answer in answers for name, size in answer.sizes.items()})
 
 
 Sizes = Mapping[str, int]
@@ -71,11 +81,100 @@ Check = tuple[Callable[[], Sizes], Origin | None]
 
 
 @dataclass(frozen=True)
+class _Needs:
+    """What has to be there, each with the place in the manifest that asks for it. ``contexts`` holds how many tokens a model
+    has to read at once, by its key; ``registries`` are the names of lists."""
+
+    places: Mapping[tuple[str, str], tuple[PublishSpec, Origin | None]]
+    paths: Mapping[tuple[str, str], set[str]]
+    models: Sequence[tuple[ModelSpec, Origin | None]]
+    texts: Sequence[tuple[ValidateSpec, Origin | None]]
+    contexts: Mapping[str, Mapping[int, Origin | None]]
+    sources: Sequence[tuple[SourceSpec, Origin | None]]
+    registries: Mapping[str, Origin | None]
+    devices: bool
+
+
+def _needs(graph: Graph) -> _Needs:
+    """What the tasks of a plan need."""
+    publishing = [item for item in graph.plan.pending if not item.held and set(item.steps) != {StepKind.REGISTER}]
+    sources = [
+        (duty.work.sae.source, duty.origin)
+        for key, duty in graph.duties.items()
+        if duty.work is not None and duty.work.sae.source is not None and graph.tasks[key].resource == CONVERT
+    ]
+    named = [(duty.registration.seen.registry, duty.origin) for duty in graph.duties.values() if duty.registration is not None]
+    return _Needs(
+        _places(graph.plan, publishing),
+        _paths(graph.plan, publishing),
+        graph.models,
+        graph.texts,
+        graph.contexts,
+        sources,
+        dict(named),
+        graph.uses(DEVICE),
+    )
+
+
+def _needs_of_unseen(plan: Plan, context: Context) -> _Needs:
+    """What SAEs that cannot be planned are sure to need if they are not published yet. Devices only where the plan itself does
+    not ask for them. While the Hub cannot be asked at all, nothing more is asked."""
+    unknown = [item for item in plan.items if item.status is Status.UNKNOWN]
+    unseen = {item.address for item in unknown if not any(reason.data.get("later") for reason in item.reasons)}
+    saes = [sae for release in plan.releases for sae in release.saes if sae.address in unseen]
+    places = _places(plan, [item for item in plan.items if item.address in unseen])
+    measured = [(sae, sae.validate) for sae in saes if sae.validate is not None]
+    contexts: dict[str, dict[int, Origin | None]] = {}
+    for sae, spec in measured:
+        contexts.setdefault(model_key(sae.model), {}).setdefault(spec.context, origin_of(sae, "validate.context", "validate"))
+    models = {model_key(sae.model): (sae.model, origin_of(sae, "model.name", "model.path", "model")) for sae, _ in measured}
+    texts = {dataset_key(spec): (spec, origin_of(sae, "validate.dataset", "validate")) for sae, spec in measured}
+    return _Needs(
+        {place: asked for place, asked in places.items() if context.observed[place].unknown is None},
+        defaultdict(set),
+        list(models.values()),
+        list(texts.values()),
+        contexts,
+        [],
+        {},
+        bool(measured) and not any(StepKind.VALIDATE in item.steps for item in plan.pending),
+    )
+
+
+def _places(plan: Plan, items: Iterable[Item]) -> dict[tuple[str, str], tuple[PublishSpec, Origin | None]]:
+    """Where the releases of some items are published, or their evidence is kept."""
+    names = {item.release for item in items}
+    found: dict[tuple[str, str], tuple[PublishSpec, Origin | None]] = {}
+    for release in plan.releases:
+        for spec in (release.publish, release.records):
+            if release.name in names and spec is not None:
+                found.setdefault((spec.target, spec.location), (spec, release.origin))
+    return found
+
+
+def _paths(plan: Plan, items: Iterable[Item]) -> Mapping[tuple[str, str], set[str]]:
+    """What will be written in each place, as far as it is known before: records, cards, and SAEs by their two files."""
+    releases = {release.name: release for release in plan.releases}
+    found: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for item in items:
+        release = releases[item.release]
+        for spec in (release.publish, release.records):
+            if spec is not None:
+                found[spec.target, spec.location].add(record_path(release.name))
+        if (spec := release.publish) is not None:
+            moves = item.id is not None and not _MOVING.isdisjoint(item.steps) and StepKind.ADOPT not in item.steps
+            saes = [path_of(str(item.id), name) for name in SAE_FILES] if moves else []
+            found[spec.target, spec.location].update([CARD_FILE, *saes])
+    return found
+
+
+@dataclass(frozen=True)
 class _Checks:
     """Each check returns the bytes it finds have to be downloaded, or raises what is missing. ``readable`` are the
     commits of which we know that we may read files: hundreds of SAEs may come from one; ``asked`` has a lock for each."""
 
-    graph: Graph
+    needs: _Needs
+    context: Context
     steps: Steps
     crew: Crew
     asked: dict[tuple[str, str, str], threading.Lock] = field(default_factory=dict)
@@ -83,48 +182,19 @@ class _Checks:
 
     def all(self) -> Iterator[Check]:
         """Every check with the place in the manifest that makes it necessary."""
-        paths = self._paths()
-        for (target, location), (spec, origin) in self._places().items():
-            yield partial(self.write_access, target, spec, paths[target, location]), origin
-        for model, origin in self.graph.models:
+        needs = self.needs
+        for (target, location), (spec, origin) in needs.places.items():
+            yield partial(self.write_access, target, spec, needs.paths[target, location]), origin
+        for model, origin in needs.models:
             yield partial(self.model, model), origin
-        for text, origin in self.graph.texts:
+        for text, origin in needs.texts:
             yield partial(self.text, text), origin
-        for key, duty in self.graph.duties.items():
-            if duty.work is not None and self.graph.tasks[key].resource == CONVERT:
-                yield partial(self.source, duty.work), duty.origin
-        registrations = (duty for duty in self.graph.duties.values() if duty.registration is not None)
-        for name, origin in {duty.registration.seen.registry: duty.origin for duty in registrations if duty.registration}.items():
+        for source, origin in needs.sources:
+            yield partial(self.source, source), origin
+        for name, origin in needs.registries.items():
             yield partial(self.registry, name), origin
-        if self.graph.uses(DEVICE) and any(name != "cpu" for name in self.crew.devices):
+        if needs.devices and any(name != "cpu" for name in self.crew.devices):
             yield self.devices, None
-
-    def _places(self) -> dict[tuple[str, str], tuple[PublishSpec, Origin | None]]:
-        pending = {item.release for item in self._publishing()}
-        found: dict[tuple[str, str], tuple[PublishSpec, Origin | None]] = {}
-        for release in self.graph.plan.releases:
-            for spec in (release.publish, release.records):
-                if release.name in pending and spec is not None:
-                    found.setdefault((spec.target, spec.location), (spec, release.origin))
-        return found
-
-    def _paths(self) -> Mapping[tuple[str, str], set[str]]:
-        """What will be written in each place, as far as it is known before: records, cards, and SAEs by their two files."""
-        releases = {release.name: release for release in self.graph.plan.releases}
-        found: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for item in self._publishing():
-            release = releases[item.release]
-            for spec in (release.publish, release.records):
-                if spec is not None:
-                    found[spec.target, spec.location].add(record_path(release.name))
-            if (spec := release.publish) is not None:
-                moves = item.id is not None and not _MOVING.isdisjoint(item.steps) and StepKind.ADOPT not in item.steps
-                saes = [path_of(str(item.id), name) for name in SAE_FILES] if moves else []
-                found[spec.target, spec.location].update([CARD_FILE, *saes])
-        return found
-
-    def _publishing(self) -> Iterator[Item]:
-        return (item for item in self.graph.plan.pending if not item.held and set(item.steps) != {StepKind.REGISTER})
 
     @property
     def hub(self) -> Hub:
@@ -152,7 +222,7 @@ class _Checks:
             sizes, config = nothing(), check_files(Path(spec.path))
         longest = longest_context(config)
         complaints: list[Diagnostic] = []
-        for context, origin in self.graph.contexts.get(model_key(spec), {}).items():
+        for context, origin in self.needs.contexts.get(model_key(spec), {}).items():
             try:
                 check_context(context, longest)
             except Refused as error:
@@ -171,12 +241,9 @@ class _Checks:
         sources(TextSpec(wanted.path, (), wanted.column, wanted.split))
         return nothing()
 
-    def source(self, work: Work) -> Sizes:
+    def source(self, spec: SourceSpec) -> Sizes:
         """Is the source there?"""
-        spec = work.sae.source
-        if spec is None:
-            return nothing()
-        resolved = self.graph.context.resolver.source(spec)
+        resolved = self.context.resolver.source(spec)
         return self._remote(fetch.source_parcel(spec, resolved))
 
     def registry(self, name: str) -> Sizes:
@@ -192,7 +259,7 @@ class _Checks:
         return nothing()
 
     def _remote(self, parcel: Parcel | None) -> Sizes:
-        absent = parcel.missing(self.graph.context.cache) if parcel is not None else nothing()
+        absent = parcel.missing(self.context.cache) if parcel is not None else nothing()
         if parcel is not None and absent:
             self._may_read(parcel)
         return absent

@@ -15,7 +15,7 @@ class ReasonCode(StrEnum):
 
     NOT_PUBLISHED = "not_published"  # location
     CHANGED = "changed"  # name, before, after: one differing input
-    NOT_VISIBLE = "not_visible"  # location, detail
+    NOT_VISIBLE = "not_visible"  # location, detail; later (True: nothing is denied, the Hub cannot be asked now)
     RECORD_NEWER = "record_newer"  # found, known
     RECORD_UNREADABLE = "record_unreadable"  # detail
     TAKEN_BY = "taken_by"  # release; asked (True: a manifest asks for the SAE under another release)

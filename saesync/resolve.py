@@ -28,6 +28,7 @@ from saesync.model import DatasetSpec, ModelSpec, Observed, PublishSpec, Release
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, SaeRecord
 from saesync.record_json import RecordUnreadable
+from saesync.strangers import strangers, unseen
 from saesync.verdict import judge
 
 Place = tuple[str, str]  # target, location
@@ -138,7 +139,13 @@ class Resolver:
         publishing = [release for release in releases if release.home is not None and not release.retire]
         saes = [(release, sae) for release in publishing for sae in release.saes]
         self._list_repos(sae.source for _, sae in saes)
-        return {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
+        found = {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
+        entries = {sae.address: _entry(release.home, sae, observed) for release, sae in saes}
+        return {**found, **strangers(found, entries, self._opened)}
+
+    def _opened(self) -> Hub:
+        self.hub = self.hub or Hub(self.cache)
+        return self.hub
 
     def source(self, spec: SourceSpec) -> ResolvedSource:
         """The files of a source with their digests.
@@ -290,7 +297,7 @@ class Resolver:
     def _list_repos(self, sources: Iterable[SourceSpec | None]) -> None:
         repos = dict.fromkeys((s.repo, s.revision or "") for s in sources if s is not None and s.repo is not None)
         if repos:
-            self.hub = self.hub or Hub(self.cache)
+            self._opened()
             list(in_lanes("sources", lambda pair: self._listing(*pair), repos))
 
     def _listing(self, repo: str, revision: str) -> Listing | Reason:
@@ -299,14 +306,10 @@ class Resolver:
         return self._listings[repo, revision]
 
     def _look(self, repo: str, revision: str) -> Listing | Reason:
-        hub = self.hub = self.hub or Hub(self.cache)
         try:
-            listing = Listing(hub.tree(repo, revision))
-            if not hub.reachable(repo, revision):
-                return Reason(ReasonCode.SOURCE_UNREACHABLE, {"repo": repo, "revision": revision})
+            return Listing(self._opened().tree(repo, revision))
         except (NotVisible, Unavailable) as error:
-            return Reason(ReasonCode.NOT_VISIBLE, {"location": repo, "detail": error.diagnostics[0].detail})
-        return listing
+            return unseen(repo, error)
 
 
 @functools.cache

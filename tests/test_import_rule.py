@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.observe",
         "saesync.observe_registries",
         "saesync.resolve",
+        "saesync.strangers",
         "saesync.importing",
         "saesync.policy",
         "saesync.checkout",

@@ -176,15 +176,15 @@ class Graph:
             return ()
         model, text = f"model {settings.model_key(sae.model)}", f"dataset {settings.dataset_key(spec)}"
         if model not in self.tasks:
-            duty = Duty(f"model {sae.model.label}", StepKind.FETCH, _origin(sae, "model.name", "model.path", "model"))
+            duty = Duty(f"model {sae.model.label}", StepKind.FETCH, origin_of(sae, "model.name", "model.path", "model"))
             self.models.append((sae.model, duty.origin))
             self._add(model, NETWORK, lambda _lane, _tasks: self.steps.fetch_model(sae.model), duty)
         if text not in self.tasks:
-            duty = Duty(f"dataset {spec.dataset.label}", StepKind.FETCH, _origin(sae, "validate.dataset", "validate"))
+            duty = Duty(f"dataset {spec.dataset.label}", StepKind.FETCH, origin_of(sae, "validate.dataset", "validate"))
             self.texts.append((spec, duty.origin))
             self._add(text, NETWORK, lambda _lane, _tasks: self.steps.fetch_text(spec), duty)
         contexts = self.contexts.setdefault(settings.model_key(sae.model), {})
-        contexts.setdefault(spec.context, _origin(sae, "validate.context", "validate"))
+        contexts.setdefault(spec.context, origin_of(sae, "validate.context", "validate"))
         return model, text
 
     def _capture(self, work: Work) -> str:
@@ -192,7 +192,7 @@ class Graph:
         key = f"capture {group}"
         if key not in self.tasks:
             works = self._captures[group]
-            duty = Duty(f"activations of {work.sae.model.label}", StepKind.CONVERT, _origin(work.sae, "hook", "validate"))
+            duty = Duty(f"activations of {work.sae.model.label}", StepKind.CONVERT, origin_of(work.sae, "hook", "validate"))
 
             def run(lane: int, _tasks: Sequence[Task]) -> None:
                 self.steps.capture(lane, works)
@@ -274,14 +274,14 @@ class Graph:
 
     def _duty(self, work: Work, step: StepKind) -> Duty:
         names = ("validate", "hook") if step is StepKind.VALIDATE else ("source.path", "source.repo", "source")
-        return Duty(work.address, step, _origin(work.sae, *names), work)
+        return Duty(work.address, step, origin_of(work.sae, *names), work)
 
 
 def _release_of(duty: Duty) -> str:
     return duty.work.release.name if duty.work is not None else duty.address.partition("/")[0]
 
 
-def _origin(sae: Sae, *names: str) -> Origin | None:
+def origin_of(sae: Sae, *names: str) -> Origin | None:
     """The first of some manifest keys that has a place, else the SAE's own."""
     return next((sae.origins[name] for name in names if name in sae.origins), sae.origin)
 

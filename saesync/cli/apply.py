@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from saesync import events, planfile, preflight, progress, render
+from saesync import carets, events, planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.checkout import blob_id
@@ -130,8 +130,12 @@ def _ready(ctx: click.Context, world: World, devices: tuple[str, ...]) -> Contex
         say(note)
     context = _context(world, devices, debug=debugging(ctx))
     missing = preflight.check(world.plan, context)
+    unseen = [each for each in preflight.check_unseen(world.plan, context) if each not in missing]
     if missing:
-        raise Missing.of(missing)
+        raise Missing.of([*missing, *unseen])
+    if unseen:
+        shown = carets.show(unseen, color=colored(ctx, sys.stderr), kind="missing")
+        say(f"For what cannot be seen, this is missing, too:\n\n{shown}\n")
     return context
 
 

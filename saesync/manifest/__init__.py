@@ -14,7 +14,7 @@ from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
 from saesync.manifest import yaml12
-from saesync.manifest.check import check
+from saesync.manifest.check import expand
 from saesync.manifest.collisions import collisions
 from saesync.manifest.expand import Budget
 from saesync.manifest.paths import Bounds, real
@@ -101,7 +101,9 @@ def _load(
         try:
             where = bounds(file)
             tree, unread = yaml12.read(decode(read(file), str(file))[1], str(file))
-            release, found = release_of(check(tree, str(file), budget), where)
+            expanded = expand(tree, str(file), budget)
+            release, found = release_of(expanded, where)
+            found = [*expanded.wrong, *found]
         except ManifestError as error:
             found = list(error.diagnostics)
         else:

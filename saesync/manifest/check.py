@@ -7,13 +7,13 @@ template's line.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from saesync.errors import Diagnostic, ManifestError, Origin
-from saesync.manifest.expand import MAX_EXPANDED, NAME, WHOLE, Budget, Fill, Row, Rows, Templates, names_of, rows_of
-from saesync.manifest.explain import Sameness, close, explain, sameness
+from saesync.manifest.expand import NAME, WHOLE, Budget, Row, Rows, Templates, distinct, names_of, rows_of
+from saesync.manifest.explain import Path, Sameness, close, explain, sameness
 from saesync.manifest.yaml12 import Node
 from saesync.planfile import TYPE as PLAN
 from saesync.schema import build, expanded
@@ -23,17 +23,21 @@ MAX_EXPLAINED = 100  # SAEs whose errors are spelled out; the rest come from the
 MAX_EXPLAINED_VALUES = 100_000  # and values that are looked at in doing so
 _WHICH_SOURCE = frozenset({"repo", "revision", "path", "format"})
 
-Made = tuple[Row, Any, Any]  # row, section, neuronpedia.set
-
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """A manifest that fits the schema. ``fixed`` is all but ``saes``; ``saes`` holds (row, section, neuronpedia.set) per SAE."""
+    """An expanded manifest. ``fixed`` is all but ``saes``; ``saes`` holds (row, section, neuronpedia.set) per SAE.
+
+    Of one that does not fit the schema, ``wrong`` says why, and what does not fit was left out (``cut``: the paths): the rest is
+    there to be looked at all the same, so that everything is said at once. Nothing may be made of it.
+    """
 
     file: str
     root: Node
     fixed: Mapping[str, Any]
     saes: tuple[tuple[Row, Mapping[str, Any], str | None], ...]
+    wrong: tuple[Diagnostic, ...] = ()
+    cut: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +73,22 @@ def checks() -> Checks:
 
 
 def check(root: Node, file: str, budget: Budget) -> Expanded:
-    """The expanded manifest.
+    """The expanded manifest, if it fits the schema.
 
     Raises:
-        ManifestError: everything that is wrong with it.
+        ManifestError: everything that does not.
+    """
+    found = expand(root, file, budget)
+    if found.wrong:
+        raise ManifestError.of(found.wrong)
+    return found
+
+
+def expand(root: Node, file: str, budget: Budget) -> Expanded:
+    """The expanded manifest, or as much of it as fits the schema.
+
+    Raises:
+        ManifestError: it is no manifest at all.
     """
     if not isinstance(root.value, dict):
         detail = "A manifest is a mapping: it begins with `apiVersion: saesync/v1`."
@@ -81,78 +97,50 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
         detail = "This is a plan file, and `saesync apply` knows one by its name: let it end in `.json`."
         raise ManifestError("Not a manifest", detail, kind.origin(file))
     found: list[Diagnostic] = []
-    saes = root.get("saes")
-    made = _made(root, saes, file, budget, found) if saes is not None and isinstance(saes.value, dict) else None
-    if made is not None:
-        return _fitting(root, file, made)
-    _as_written(root, file, found)
-    raise ManifestError.of(found)
+    made = _made(root, file, budget, found)
+    return _fitting(root, file, made, found) if made else _as_written(root, file, found)
 
 
-def _made(root: Node, saes: Node, file: str, budget: Budget, found: list[Diagnostic]) -> list[Made] | None:
-    """Every SAE, expanded; or None, and what is wrong with the template goes to ``found``."""
-    rows = _rows(root, file, found)
-    names = _names(saes, file)
-    if names is None:
-        return None
+Made = list[tuple[Row, Any, Any]]
+
+
+def _made(root: Node, file: str, budget: Budget, found: list[Diagnostic]) -> Made:
+    """What the template becomes for each row, as far as it can be filled; why it cannot goes to ``found``."""
+    saes, for_each, set_ = root.get("saes"), root.get("saes", "for_each"), root.get("neuronpedia", "set")
+    if saes is None or not isinstance(saes.value, dict):
+        return []
+    fits = for_each is None or checks().for_each(for_each.plain_value())
+    rows = rows_of(for_each, file, found) if for_each is None or fits else Rows(0, names_of(for_each, file), lambda: iter(()))
+    if not _names_are_told(saes, rows.names):
+        return []
+    templates = Templates(file, tuple(rows.names))
+    section, fill = templates.compile(saes, frozenset({"for_each"}))
+    set_value, set_fill = templates.compile(set_) if set_ is not None else (None, None)
+    unused = templates.unused(rows.names) if fits else {}
+    found += [*templates.diagnostics, *unused.values()]
+    made: Made = []
+    droppable, place = _droppable(saes), root.place(("saes", "for_each")).origin(file)
     try:
-        templates = Templates(file, tuple(names))
-        fills = templates.compile(saes, frozenset({"for_each"}))
-        set_ = root.get("neuronpedia", "set")
-        set_fills = templates.compile(set_) if set_ is not None else (None, None)
-        found += templates.diagnostics
-        found += templates.unused(names) if rows is not None or isinstance(saes.value["for_each"].value, dict) else ()
-        if found or rows is None:
-            return None
-        origin = root.place(("saes", "for_each")).origin(file)
-        budget.take(rows.count, origin)
-        made = _expanded(rows, templates, fills, set_fills, _droppable(saes), budget, origin)
+        budget.take(rows.count, place)
+        for row in distinct(rows.make(), unused):
+            filled = section if fill is None else fill(row)
+            filled = _without_nulls(filled, droppable) if None in row.values() else filled
+            made.append((row, filled, set_value if set_fill is None else set_fill(row)))
+            budget.spend(templates.length(row), place)
     except ManifestError as error:
         found += error.diagnostics
-        return None
-    found += templates.diagnostics
-    return None if found else made
-
-
-def _expanded(
-    rows: Rows,
-    templates: Templates,
-    section: tuple[Any, Fill | None],
-    set_: tuple[Any, Fill | None],
-    droppable: Mapping[str, frozenset[str]],
-    budget: Budget,
-    origin: Origin,
-) -> list[Made]:
-    """One (row, section, neuronpedia.set) per row.
-
-    Raises:
-        ManifestError: all of them together are too long.
-    """
-
-    def filled(part: tuple[Any, Fill | None], row: Row) -> Any:
-        value, fill = part
-        return value if fill is None else fill(row)
-
-    made = []
-    for row in rows.make():
-        whole = filled(section, row)
-        whole = _without_nulls(whole, droppable) if None in row.values() else whole
-        made.append((row, whole, filled(set_, row)))
-        budget.characters -= templates.length(row)
-        if budget.characters < 0:
-            detail = f"All placeholders together expand to more than {MAX_EXPANDED:,} characters. Shorten the values."
-            raise ManifestError("Text is too long", detail, origin)
+        return []
+    found += templates.unfilled.values()
+    if fits and not made and not found:
+        found.append(Diagnostic("for_each has no values", "The exceptions leave no SAE. Remove some.", place))
     return made
 
 
-def _names(saes: Node, file: str) -> Mapping[str, Origin] | None:
-    """The names that texts may hold, or None where they cannot be told, and what is said of each text would be noise."""
-    node = saes.get("for_each")
-    if node is None:
-        return None if any(close(key, ["for_each"]) for key in saes.keys) else {}
-    names = names_of(node, file)
-    fits = checks().for_each(node.plain_value())
-    return names if names and (fits or all(NAME.fullmatch(name) for name in names)) else None
+def _names_are_told(saes: Node, names: Mapping[str, Origin]) -> bool:
+    """Whether what is said of texts that hold other names is no noise: ``for_each`` is not misspelt, nor are all of its names."""
+    if saes.get("for_each") is None:
+        return not any(close(key, ["for_each"]) for key in saes.keys)
+    return bool(names) and all(NAME.fullmatch(name) for name in names)
 
 
 def _droppable(saes: Node) -> Mapping[str, frozenset[str]]:
@@ -180,57 +168,66 @@ def _without_nulls(section: dict[str, Any], droppable: Mapping[str, frozenset[st
     return kept({**section, **below}, droppable[""])
 
 
-def _rows(root: Node, file: str, found: list[Diagnostic]) -> Rows | None:
-    """The rows, if ``for_each`` is such that there are any; what is wrong otherwise goes to ``found``."""
-    node = root.get("saes", "for_each")
-    if node is not None and not checks().for_each(node.plain_value()):
-        return None
-    try:
-        return rows_of(node, file)
-    except ManifestError as error:
-        found += error.diagnostics
-        return None
+def _as_written(root: Node, file: str, found: list[Diagnostic]) -> Expanded:
+    """A manifest that cannot be expanded: what is wrong with it besides, and what of it stands there without placeholders."""
+    whole = root.plain_value()
+    explained, cut = explain(whole, root, file, checks().written)
+    cut |= {path for path, _ in _placeholders(root)}
+    saes = whole.get("saes")
+    section = {key: value for key, value in saes.items() if key != "for_each"} if isinstance(saes, dict) else {}
+    set_ = root.get("neuronpedia", "set")
+    return _remains(root, file, [({}, section, set_ and set_.value)], _besides(found, explained), cut)
 
 
-def _as_written(root: Node, file: str, found: list[Diagnostic]) -> None:
-    """Add what is wrong with the manifest before expansion: everything is said at once, even if it cannot be expanded."""
+def _besides(found: list[Diagnostic], explained: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """``found``, and what is said of other places."""
     places = {diagnostic.origin for diagnostic in found}
-    written = checks().written
-    found += [each for each in explain(root.plain_value(), root, file, written) if each.origin not in places]
+    return [*found, *(each for each in explained if each.origin not in places)]
 
 
-def _fitting(root: Node, file: str, made: list[Made]) -> Expanded:
-    """The expanded manifest, if every SAE fits the schema."""
-    fixed = {key: node.plain_value() for key, node in root.value.items() if key != "saes"}
+def _placeholders(root: Node) -> Iterator[tuple[Path, Node]]:
+    """All texts with braces where these are placeholders, with their paths."""
+
+    def walk(node: Node | None, path: Path) -> Iterator[tuple[Path, Node]]:
+        if node is not None and isinstance(node.value, dict):
+            for key, below in node.value.items():
+                yield from walk(below, (*path, key))
+        elif node is not None and isinstance(node.value, str) and "{" in node.value:
+            yield path, node
+
+    for path in (("saes",), ("neuronpedia", "set")):
+        yield from walk(root.get(*path), path)
+
+
+def _fitting(root: Node, file: str, made: Made, found: list[Diagnostic]) -> Expanded:
+    """The expanded manifest, with what does not fit the schema besides ``found``."""
+    fixed = _fixed(root)
     compiled = checks()
 
     def document(section: Any, set_: Any) -> dict[str, Any]:
         whole = {**fixed, "saes": section}
         return whole if set_ is None else {**whole, "neuronpedia": {**fixed["neuronpedia"], "set": set_}}
 
-    if not made:
-        detail = "The exceptions leave no SAE. Remove some."
-        raise ManifestError("for_each has no values", detail, root.place(("saes", "for_each")).origin(file))
     _, section, set_ = made[0]
     if not compiled.document(document(section, set_)):
-        failing = list(enumerate(made))
+        failing = made
     else:
-        fit = (compiled.saes(part) and (name is None or compiled.set(name)) for _, part, name in made)
-        failing = [each for each, fine in zip(enumerate(made), fit, strict=True) if not fine]
-    if failing:
-        for_each = root.get("saes", "for_each")
-        size = root.size - (for_each.size if for_each is not None else 0)
-        some = failing[: max(1, min(MAX_EXPLAINED, MAX_EXPLAINED_VALUES // size))]
-        whole = {**_whole(root.get("saes"), file), **_whole(root.get("neuronpedia", "set"), file)}
-        explained = [
-            [
-                _with_place(each, whole, index, row, for_each, file)
-                for each in explain(document(part, name), root, file, compiled.schema)
-            ]
-            for index, (row, part, name) in some
-        ]
-        raise ManifestError.of(_merged(explained))
-    return Expanded(file, root, fixed, tuple(made))
+        failing = [each for each in made[1:] if not (compiled.saes(each[1]) and (each[2] is None or compiled.set(each[2])))]
+    if not failing and not found:
+        return Expanded(file, root, fixed, tuple(made))
+    for_each = root.get("saes", "for_each")
+    size = root.size - (for_each.size if for_each is not None else 0)
+    some = failing[: max(1, min(MAX_EXPLAINED, MAX_EXPLAINED_VALUES // size))]
+    explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in some]
+    whole = {**_whole(root.get("saes"), file), **_whole(root.get("neuronpedia", "set"), file)}
+    placed = (
+        [_with_place(each, whole, row, for_each, file) for each in said]
+        for (row, _, _), (said, _) in zip(some, explained, strict=True)
+    )
+    wrong = _besides(found, _merged(placed))
+    places = {diagnostic.origin for diagnostic in found}
+    cut = {path for path, node in _placeholders(root) if node.origin(file) in places}
+    return _remains(root, file, made, wrong, cut.union(*(unfit for _, unfit in explained)))
 
 
 def _whole(node: Node | None, file: str) -> dict[Origin, str]:
@@ -244,15 +241,13 @@ def _whole(node: Node | None, file: str) -> dict[Origin, str]:
     return {origin: name for each in below for origin, name in _whole(each, file).items()}
 
 
-def _with_place(
-    diagnostic: Diagnostic, whole: Mapping[Origin, str], index: int, row: Row, for_each: Node | None, file: str
-) -> Diagnostic:
-    """``diagnostic`` of the SAE at ``index``, with the place of the value that is wrong where the template only names it."""
+def _with_place(diagnostic: Diagnostic, whole: Mapping[Origin, str], row: Row, for_each: Node | None, file: str) -> Diagnostic:
+    """``diagnostic``, with the place of the value that is wrong where the template only names it."""
     name = whole.get(diagnostic.origin) if diagnostic.origin is not None else None
     if name is None or for_each is None:
         return diagnostic
     if isinstance(for_each.value, list):
-        value = for_each.get(index, name)
+        value = next(each.value[name] for each in for_each.value if each.plain_value() == row)
     else:
         axis = for_each.get(name)
         values = axis.value if axis is not None and isinstance(axis.value, list) else ()
@@ -260,6 +255,31 @@ def _with_place(
     if value is None:
         return diagnostic
     return replace(diagnostic, detail=f"{diagnostic.detail} The value stands at {value.origin(file)}.")
+
+
+def _fixed(root: Node) -> dict[str, Any]:
+    return {key: node.plain_value() for key, node in root.value.items() if key != "saes"}
+
+
+def _remains(root: Node, file: str, made: Made, wrong: Iterable[Diagnostic], cut: Collection[Path]) -> Expanded:
+    """What is left of a manifest without the values at the paths ``cut``."""
+    fixed = without(_fixed(root), cut)
+    below = [path[1:] for path in cut if path[0] == "saes"]
+    sections = [] if () in below else [(row, without(section, below), set_) for row, section, set_ in made]
+    unnamed = ("neuronpedia", "set") in cut or "neuronpedia" not in fixed
+    saes = tuple((row, section, None if unnamed else set_) for row, section, set_ in sections)
+    return Expanded(file, root, fixed, saes, tuple(wrong), frozenset(cut))
+
+
+def without(value: Any, paths: Iterable[Path]) -> Any:
+    """``value`` without what stands at some paths below it."""
+    by_key: dict[str | int, list[Path]] = {}
+    for path in paths:
+        if path:
+            by_key.setdefault(path[0], []).append(path[1:])
+    if not by_key or not isinstance(value, dict):
+        return value
+    return {key: without(below, by_key.get(key, ())) for key, below in value.items() if () not in by_key.get(key, ())}
 
 
 def _merged(explained: Iterable[list[Diagnostic]]) -> list[Diagnostic]:

@@ -10,7 +10,7 @@ from saesync.errors import Diagnostic, Origin
 from saesync.folders import NATIVE, RECORD_FOLDER
 from saesync.model import PublishSpec, Release, Sae
 
-_ONE_PER_PLACE = {
+ONE_PER_PLACE = {
     "pull_request": "Repository is published to in two ways",
     "private": "Repository is both public and private",
     "license": "Repository has two licenses",
@@ -127,7 +127,7 @@ def _ways(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnost
     """What there is one of per place, whatever the number of releases there: a way to write, a visibility, a license. Who says
     nothing of the license agrees with all."""
     seen: dict[tuple[str, str, str], Release] = {}
-    for release, key in itertools.product(releases, _ONE_PER_PLACE):
+    for release, key in itertools.product(releases, ONE_PER_PLACE):
         spec = release.publish
         if spec is not None and getattr(spec, key) is not None:
             first = seen.setdefault((key, spec.target, _folded(spec.location)), release)
@@ -135,7 +135,7 @@ def _ways(releases: Sequence[Release]) -> Iterator[tuple[Origin | None, Diagnost
                 origins = release.saes[0].origins if release.saes else {}
                 place = origins.get(f"publish.{key}", origins.get("publish", release.origin))
                 said = f"{first.name} ({first.origin}) is published to {spec.location}, too, {_way(first.publish, key)}"
-                yield first.origin, Diagnostic(_ONE_PER_PLACE[key], f"{said}. Say the same in both.", place)
+                yield first.origin, Diagnostic(ONE_PER_PLACE[key], f"{said}. Say the same in both.", place)
 
 
 def _way(spec: PublishSpec, key: str) -> str:

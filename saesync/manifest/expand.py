@@ -6,12 +6,11 @@ The whole language is ``{name}`` and ``{name:02d}``: no attributes, indices, con
 from __future__ import annotations
 
 import difflib
-import functools
 import itertools
 import math
 import re
 import string
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +51,17 @@ class Budget:
             raise ManifestError("Too many SAEs", detail, origin)
         self.saes -= count
 
+    def spend(self, characters: int, origin: Origin) -> None:
+        """Count what the texts of one SAE hold.
+
+        Raises:
+            ManifestError: all texts together are too long.
+        """
+        self.characters -= characters
+        if self.characters < 0:
+            detail = f"All placeholders together expand to more than {MAX_EXPANDED:,} characters. Shorten the values."
+            raise ManifestError("Text is too long", detail, origin)
+
 
 @dataclass(frozen=True, slots=True)
 class Template:
@@ -87,13 +97,17 @@ class Template:
 
 @dataclass
 class Templates:
-    """Every text with placeholders under some nodes; ``compile`` turns a node into a function from rows to plain values."""
+    """Every text with placeholders under some nodes; ``compile`` turns a node into a function from rows to plain values.
+
+    What is malformed goes to ``diagnostics``, what a row cannot fill to ``unfilled``; the text is then left as it is written.
+    """
 
     file: str
     known: Sequence[str]
     found: list[Template] = field(default_factory=list)
     diagnostics: list[Diagnostic] = field(default_factory=list)
     guessed: set[str] = field(default_factory=set)
+    unfilled: dict[Origin, Diagnostic] = field(default_factory=dict)
     characters: int = 0
 
     def compile(self, node: Node, skip: frozenset[str] = frozenset()) -> tuple[Any, Fill | None]:
@@ -130,16 +144,15 @@ class Templates:
         if len(self.found) > MAX_TEMPLATES:
             detail = f"At most {MAX_TEMPLATES} values of a manifest may hold placeholders."
             raise ManifestError("Too many placeholders", detail, template.origin)
-        return node.value, functools.partial(self._filled, template)
 
-    def _filled(self, template: Template, row: Row) -> Scalar:
-        """The value for one row. What does not fit is said once per text, whatever the number of rows, and stays as written."""
-        try:
-            return template.fill(row)
-        except ManifestError as error:
-            said = {(each.summary, each.origin) for each in self.diagnostics}
-            self.diagnostics += [each for each in error.diagnostics if (each.summary, each.origin) not in said]
-            return template.text
+        def fill(row: Row) -> Scalar:
+            try:
+                return template.fill(row)
+            except ManifestError as error:
+                self.unfilled.setdefault(template.origin, error.diagnostics[0])
+                return template.text
+
+        return node.value, fill
 
     def _template(self, node: Node) -> Template | None:
         """The template, or None after saying what is wrong with it."""
@@ -189,13 +202,12 @@ class Templates:
     def _wrong(self, summary: str, detail: str, origin: Origin) -> None:
         self.diagnostics.append(Diagnostic(summary, detail, origin))
 
-    def unused(self, places: Mapping[str, Origin]) -> Iterator[Diagnostic]:
+    def unused(self, places: Mapping[str, Origin]) -> dict[str, Diagnostic]:
         """Names of ``for_each`` that no text uses, except those that a misspelt placeholder meant."""
         used = set().union(*(template.names for template in self.found)) | self.guessed
-        for name, origin in places.items():
-            if name not in used:
-                detail = f"No value holds `{{{name}}}`. Use it, for example in the id, or remove it from for_each."
-                yield Diagnostic("Placeholder is never used", detail, origin)
+        said = "No value holds `{{{}}}`. Use it, for example in the id, or remove it from for_each."
+        left = {name: origin for name, origin in places.items() if name not in used}
+        return {name: Diagnostic("Placeholder is never used", said.format(name), origin) for name, origin in left.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,36 +219,32 @@ class Rows:
     make: Callable[[], Iterator[Row]]
 
 
-def names_of(node: Node | None, file: str) -> Mapping[str, Origin]:
-    """The names that a ``for_each`` gives values, also of one that does not fit the schema."""
-    found: dict[str, Origin] = {}
-    in_rows = node is not None and isinstance(node.value, list)
-    for each in node.value if node is not None and in_rows else [node]:
-        for name, key in each.keys.items() if each is not None else ():
-            if in_rows or name != "except":
-                found.setdefault(name, key.origin(file))
-    return found
+def distinct(rows: Iterable[Row], unused: Collection[str]) -> Iterator[Row]:
+    """``rows`` without those that differ from an earlier one only in names that nothing uses."""
+    seen = set()
+    for row in rows:
+        used = tuple(value for name, value in row.items() if name not in unused) if unused else None
+        if used is None or used not in seen:
+            seen.add(used)
+            yield row
 
 
-def rows_of(node: Node | None, file: str) -> Rows:
-    """The rows of ``for_each`` (one empty row without it). Nothing is made until ``make`` is called.
+def rows_of(node: Node | None, file: str, found: list[Diagnostic]) -> Rows:
+    """The rows of a ``for_each`` that fits the schema (one empty row without it). Nothing is made until ``make`` is called.
 
-    Raises:
-        ManifestError: rows with different names, rows that are equal, ranges that run backwards, exceptions that match nothing.
+    What is wrong goes to ``found`` and is left out of the rows: rows with other names than the first, ranges that run
+    backwards, exceptions that match nothing.
     """
     if node is None:
         return Rows(1, {}, lambda: iter(({},)))
     if isinstance(node.value, list):
-        return _listed(node, file)
-    wrong: list[Diagnostic] = []
-    axes = {name: _axis(axis, name, file, wrong) for name, axis in node.value.items() if name != "except"}
+        return _listed(node, file, found)
+    axes = {name: _axis(axis, name, file, found) for name, axis in node.value.items() if name != "except"}
     if not axes:
-        raise ManifestError("for_each has no values", "Give at least one placeholder values.", node.origin(file))
-    names = {name: node.keys[name].origin(file) for name in axes}
+        found.append(Diagnostic("for_each has no values", "Give at least one placeholder values.", node.origin(file)))
+        return Rows(0, {}, lambda: iter(()))
     count = math.prod(len(values) for values in axes.values())
-    dropped = _exceptions(node.get("except"), axes, file, wrong)
-    if wrong:
-        raise ManifestError.of(wrong)
+    dropped = _exceptions(node.get("except"), axes, file, found)
 
     def make() -> Iterator[Row]:
         for values in itertools.product(*axes.values()):
@@ -244,41 +252,43 @@ def rows_of(node: Node | None, file: str) -> Rows:
             if not any(tuple(row[name] for name in chosen) in left_out for chosen, left_out in dropped.items()):
                 yield row
 
-    return Rows(count, names, make)
+    return Rows(count, names_of(node, file), make)
 
 
-def _axis(node: Node, name: str, file: str, wrong: list[Diagnostic]) -> Sequence[Scalar]:
+def names_of(node: Node, file: str) -> dict[str, Origin]:
+    """The names of a ``for_each`` and their places, as far as they can be told, whether or not it fits the schema."""
+    first = node.value[0] if isinstance(node.value, list) and node.value else node
+    return {name: key.origin(file) for name, key in first.keys.items() if name != "except" or first is not node}
+
+
+def _axis(node: Node, name: str, file: str, found: list[Diagnostic]) -> Sequence[Scalar]:
     if isinstance(node.value, list):
         return [below.value for below in node.value]
     first, last = int(node.value["first"].value), int(node.value["last"].value)
     if last < first:
         detail = f"{name} runs from {first} to {last}; `last` cannot be smaller than `first`."
-        wrong.append(Diagnostic("Range runs backwards", detail, node.value["last"].origin(file)))
-    return range(first, last + 1)
+        found.append(Diagnostic("Range runs backwards", detail, node.value["last"].origin(file)))
+    return range(min(first, last), max(first, last) + 1)
 
 
-def _listed(node: Node, file: str) -> Rows:
-    names = {name: key.origin(file) for name, key in node.value[0].keys.items()}
-    wrong = []
+def _listed(node: Node, file: str, found: list[Diagnostic]) -> Rows:
+    names = names_of(node, file)
+    rows = []
     seen: dict[tuple[tuple[str, str], ...], Origin] = {}
     for row in node.value:
-        if odd := sorted(row.keys.keys() ^ names.keys()):
-            those = f"{_quoted(odd)} {'is' if len(odd) == 1 else 'are'} not in both"
-            detail = f"Every row has the same names as the first; {those}."
-            wrong.append(Diagnostic("Rows differ in their names", detail, row.origin(file)))
         values = tuple(sorted((name, repr(below.value)) for name, below in row.value.items()))
         if values in seen:
             detail = f"The row at {seen[values]} says the same, and every row is one SAE. Change or remove one of them."
-            wrong.append(Diagnostic("Rows are equal", detail, row.origin(file)))
-        seen.setdefault(values, row.origin(file))
-    if wrong:
-        raise ManifestError.of(wrong)
-    rows = [{name: below.value for name, below in row.value.items()} for row in node.value]
+            found.append(Diagnostic("Rows are equal", detail, row.origin(file)))
+            continue
+        seen[values] = row.origin(file)
+        if row.keys.keys() == names.keys():
+            rows.append({name: below.value for name, below in row.value.items()})
+        else:
+            odd = sorted(row.keys.keys() ^ names.keys())
+            detail = f'Every row has the same names as the first; "{odd[0]}" is not in both.'
+            found.append(Diagnostic("Rows differ in their names", detail, row.origin(file)))
     return Rows(len(rows), names, lambda: iter(rows))
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _exceptions(
@@ -291,9 +301,10 @@ def _exceptions(
             if name not in axes:
                 detail = f'"{name}" is not a name of for_each. Names: {", ".join(axes)}.'
                 wrong.append(Diagnostic("Unknown placeholder", detail, row.keys[name].origin(file)))
-            elif axes[name] and below.value not in axes[name]:
+            elif below.value not in axes[name]:
                 detail = f"No SAE has {name} = {below.value}, so this leaves nothing out."
                 wrong.append(Diagnostic("Exception matches nothing", detail, below.origin(file)))
         names = tuple(sorted(row.value))
-        found.setdefault(names, set()).add(tuple(row.value[name].value for name in names))
+        if axes.keys() >= set(names):
+            found.setdefault(names, set()).add(tuple(row.value[name].value for name in names))
     return found

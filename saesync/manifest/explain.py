@@ -39,14 +39,16 @@ def sameness(diagnostic: Diagnostic) -> Sameness:
     return diagnostic.summary, diagnostic.origin, diagnostic.detail if missing else ""
 
 
-def explain(document: Any, root: Node, file: str, schema: Mapping[str, Any]) -> list[Diagnostic]:
-    """Everything that is wrong with ``document``, which has the shape of ``root`` (expanded or not). Unsorted."""
+def explain(document: Any, root: Node, file: str, schema: Mapping[str, Any]) -> tuple[list[Diagnostic], set[Path]]:
+    """Everything that is wrong with ``document``, which has the shape of ``root`` (expanded or not), unsorted; and the paths of
+    the values that do not fit.
+    """
     from jsonschema import Draft202012Validator
 
     explainer = _Explainer(root, file, schema)
     for error in Draft202012Validator(schema).iter_errors(document):
         explainer.translate(error)
-    return explainer.finish()
+    return explainer.finish(), explainer.unfit
 
 
 @dataclass
@@ -59,6 +61,7 @@ class _Explainer:
     found: dict[Sameness, Diagnostic] = field(default_factory=dict)
     missing: list[tuple[Path, tuple[str, ...], Diagnostic]] = field(default_factory=list)
     meant: set[tuple[Path, str]] = field(default_factory=set)
+    unfit: set[Path] = field(default_factory=set)
 
     def finish(self) -> list[Diagnostic]:
         """All diagnostics, each place and kind once."""
@@ -115,6 +118,7 @@ class _Explainer:
         patterns = error.schema.get("patternProperties")
         matching = [name for name in error.instance if patterns is None or not _fits_any(name, patterns)]
         for name in (name for name in matching if name not in known):
+            self.unfit.add((*path, name))
             self._add(Diagnostic("Unknown key", self._about_key(name, known, path, bool(patterns)), self._key_origin(path, name)))
 
     def _about_key(self, name: str, known: list[str], path: Path, placeholders: bool) -> str:
@@ -232,6 +236,7 @@ class _Explainer:
         return self._origin(path) if key is None else key.origin(self.file)
 
     def _say(self, summary: str, path: Path, detail: str) -> None:
+        self.unfit.add(path)
         self._add(Diagnostic(summary, detail, self._origin(path)))
 
     def _add(self, diagnostic: Diagnostic) -> None:

@@ -11,6 +11,7 @@ from saesync.errors import Diagnostic, ManifestError, Missing, Origin
 from saesync.formats import saelens_loader
 from saesync.hooks import layer_of
 from saesync.manifest.check import Expanded, checks
+from saesync.manifest.collisions import ONE_PER_PLACE
 from saesync.manifest.paths import Bounds
 from saesync.manifest.yaml12 import Node
 from saesync.model import (
@@ -37,15 +38,20 @@ _NOT_A_TARGET = frozenset({"license", "private", "pull_request", "native"})
 
 
 def release_of(manifest: Expanded, bounds: Bounds) -> tuple[Release, list[Diagnostic]]:
-    """The release a manifest asks for, and everything that is wrong with it though it fits the schema: paths out of bounds,
+    """The release a manifest asks for, and everything that is wrong with it besides the schema: paths out of bounds,
     bounds that exclude each other, a hook without a layer where Neuronpedia needs one.
+
+    Of a manifest that does not fit the schema it is what is left of one, to be compared with others and for nothing else.
     """
     maker = _Maker(manifest, bounds)
-    return maker.release(), list(maker.wrong.values())
+    release, said = maker.release(), {each.origin for each in manifest.wrong}
+    return release, [each for each in maker.wrong.values() if each.origin not in said]
 
 
 class _Maker:
-    """Makes one release; what is wrong with it is collected in ``wrong``, each place once."""
+    """Makes one release; what is wrong with it is collected in ``wrong``, each place once. Keys that the schema requires are
+    missing only where a manifest does not fit it.
+    """
 
     def __init__(self, manifest: Expanded, bounds: Bounds) -> None:
         self.manifest, self.bounds = manifest, bounds
@@ -55,27 +61,29 @@ class _Maker:
 
     def release(self) -> Release:
         model, validate = self._model(), self._validate()
-        name, publish, records = self.fixed["release"], self._place("publish"), self._place("records")
-        saes = tuple(self._sae(name, model, validate, section, set_) for _, section, set_ in self.manifest.saes)
+        name, publish, records = self.fixed.get("release", self.file), self._place("publish"), self._place("records")
+        saes = [self._sae(name, model, validate, section, set_) for _, section, set_ in self.manifest.saes]
         self._other_paths()
         register = self._register()
         retire = self.fixed.get("retire", False)
-        return Release(name, self.file, publish, saes, retire, records, self._later(), self.origins["release"], register)
+        named = tuple(sae for sae in saes if sae.id)
+        return Release(name, self.file, publish, named, retire, records, self._later(), self.origins.get("release"), register)
 
     def _sae(self, release: str, model: ModelSpec, validate: ValidateSpec | None, section: Mapping[str, Any], set_: Any) -> Sae:
         train = section.get("train")
-        if not safe_folder(section["id"]):
+        id_ = section.get("id", "")
+        if id_ and not safe_folder(id_):
             detail = "An id has no characters that cannot be seen, and no part of it begins or ends with a space."
             self._say("Invalid value", detail, self.origins["id"])
         return Sae(
             release,
-            section["id"],
+            id_,
             section.get("hook", ""),
             model,
             self._source(section["source"]) if "source" in section else None,
             section.get("dtype", "float32"),
             validate,
-            self.origins["id"],
+            self.origins.get("id"),
             self._neuronpedia(section, set_),
             None if train is None else MappingProxyType(train),
             MappingProxyType(section.get("cfg", {})),
@@ -89,13 +97,13 @@ class _Maker:
         format_ = section.get("format", "")
         whole = _whole_options(format_)
         options = {name: int(value) if name in whole else value for name, value in section.items() if name not in _SOURCE_KEYS}
-        path = self._local(path, "source.path") if repo is None else _inside(path)
+        path = _inside(path) if self._says("saes", "source", "repo") else self._local(path, "source.path")
         return SourceSpec(repo, section.get("revision"), path, format_, MappingProxyType(options))
 
     def _model(self) -> ModelSpec:
-        section = self.fixed["model"]
+        section = self.fixed.get("model", {})
         path = section.get("path")
-        if path is not None and section.get("loader") == "HookedTransformer" and "validate" in self.fixed:
+        if self._says("model", "path") and section.get("loader") == "HookedTransformer" and self._says("validate"):
             detail = (
                 "HookedTransformer loads models by official names only, and `path` is a folder. "
                 "Use `loader: TransformerBridge`, which loads any folder."
@@ -114,7 +122,7 @@ class _Maker:
         section = self.fixed.get("validate")
         if section is None:
             return None
-        dataset = section["dataset"]
+        dataset = section.get("dataset", {})
         path = dataset.get("path")
         return ValidateSpec(
             DatasetSpec(
@@ -125,8 +133,8 @@ class _Maker:
                 dataset.get("split", "train"),
                 dataset.get("column", "text"),
             ),
-            int(section["tokens"]),
-            int(section["context"]),
+            int(section.get("tokens", 1)),
+            int(section.get("context", 1)),
             section.get("prepend_bos", True),
             self._requirements(section.get("require", {})),
         )
@@ -145,12 +153,16 @@ class _Maker:
         section = self.fixed.get(name)
         if section is None:
             return None
-        target = next(key for key in section if key not in _NOT_A_TARGET)
+        target = next((key for key in section if key not in _NOT_A_TARGET), None)
+        if target is None:
+            return None
         location = section[target] if target == "huggingface" else self._local(section[target], f"{name}.{target}")
         proposed = section.get("pull_request", False)
         if proposed and target != "huggingface":
             detail = f"Only the Hub has pull requests; {name} goes to {target}. Remove pull_request."
             self._say("Target has no pull requests", detail, self.origins[f"{name}.pull_request"])
+        if any((name, key) in self.manifest.cut for key in ONE_PER_PLACE):
+            return None  # what it does not say well cannot be compared
         origin = self.origins[f"{name}.{target}"]
         private, native = section.get("private", False), section.get("native", False)
         return PublishSpec(target, location, section.get("license"), private, proposed, native, origin)
@@ -159,13 +171,13 @@ class _Maker:
         section = self.fixed.get("register")
         if section is None:
             return None
-        registry = section["saelens"]
+        registry = section.get("saelens", "")
         if registry.startswith((".", "/")):
             registry = self._local(registry, "register.saelens")
         conversion_func = section.get("conversion_func")
-        if "conversion_func" not in section and "publish" not in self.fixed:
+        if not self._says("register", "conversion_func") and not self._says("publish"):
             conversion_func = self._loader()
-        if conversion_func is not None and "publish" in self.fixed:
+        if conversion_func is not None and self._says("publish"):
             detail = (
                 "What this release publishes is in SAELens's own layout, which it loads without a conversion_func. Remove "
                 "the key; to register somebody else's repository as it is, remove `publish`."
@@ -194,7 +206,7 @@ class _Maker:
             return None
 
     def _neuronpedia(self, sae: Mapping[str, Any], set_: Any) -> str | None:
-        if set_ is None:
+        if set_ is None or "hook" not in sae:
             return None
         hook = sae["hook"]
         if "neuronpedia" in sae.get("entry", {}):
@@ -207,7 +219,8 @@ class _Maker:
             )
             self._say("Hook has no layer", detail, self.origins["hook"])
             return None
-        return f"{self.fixed['neuronpedia']['model']}/{layer}-{set_}"
+        model = self.fixed["neuronpedia"].get("model")
+        return None if model is None else f"{model}/{layer}-{set_}"
 
     def _other_paths(self) -> None:
         """Local paths of sections that are only carried along keep the same bounds."""
@@ -228,7 +241,13 @@ class _Maker:
                 found.append((".".join(path), self.origins[".".join(path)]))
         return tuple(found)
 
+    def _says(self, *path: str) -> bool:
+        """Whether the manifest has a key, also one whose value does not fit."""
+        return self.root.get(*path) is not None
+
     def _local(self, text: str, dotted: str) -> str:
+        if dotted not in self.origins:
+            return text  # the schema asks for it
         try:
             return self.bounds.resolve(text, self.origins[dotted])
         except ManifestError as error:

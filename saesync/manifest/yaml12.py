@@ -271,14 +271,16 @@ class _Reader:
         node.value, node.flow = {}, self.text[node.start : node.start + 1] == "{"
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             key = self.key(event, depth + 1)
-            text, below = key.value, self.node(next(self.events), depth + 1)
-            node.size += 1 + below.size
-            if text == "<<" and event.implicit[0]:  # YAML 1.1's, which would be taken for an unknown key
+            text = key.value
+            merges = text == "<<" and event.implicit[0]  # YAML 1.1's, which would be taken for an unknown key
+            if merges:
                 self.note("Merge keys are not used", "YAML 1.2 has no `<<`. Write the keys out, or use `for_each`.", key)
             elif text in node.keys:
                 first = node.keys[text].origin(self.file)
                 self.note("Duplicate key", f'"{text}" stands here and at {first}. Remove one of them.', key)
-            else:
+            below = self.node(next(self.events), depth + 1)
+            node.size += 1 + below.size
+            if not merges and text not in node.keys:
                 node.keys[text], node.value[text] = key, below
         self.close(node, event)
 

@@ -282,7 +282,8 @@ class HuggingFace:
 
 def _unseen(location: str, error: SaesyncError) -> Reason:
     found = error.diagnostics[0]
-    return Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": f"{found.summary}: {found.detail}"})
+    later = {"later": True} if isinstance(error, Unavailable) else {}
+    return Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": f"{found.summary}: {found.detail}", **later})
 
 
 def _ahead(there: Observed, main: Observed) -> frozenset[str]:

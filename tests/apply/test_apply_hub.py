@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from servers.loopback import BOB
 from saesync import preflight
 from saesync.apply import Outcome, StopFlag, apply
 from saesync.digest import digest_bytes
+from saesync.reason import ReasonCode
 from saesync.record import parse_record
 
 Look = Callable[..., Run]
@@ -83,6 +85,35 @@ def test_a_model_without_safetensors_and_one_only_in_a_pull_request(hub_world: H
     proposed = server.push(MODEL, {"note.txt": b"x"}, create_pr=True)
     (found,) = preflight.check(*look(hub_world.manifest(model_sha=proposed)).look())
     assert found.summary == "Commit is only in a pull request"
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_a_source_only_in_a_pull_request_is_held_by_name(hub_world: HubWorld, look: Look) -> None:
+    proposed = hub_world.server.push(SOURCES, {"note.txt": b"x"}, create_pr=True)
+    plan, _ = look(hub_world.manifest(sources_sha=proposed)).look()
+    held = [item for item in plan.items if item.id is not None]
+    assert len(held) == 3
+    assert {reason.code for item in held for reason in item.reasons} == {ReasonCode.SOURCE_UNREACHABLE}
+    assert all(item.held and reason.data["revision"] == proposed for item in held for reason in item.reasons)
+    assert not plan.pending
+
+
+@pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+def test_the_history_of_a_source_is_read_only_for_what_is_built(hub_world: HubWorld, look: Look, tmp_path: Path) -> None:
+    """What is published was made of these very bytes: where else they stand does not matter any more."""
+    server = hub_world.server
+
+    def asked() -> list[str]:
+        return [entry["path"] for entry in server.log() if entry["path"].endswith((f"{SOURCES}/refs", f"{SOURCES}/commits"))]
+
+    server.restart_counters()
+    assert look(hub_world.manifest()).apply().exit_code == 0
+    assert asked()
+    shutil.rmtree(tmp_path / "cache")
+    server.restart_counters()
+    plan, _ = look(hub_world.manifest()).look()
+    assert not plan.pending
+    assert asked() == []
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)

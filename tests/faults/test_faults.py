@@ -199,6 +199,42 @@ def test_a_private_source_without_a_token_is_unknown_not_absent(
     assert all(diagnostic.origin is not None for failure in result.failures for diagnostic in failure.diagnostics)
 
 
+@pytest.mark.parametrize("hidden", [TARGET, SOURCES])
+def test_all_that_is_missing_is_named_though_the_plan_cannot_be_made(
+    hub_world: HubWorld, clean_environ: dict[str, str], tmp_path: Path, hidden: str
+) -> None:
+    """Without a token neither the target nor the source can be seen; model, dataset and device are asked for all the same."""
+    server = hub_world.server
+    server.create_repo(TARGET)
+    server.call("PUT", f"/api/models/{hidden}/settings", b'{"visibility": "private"}')
+    for page in (f"models/{MODEL}", f"datasets/{DATA}"):
+        server.call("PUT", f"/api/{page}/settings", b'{"gated": "manual"}')
+    environment = clean_environ | server.environment(None, SAESYNC_CACHE=str(tmp_path / "cache"))
+    command = [sys.executable, "-m", "saesync", "apply", "-y", "--device", "mps", str(hub_world.manifest())]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=hub_world.folder, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    blocks = [block for block in done.stderr.split("\n\n") if block.startswith("missing: ")]
+    for named in (MODEL, DATA, "mps"):
+        assert len([block for block in blocks if named in block]) == 1, (named, done.stderr)
+    assert all("hub.yaml:" in block for block in blocks if "mps" not in block), blocks
+    assert hidden in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_while_the_hub_cannot_be_asked_nothing_more_is_asked(
+    hub_world: HubWorld, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAESYNC_RETRY_SECONDS", "0.1")
+    hub_world.server.fault({"route": "repo.info", "status": 503, "times": -1})
+    plan, context = look(hub_world.manifest()).look()
+    assert {item.status.value for item in plan.items if item.id is not None} == {"unknown"}
+    before = hub_world.server.count()
+    assert preflight.check_unseen(plan, context) == ()
+    assert hub_world.server.count() == before
+
+
 @pytest.mark.parametrize(("repo", "kind"), [(MODEL, "model"), (DATA, "dataset")])
 def test_what_is_gated_is_named_before_any_work(
     hub_world: HubWorld, look: Look, silent: list[Run], monkeypatch: pytest.MonkeyPatch, repo: str, kind: str

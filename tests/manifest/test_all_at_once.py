@@ -1,13 +1,117 @@
-"""Errors that do not depend on each other are told in one round, and one mistake is told once."""
+"""Whatever is wrong in a manifest is said in one round: no mistake hides another one, in its file or in others."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from manifest_support import GOOD, changed, complaints, said
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from manifest_support import COMMIT, OTHER, complaints, said, write
 
-AXES = "    layer: {first: 0, last: 25}\n"
+from saesync.manifest import load
+
+# Local paths, bounds, names: all that is looked at besides the schema has its place in here.
+FINE = """\
+apiVersion: saesync/v1
+release: tiny-res
+
+model:
+  path: ./lm
+  loader: TransformerBridge
+
+saes:
+  for_each:
+    layer: [0, 1]
+    width: ["16k", "32k"]
+  id: layer_{layer}/{width}
+  hook: blocks.{layer}.hook_resid_post
+  source:
+    path: ./saes/{layer}_{width}.pth
+    format: goodfire
+  entry:
+    l0: 12.5
+
+validate:
+  dataset:
+    path: ./text.jsonl
+  tokens: 4096
+  context: 128
+  require:
+    explained_variance: {min: 0.5}
+    l0: {max: 150}
+
+publish:
+  local: ./published
+  license: mit
+
+register:
+  saelens: ./registry.yaml
+
+records:
+  local: ./records
+
+neuronpedia:
+  model: tiny
+  set: res-{width}
+"""
+NEIGHBOUR = f"""\
+apiVersion: saesync/v1
+release: other-res
+model: {{name: acme/lm, revision: {COMMIT}}}
+saes:
+  id: layer_7/64k
+  hook: blocks.7.hook_resid_post
+  source: {{repo: acme/dictionaries, revision: {OTHER}, path: ae.pt, format: goodfire}}
+publish: {{local: ./published, license: mit}}
+"""
+# One mistake each, on a line of its own so that any of them go together.
+MISTAKES = (
+    ("release: tiny-res", "release: tiny/res"),
+    ("release: tiny-res", "release: other-res"),
+    ("  path: ./lm", "  path: ../../lm"),
+    ("  path: ./lm", "  path: 7"),
+    ("  loader: TransformerBridge", "  loader: HookedTransformer"),
+    ("  loader: TransformerBridge", "  loader: Transformer"),
+    ("    layer: [0, 1]", "    layer: [0, 7]\n    except: [{layer: 9}]"),
+    ("    layer: [0, 1]", "    layer: {first: 3, last: 1}"),
+    ("    layer: [0, 1]", "    layer: [0, 1]\n    seed: [0, 1]"),
+    ("  id: layer_{layer}/{width}", "  id: layer_{layer}/{wdth}"),
+    ("  id: layer_{layer}/{width}", "  id: layer_7/64k"),
+    ("  id: layer_{layer}/{width}", "  id: layer_{layer}/../{width}"),
+    ("  hook: blocks.{layer}.hook_resid_post", "  hook: layer.{layer}.hook_resid_post"),
+    ("  hook: blocks.{layer}.hook_resid_post", "  hoook: blocks.{layer}.hook_resid_post"),
+    ("    path: ./saes/{layer}_{width}.pth", "    path: ~/saes/{layer}_{width}.pth"),
+    ("    path: ./saes/{layer}_{width}.pth", "    path: ./saes/{layer}_{width:02d}.pth"),
+    ("    format: goodfire", "    format: goodfyre"),
+    ("    format: goodfire", "    format: goodfire\n    kk: 3"),
+    ("    l0: 12.5", "    neuronpedia: tiny/0-res"),
+    ("    l0: 12.5", "    l0: -1"),
+    ("    path: ./text.jsonl", "    path: /etc/passwd"),
+    ("  tokens: 4096", "  tokens: none"),
+    ("  context: 128", "  contxt: 128"),
+    ("    explained_variance: {min: 0.5}", "    explained_variance: {min: 0.5, max: 0.1}"),
+    ("    l0: {max: 150}", "    l1: {max: 150}"),
+    ("  local: ./published", "  local: /srv/published"),
+    ("  local: ./published", "  locl: ./published"),
+    ("  license: mit", "  license: MIT"),
+    ("  license: mit", "  license: apache-2.0"),
+    ("  license: mit", "  license: mit\n  pull_request: true"),
+    ("  license: mit", "  license: mit\n  private: yes"),
+    ("  saelens: ./registry.yaml", "  saelens: ./registry.yaml\n  conversion_func: goodfire"),
+    ("  saelens: ./registry.yaml", "  saelens: ../../registry.yaml"),
+    ("  local: ./records", "  local: ../../records"),
+    ("  local: ./records", "  local: ./published"),
+    ("  model: tiny\n", "  model: tiny/2\n"),
+    ("  set: res-{width}", "  set: res"),
+    ("  set: res-{width}", "  set: res-{width!r}"),
+)
+# What a mistake says of two places together is not known where the other place is wrong as well, or the manifest's SAEs are not.
+_TOGETHER = frozenset(
+    {"Folder is taken", "Id is taken", "Repository has two licenses", "Repository is published to in two ways",
+     "Records are among published SAEs", "Neuronpedia id is taken", "Release name is taken", "Hook has no layer",
+     "Two Neuronpedia ids", "Placeholder is never used", "Missing key", "Target has no pull requests"}
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -19,137 +123,107 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_every_key_that_is_missing_is_told(here: Path) -> None:
-    found = complaints(here, "apiVersion: saesync/v1\n")
-    assert [each.detail.split()[0] for each in found] == ['"release"', '"model"', '"saes"', "the"]
-    assert {str(each.origin) for each in found} == {"a.yaml:1:1"}
+def _with(*mistakes: int) -> str:
+    text = FINE
+    for old, new in (MISTAKES[number] for number in mistakes):
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
 
 
-def test_every_key_that_many_saes_lack_is_told_once(here: Path) -> None:
-    formats = ["goodfire_tied", "mistudio_export", "mistudio_export"]
-    rows = "  for_each:\n" + "".join(f"    - {{layer: {layer}, f: {name}}}\n" for layer, name in enumerate(formats))
-    text = changed(("  for_each:\n" + AXES, rows), ("format: goodfire", 'format: "{f}"'))
-    details = [each.detail for each in complaints(here, text)]
-    assert [detail.split()[0] for detail in details] == ['"threshold"', '"k"', '"normalize_activations"', '"b_dec"']
-    assert details[0].endswith("calibrated on data; the file does not hold it.")  # what an option is, is said, too
+def _said(here: Path, text: str) -> set[tuple[str, str]]:
+    """Summary and the line's own text: the line numbers move with what stands above."""
+    lines = text.splitlines()
+    found = complaints(here, text, NEIGHBOUR)
+    return {
+        (each.summary, lines[each.origin.line - 1] if each.origin.file == "a.yaml" else each.origin.file)
+        for each in found
+        if each.origin is not None
+    }
 
 
-def test_wrong_values_of_for_each_hide_nothing_else(here: Path) -> None:
-    text = changed(
-        (AXES, "    layer: {first: 5, last: 4}\n    seed: {first: 2, last: 1}\n    except: [{seeed: 1}]\n"),
-        ("id: layer_{layer}", "id: layer_{leyer}_{seed}"),
-        ("format: goodfire", "format: goodfyre"),
-    )
-    assert said(complaints(here, text)) == [
-        "Range runs backwards @ a.yaml:10:29",
-        "Range runs backwards @ a.yaml:11:28",
-        "Unknown placeholder @ a.yaml:12:15",
-        "Unknown placeholder @ a.yaml:13:7",
-        "Unknown value @ a.yaml:19:13",
+def test_it_is_fine_as_it_stands(here: Path) -> None:
+    assert len(load(write(here, a=FINE, b=NEIGHBOUR))) == 2
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_each_mistake_is_said(here: Path, number: int) -> None:
+    """And where it is a mistake of one line alone, once."""
+    found = said(complaints(here, _with(number), NEIGHBOUR))
+    assert found
+    assert len(found) == len(set(found))
+
+
+def test_one_of_every_kind(here: Path) -> None:
+    """Schema, placeholders, paths, bounds and what two manifests claim, each in another section of one manifest."""
+    chosen = [number for number, (_, new) in enumerate(MISTAKES) if new in _EVERY_KIND]
+    assert len(chosen) == len(_EVERY_KIND)
+    assert said(complaints(here, _with(*chosen), NEIGHBOUR)) == [
+        "Path leads outside the project @ a.yaml:5:9",
+        "Loader does not fit @ a.yaml:6:11",
+        "Unknown placeholder @ a.yaml:12:7",
+        "Path is refused @ a.yaml:15:11",
+        "Unknown value @ a.yaml:16:13",
+        "Path leads outside the project @ a.yaml:22:11",
+        "Unknown key @ a.yaml:24:3",
+        "Bounds exclude each other @ a.yaml:26:41",
+        "Path leads outside the project @ a.yaml:30:10",
+        "Invalid value @ a.yaml:31:12",
+        "Path leads outside the project @ a.yaml:37:10",
+        "Release name is taken @ b.yaml:2:10",
     ]
 
 
-def test_formats_that_do_not_fit_hide_nothing_else(here: Path) -> None:
-    text = changed((AXES, "    layer: [a, b]\n"), ("hook: blocks.{layer}", "hook: blocks.{layer:d}"), ("license:", "licence:"))
-    assert said(complaints(here, text)) == [
-        "Placeholder does not fit @ a.yaml:12:9",
-        "Placeholder does not fit @ a.yaml:16:11",
-        "Unknown key @ a.yaml:31:3",
+_EVERY_KIND = (
+    "release: other-res", "  path: ../../lm", "  loader: HookedTransformer", "  id: layer_{layer}/{wdth}",
+    "    path: ~/saes/{layer}_{width}.pth", "    format: goodfyre", "    path: /etc/passwd", "  contxt: 128",
+    "    explained_variance: {min: 0.5, max: 0.1}", "  local: /srv/published", "  license: MIT", "  local: ../../records",
+)  # fmt: skip
+
+
+_found_alone: dict[int, set[tuple[str, str]]] = {}
+
+
+def _alone(here: Path, number: int) -> set[tuple[str, str]]:
+    if number not in _found_alone:
+        _found_alone[number] = _said(here, _with(number))
+    return _found_alone[number]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.sampled_from(range(len(MISTAKES))), min_size=2, max_size=8))
+def test_no_mistake_hides_another(here: Path, numbers: set[int]) -> None:
+    """What one mistake alone is told about itself it is told among others, too; and they make up no further mistake."""
+    by_line = {MISTAKES[number][0]: number for number in sorted(numbers)}
+    chosen = list(by_line.values())
+    together = {each for each in _said(here, _with(*chosen)) if each[0] not in _TOGETHER}
+    alone = {each for number in chosen for each in _alone(here, number) if each[0] not in _TOGETHER}
+    assert alone == together, alone ^ together
+
+
+def test_rows_that_are_not_known_hide_only_what_they_become(here: Path) -> None:
+    others = ("  path: ../../lm", "  id: layer_{layer}/{wdth}", "    format: goodfyre", "    path: /etc/passwd")
+    chosen = [number for number, (_, new) in enumerate(MISTAKES) if new in others]
+    text = _with(*chosen).replace("    layer: [0, 1]", "    layer: {first: 3, lst: 1}")
+    assert said(complaints(here, text, NEIGHBOUR)) == [
+        "Path leads outside the project @ a.yaml:5:9",
+        "Unknown key @ a.yaml:10:23",
+        "Unknown placeholder @ a.yaml:12:7",
+        "Unknown value @ a.yaml:16:13",
+        "Path leads outside the project @ a.yaml:22:11",
     ]
-
-
-def test_more_saes_than_fit_hide_nothing_else(here: Path) -> None:
-    found = complaints(here, changed((AXES, "    layer: {first: 0, last: 30000}\n"), ("license:", "licence:")))
-    assert said(found) == ["Too many SAEs @ a.yaml:9:3", "Unknown key @ a.yaml:31:3"]
-    assert found[0].detail.endswith("Move some to another folder.")
-
-
-def test_a_misspelt_for_each_is_the_only_mistake(here: Path) -> None:
-    assert said(complaints(here, changed(("  for_each:", "  foreach:")))) == ["Unknown key @ a.yaml:9:3"]
-
-
-def test_a_key_in_the_wrong_place_is_not_missing_from_the_right_one(here: Path) -> None:
-    hook = "  hook: blocks.{layer}.hook_resid_post\n"
-    (found,) = complaints(here, changed((hook, ""), ("    format:", "  " + hook + "    format:")))
-    assert found.detail == '"hook" is not a key of saes.source. It is a key of saes.'
-
-
-def test_a_key_of_another_section_is_no_misspelling(here: Path) -> None:
-    found = complaints(here, GOOD + "require: {}\ntokens: 1\n")
-    assert [each.detail for each in found] == [
-        '"require" is not a key of the manifest. It is a key of validate.',
-        '"tokens" is not a key of the manifest. It is a key of saes.train and of validate.',
-    ]
-
-
-def test_what_stands_twice_is_named(here: Path) -> None:
-    (found,) = complaints(here, changed((AXES, "    layer: [7, 8, 9, 8]\n")))
-    assert str(found.origin) == "a.yaml:10:22"
-    assert found.detail == "saes.for_each.layer[3] is the number 8, which stands already at a.yaml:10:16. Remove one of them."
-
-
-def test_equal_rows_are_not_called_equal_ids(here: Path) -> None:
-    text = changed((AXES, "    - {layer: 0}\n    - &r {layer: 1}\n    - {layer: 0}\n    - *r\n"))
-    assert said(complaints(here, text)) == ["Rows are equal @ a.yaml:12:7", "Rows are equal @ a.yaml:11:10"][::-1]
-
-
-def test_line_ends_in_a_value_are_shown_as_such(here: Path) -> None:
-    (found,) = complaints(here, changed(("license: mit", "license: |\n    mit\n")))
-    assert found.detail == '"mit\\n" does not do for publish.license: a license id is in lower case, without spaces.'
-
-
-def test_what_is_wrong_with_single_values_hides_nothing_else(here: Path) -> None:
-    text = changed(
-        ("tokens: 204800", "tokens: 204800\n  tokens: 1"),
-        ("{min: 0.70}", "{min: .nan}"),
-        ("format: goodfire", "format: goodfyre"),
-        ("license: mit", "<<: {private: true}\n  license: !!str mit\n  license: mit"),
-    )
-    assert said(complaints(here, text)) == [
-        "Unknown value @ a.yaml:17:13",
-        "Duplicate key @ a.yaml:24:3",
-        "Number is out of range @ a.yaml:27:31",
-        "Merge keys are not used @ a.yaml:32:3",
-        "Tags are not used @ a.yaml:33:12",
-        "Duplicate key @ a.yaml:34:3",
-    ]
-
-
-def test_what_was_wrong_before_the_file_broke_off_is_told_too(here: Path) -> None:
-    text = changed(("tokens: 204800", "tokens: 204800\n  tokens: 1"), ("license: mit", "license: 'mit"))
-    assert said(complaints(here, text)) == ["Duplicate key @ a.yaml:24:3", "Not YAML @ a.yaml:32:12"]
 
 
 @pytest.mark.parametrize(
-    ("change", "place", "detail"),
+    ("change", "expected"),
     [
-        (("license: mit", "license:mit"), "31:3", "No `: ` follows this key."),
-        (("tokens: 204800", "tokens:204800"), "23:3", "No `: ` follows this key."),
-        (("license: mit", "license\uff1a mit"), "31:3", "No `: ` follows this key."),
-        (("l0: {max: 150}", "l0: {max: 150"), "27:9", "What begins here is never closed"),
-        (("l0: {max: 150}", "l0: {max: [\n      1,\n      2}"), "29:8", "The parser says"),
-        (("license: mit", 'license: "mit'), "31:12", "What begins here is never closed"),
+        (("  context: 128", "  contxt: 128"), "Folder is taken @ b.yaml:5:7"),
+        (("  license: mit", "  license: MIT"), "Release name is taken @ b.yaml:2:10"),
+        (("    format: goodfire", "    format: goodfyre"), "Folder is taken @ b.yaml:5:7"),
     ],
 )
-def test_syntax_errors_are_told_where_they_are(here: Path, change: tuple[str, str], place: str, detail: str) -> None:
-    (found,) = complaints(here, changed(change))
-    assert str(found.origin) == f"a.yaml:{place}"
-    assert found.detail.startswith(detail)
-
-
-@pytest.mark.parametrize(
-    ("for_each", "place", "others"),
-    [
-        (
-            '    - {layer: 0, h: a}\n    - {layer: 1, h: "?"}\n    - {layer: 2, h: "?"}\n',
-            "a.yaml:11:21",
-            " The same goes for 1 other",
-        ),
-        ('    layer: [0, 1]\n    h: [a, "?"]\n', "a.yaml:11:12", ""),
-    ],
-)
-def test_a_wrong_value_of_a_row_is_shown_where_it_stands(here: Path, for_each: str, place: str, others: str) -> None:
-    (found,) = complaints(here, changed((AXES, for_each), ("hook: blocks.{layer}.hook_resid_post", 'hook: "{h}"')))
-    assert found.summary == "Invalid value"
-    assert found.detail.startswith('"?" does not do for saes.hook')
-    assert f"The value stands at {place}.{others}" in found.detail
+def test_what_two_manifests_claim_is_said_though_one_does_not_fit(here: Path, change: tuple[str, str], expected: str) -> None:
+    text = FINE.replace("release: tiny-res", "release: other-res").replace("[0, 1]", "[7]").replace('"32k"', '"64k"')
+    found = said(complaints(here, text.replace(*change), NEIGHBOUR))
+    assert expected in found
+    assert len(found) > 1

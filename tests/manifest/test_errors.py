@@ -263,8 +263,9 @@ def test_variables_that_hold_secrets_are_shown(here: Path) -> None:
 
 def test_everything_at_once_in_order_of_place(here: Path) -> None:
     first = changed(("  hook:", "  hoook:"), ("format: goodfire", "format: goodfyre"), ("  tokens:", "  tokns:"))
-    second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"))
-    third = changed(("layer_{layer}/", "layer_{lyr}/"), ("context: 1024", "context: -3"))
+    own = (("gemma-res", "gemma-att"), ("acme/gemma-saes", "acme/att-saes"))
+    second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"), *own)
+    third = changed(("layer_{layer}/", "layer_{lyr}/"), ("context: 1024", "context: -3"), ("gemma-res", "gemma-mlp"))
     assert said(complaints(here, first, second, third)) == [
         "Unknown key @ a.yaml:12:3",
         "Unknown value @ a.yaml:17:13",
@@ -279,12 +280,14 @@ def test_what_only_several_values_show_is_said_with_the_rest(here: Path) -> None
     """Paths, bounds that exclude each other, and two SAEs in one folder; in another manifest, its name."""
     publish = ("  huggingface: acme/gemma-saes", "  local: /etc/saes")
     first = changed(publish, ("id: layer_{layer}/width_16k", "id: one"), ("    l0: {max: 150}", "    l0: {min: 9, max: 5}"))
-    assert said(complaints(here, first, changed(("  context:", "  contxt:")), GOOD)) == [
+    second = changed(("  context:", "  contxt:"), ("gemma-res", "gemma-mlp"))
+    assert said(complaints(here, first, second, GOOD)) == [
         "Folder is taken @ a.yaml:11:7",
         "Bounds exclude each other @ a.yaml:27:23",
         "Path leads outside the project @ a.yaml:30:10",
         "Unknown key @ b.yaml:24:3",
         "Release name is taken @ c.yaml:2:10",
+        "Folder is taken @ c.yaml:11:7",
     ]
 
 
