@@ -19,13 +19,12 @@ from saesync.manifest.collisions import collisions
 from saesync.manifest.expand import Budget
 from saesync.manifest.paths import Bounds, real
 from saesync.manifest.releases import release_of
-from saesync.manifest.yaml12 import MAX_BYTES, Node, decode, parse
+from saesync.manifest.yaml12 import MAX_BYTES, MAX_SHOWN, Node, decode, parse
 from saesync.model import Release
 
 __all__ = ["DEFAULT_FOLDER", "find", "load", "load_confined", "looks_like_one", "may_be_one", "read_tree", "with_neighbours"]
 
 DEFAULT_FOLDER = Path("manifests")
-MAX_SHOWN = 100
 _SUFFIXES = (".yaml", ".yml")
 _LOOKS_LIKE_ONE = re.compile(
     rb"^(\xef\xbb\xbf)?([\"']?apiVersion[\"']?\s*:\s*[\"']?saesync/|[\"']?(release|saes)[\"']?\s*:)"
@@ -200,7 +199,8 @@ def _first(diagnostics: Sequence[Diagnostic], file: Path) -> list[Diagnostic]:
     found = sorted(diagnostics, key=_place)
     if len(found) <= MAX_SHOWN:
         return found
-    detail = f"{file} has {len(found) - MAX_SHOWN:,} more errors. Fix those shown first."
+    more = len(found) - MAX_SHOWN
+    detail = f"{file} has {more:,} more error{'s' * (more != 1)}. Fix those shown first."
     return [*found[:MAX_SHOWN], Diagnostic("Too many errors", detail, found[MAX_SHOWN].origin)]
 
 

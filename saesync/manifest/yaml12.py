@@ -22,7 +22,8 @@ MAX_DEPTH = 32
 MAX_NODES = 400_000
 MAX_ALIASED = 10_000
 MAX_TEXT = 10_000
-MAX_WRONG = 100
+MAX_WRONG = 10_000
+MAX_SHOWN = 100
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{30,}|AKIA[0-9A-Z]{16})\b")
@@ -172,7 +173,7 @@ def parse(text: str, file: str) -> Node:
     """
     root, wrong = read(text, file)
     if wrong:
-        raise ManifestError.of(wrong)
+        raise ManifestError.of(wrong[:MAX_SHOWN])
     return root
 
 
@@ -322,7 +323,7 @@ class _Reader:
         return node
 
     def note(self, summary: str, detail: str, at: Any) -> None:
-        """Something is wrong at a node or an event, after which the rest can still be read. A hundred have one cause."""
+        """Something is wrong at a node or an event, after which the rest can still be read."""
         if len(self.wrong) == MAX_WRONG:
             raise self.error(summary, detail, at)
         self.wrong += self.error(summary, detail, at).diagnostics

@@ -153,3 +153,9 @@ def test_a_wrong_value_of_a_row_is_shown_where_it_stands(here: Path, for_each: s
     assert found.summary == "Invalid value"
     assert found.detail.startswith('"?" does not do for saes.hook')
     assert f"The value stands at {place}.{others}" in found.detail
+
+
+def test_of_many_errors_the_others_are_counted(here: Path) -> None:
+    found = complaints(here, GOOD + "  license: mit\n" * 300)
+    assert len(found) == 101
+    assert found[-1].detail == "a.yaml has 200 more errors. Fix those shown first."
