@@ -244,7 +244,7 @@ def _whole(node: Node | None, file: str) -> dict[Origin, str]:
 def _with_place(diagnostic: Diagnostic, whole: Mapping[Origin, str], row: Row, for_each: Node | None, file: str) -> Diagnostic:
     """``diagnostic``, with the place of the value that is wrong where the template only names it."""
     name = whole.get(diagnostic.origin) if diagnostic.origin is not None else None
-    if name is None or for_each is None:
+    if name is None or for_each is None or name not in row:
         return diagnostic
     if isinstance(for_each.value, list):
         value = next(each.value[name] for each in for_each.value if each.plain_value() == row)

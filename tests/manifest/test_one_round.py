@@ -93,6 +93,13 @@ def test_equal_rows_are_not_called_equal_ids(here: Path) -> None:
     assert said(complaints(here, text)) == ["Rows are equal @ a.yaml:12:7", "Rows are equal @ a.yaml:11:10"][::-1]
 
 
+def test_an_unknown_placeholder_that_is_all_of_a_value_is_no_value(here: Path) -> None:
+    text = changed(
+        (AXES, "    - {layer: 0}\n    - {layer: 1}\n"), ("format: goodfire", 'format: "{f}"'), ("license: mit", "license: MIT")
+    )
+    assert said(complaints(here, text)) == ["Unknown placeholder @ a.yaml:18:13", "Invalid value @ a.yaml:32:12"]
+
+
 def test_line_ends_in_a_value_are_shown_as_such(here: Path) -> None:
     (found,) = complaints(here, changed(("license: mit", "license: |\n    mit\n")))
     assert found.detail == '"mit\\n" does not do for publish.license: a license id is in lower case, without spaces.'
