@@ -187,6 +187,10 @@ class _Explainer:
             advice = " YAML 1.2 writes them only so."
         elif value is None:
             advice = " Give it a value, or remove the key."
+        elif error.schema.get("properties", {}).keys() == {"min", "max"} and isinstance(value, int | float):
+            advice = f" Write `{{min: {value}}}` or `{{max: {value}}}`."
+        elif kinds in (["integer"], ["number"]) and isinstance(value, str) and re.fullmatch("[-+]?[0-9.]+", value):
+            advice = " Remove the quotes."
         wanted = " or ".join(_KINDS[kind] for kind in kinds if kind != "integer" or "number" not in kinds)
         self._say("Wrong type", path, f"{_name(path)} takes {wanted}, not {_described(value)}.{advice}")
 

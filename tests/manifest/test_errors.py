@@ -92,6 +92,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             'validate.tokens takes a whole number, not the text "many".',
         ),
         (
+            ("  tokens: 204800", '  tokens: "204800"'),
+            "Wrong type @ a.yaml:23:11",
+            'validate.tokens takes a whole number, not the text "204800". Remove the quotes.',
+        ),
+        (
+            ("{min: 0.70}", "0.7"),
+            "Wrong type @ a.yaml:26:25",
+            "validate.require.explained_variance takes a mapping, not the number 0.7. Write `{min: 0.7}` or `{max: 0.7}`.",
+        ),
+        (
             ("  context: 1024", "  context: 1"),
             "Value is out of range @ a.yaml:24:12",
             "validate.context is 1; it must be at least 2.",
