@@ -187,7 +187,7 @@ class _Explainer:
             advice = " YAML 1.2 writes them only so."
         elif value is None:
             advice = " Give it a value, or remove the key."
-        elif error.schema.get("properties", {}).keys() == {"min", "max"} and isinstance(value, int | float):
+        elif error.schema.get("properties", {}).keys() == {"min", "max"} and type(value) in (int, float):
             advice = f" Write `{{min: {value}}}` or `{{max: {value}}}`."
         elif kinds in (["integer"], ["number"]) and isinstance(value, str) and re.fullmatch("[-+]?[0-9.]+", value):
             advice = " Remove the quotes."

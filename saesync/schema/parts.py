@@ -144,7 +144,7 @@ def _sae_id() -> Schema:
         rule(r"^(?!.*//)(?!.*/$)", "an id has no empty part"),
         rule(r"^(?!\.)(?!.*/\.)", "no part of an id begins with a dot"),
         rule(
-            rf"^[^\\<>:\"|?*#%{{}}{_INVISIBLE}]*$",
+            rf'^[^\\<>:"|?*#%{{}}{_INVISIBLE}]*$',
             'an id has no backslash, no control or invisible characters, and none of `<>:"|?*#%{}`',
         ),
         rule(r"^(?! )(?!.*/ )(?!.*[ .](/|$))", "no part of an id begins with a space, or ends with a space or a dot"),
