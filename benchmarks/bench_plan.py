@@ -40,12 +40,12 @@ def rows() -> list[Row]:
         warm_requests = server.count() / 3
         shutil.rmtree(folder / "cache")
     told = ", ".join(f"{route} {count}" for route, count in sorted(cold_requests.items()))
-    # Of each repository head, tags, page of the tree and card; of each source page of the tree and branches; the records.
-    once_each = 6 * registry_world.REPOS + registry_world.RELEASES
+    # Of each repository the head (with its tags) and the page of its tree; of each source the page of its tree; the records.
+    once_each = 3 * registry_world.REPOS + registry_world.RELEASES
     return [
         Row("cold", cold.wall, "s", "", "<= 15"),
         Row("cold: requests", sum(cold_requests.values()), "", told, f"<= {once_each}"),
         Row("warm", warm.wall, "s", "", "<= 5"),
-        Row("warm: requests", warm_requests, "", "90 repositories, 170 records: head and tags of each", "<= 260"),
+        Row("warm: requests", warm_requests, "", "90 repositories, 170 records: the head (with its tags) of each", "<= 260"),
         Row("peak resident memory", max(cold.peak, warm.peak) / 1e6, "MB", "", "<= 500"),
     ]

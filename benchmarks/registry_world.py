@@ -16,7 +16,7 @@ from saesync.digest import digest_bytes
 from saesync.keys import Wanted
 from saesync.measure.metrics import METRICS
 from saesync.model import CFG_FILE, WEIGHTS_FILE, Release
-from saesync.record import Evidence, Metric, Record, SaeRecord, record_path
+from saesync.record import CardFile, Evidence, Metric, Record, SaeRecord, record_path
 from saesync.resolve import Resolver
 from saesync.tags import tag_name
 
@@ -95,8 +95,12 @@ def _publish(server: HubServer, repo_id: str, members: list[Release], wanted: di
     for release in members:
         record = Record(release.name, {sae.id: _entry(wanted[sae.address]) for sae in release.saes})
         tags.append(tag_name(record))
+        found = readme
         readme, digest = card.make_card(release, record, readme, tags[-1])
-        files[record_path(release.name)] = Record(release.name, record.saes, digest).to_bytes()
+        note = CardFile(
+            None if found is None else digest_bytes(found.encode()).blob_id, digest_bytes(readme.encode()).blob_id or ""
+        )
+        files[record_path(release.name)] = Record(release.name, record.saes, digest, card_file=note).to_bytes()
         for sae in release.saes:
             files |= {f"{sae.id}/{CFG_FILE}": _cfg(wanted[sae.address]), f"{sae.id}/{WEIGHTS_FILE}": WEIGHTS}
     assert readme is not None

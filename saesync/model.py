@@ -222,6 +222,9 @@ class Observed:
     release names to records; ``locked`` maps release names whose record cannot be read to the reason.
     ``unknown`` is set when the location is not visible; everything else is then empty and means nothing.
 
+    ``readme`` is the README's text; None where there is none, or where it was not read because its blob id alone says that every
+    release's block is as its record says (``card_vouched``).
+
     ``tags`` maps the repo's tags to commits, and ``moved`` are those of our own for the records here that point at something else
     than their name says; both are known from ``Target.observe`` only, and only where there is a record. ``pull`` is our pull
     request, where releases are published by one: as long as it is open, files and records are those in it.
@@ -236,6 +239,7 @@ class Observed:
     records: Mapping[str, Record] = field(default_factory=nothing)
     locked: Mapping[str, Reason] = field(default_factory=nothing)
     readme: str | None = None
+    card_vouched: bool = False
     unknown: Reason | None = None
     tags: Mapping[str, str] = field(default_factory=nothing)
     moved: frozenset[str] = frozenset()

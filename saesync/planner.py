@@ -276,8 +276,8 @@ def _release_item(release: Release, place: Place, saes: Sequence[Item]) -> Item:
 
 def _card_found(release: Release, observed: Observed, record: Record | None) -> str | None:
     """Digest of the card that is there. A README that was too long to be read is taken to hold it: it cannot be written, too."""
-    if record is None:
-        return None
+    if record is None or observed.card_vouched:
+        return None if record is None else record.card
     there = observed.files.get(CARD_FILE)
     unread = there is not None and there.size > 0 and observed.readme == ""
     return record.card if unread or not record.saes else card_found(release, record, observed.readme)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Self
 from msgspec import Meta, Struct, ValidationError, convert
 from msgspec.json import Decoder
 
-from saesync.digest import FileDigest, Hex64, key_of
+from saesync.digest import FileDigest, Hex40, Hex64, key_of
 from saesync.errors import SaesyncError
 from saesync.folders import RECORD_FOLDER, is_native, reserved
 from saesync.nothing import nothing
@@ -232,15 +232,37 @@ class Pending:
             _check_file(name, tries)
 
 
+@dataclass(frozen=True, slots=True)
+class CardFile:
+    """The README that the latest commits of a release left, and the one they found (None: there was none): git blob ids.
+
+    A commit keeps all blocks of other releases byte for byte, so whoever knows these need not read the file again.
+    """
+
+    before: Hex40 | None
+    after: Hex40
+
+
+def vouched(records: Mapping[str, Record], current: str | None) -> bool:
+    """Whether every release's block of a README is as its record says, by the README's blob id ``current`` alone: only commits of
+    these releases came between."""
+    steps = [record.card_file for record in records.values() if record.card_file is not None]
+    kept = {current} - {None}
+    for _ in steps:
+        kept |= {step.before for step in steps if step.after in kept}
+    return all(record.card_file is not None and record.card_file.after in kept for record in records.values() if record.saes)
+
+
 @dataclass(frozen=True)
 class Record:
     """One release's record. ``card`` is the digest of what the card was made of; ``pending`` is the local target's
-    note of folders being put in place, by id, empty everywhere else."""
+    note of folders being put in place, by id, empty everywhere else. Two runs of the same work may differ in ``card_file``."""
 
     release: str
     saes: Mapping[str, SaeRecord] = field(default_factory=nothing)
     card: str | None = None
     pending: Mapping[str, Pending] = field(default_factory=nothing)
+    card_file: CardFile | None = None
 
     @property
     def version(self) -> int:
@@ -256,6 +278,8 @@ class Record:
     def to_bytes(self) -> bytes:
         """The file's bytes: indented, sorted by SAE id, newline at the end; equal records give equal bytes."""
         data: dict[str, Any] = {"version": self.version, "release": self.release, "card": self.card}
+        if self.card_file is not None:
+            data["run"] = {"card_file": {"before": self.card_file.before, "after": self.card_file.after}}
         if self.pending:
             data["pending"] = {name: pending.to_json() for name, pending in sorted(self.pending.items())}
         data["saes"] = {name: sae.to_json() for name, sae in sorted(self.saes.items())}
@@ -308,7 +332,7 @@ def parse_record(data: bytes, release: str) -> Record:
             if not safe_folder(sae_id) or reserved(sae_id):
                 raise RecordUnreadable("The record names a folder that is not a plain relative path.")
             entry.check()
-    return Record(release, MappingProxyType(top.saes), top.card, MappingProxyType(top.pending))
+    return Record(release, MappingProxyType(top.saes), top.card, MappingProxyType(top.pending), top.run.card_file)
 
 
 def _check_version(version: int) -> None:
@@ -343,6 +367,12 @@ class _Versioned(Struct):
     version: Annotated[int, Meta(ge=1)]
 
 
+class _Run(Struct, frozen=True):
+    """What may differ between two runs of the same work."""
+
+    card_file: CardFile | None = None
+
+
 class _Written(_Versioned):
     """A record as it stands in its file."""
 
@@ -350,6 +380,7 @@ class _Written(_Versioned):
     saes: dict[str, SaeRecord]
     card: Hex64 | None = None
     pending: dict[str, Pending] = {}
+    run: _Run = _Run()
 
 
 _ANY, _WRITTEN, _EVIDENCE = Decoder(_Versioned), Decoder(_Written), Decoder(Evidence)

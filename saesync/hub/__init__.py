@@ -22,7 +22,7 @@ from saesync.hub import authors as _authors
 from saesync.hub import discussions as _discussions
 from saesync.hub import download as _download
 from saesync.hub import writes as _writes
-from saesync.hub.client import Client, check_name, parsed, quoted
+from saesync.hub.client import Client, check_name, failures, parsed, quoted
 from saesync.hub.discussions import Proposal
 from saesync.hub.trouble import Answered, Asked, Garbled, Patience, renamed_to
 from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
@@ -47,6 +47,14 @@ class Head:
     private: bool
     gated: bool = False
     renamed_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What a public repo tells without a token: the commit of its main branch, and its tags with the commits they point at."""
+
+    main: str
+    tags: Mapping[str, str]
 
 
 class Hub:
@@ -90,7 +98,28 @@ class Hub:
                 return self._no_head(answer, token, repo, revision, kind)
             return _head_of(parsed(response))
 
-        return self._client.attempt(asked, action)
+        found = self._client.attempt(asked, action)
+        if found is not None and kind == "model" and not found.private:
+            self._cache.discard("hidden", key_of([self.endpoint, repo]))
+        return found
+
+    def glance(self, repo: str) -> Glance | None:
+        """The main branch and the tags of a model repo that anybody can see, in one request without a token; None where it cannot
+        be seen so, or not now: then ``head`` says what there is to say. What was hidden once is not tried again before it was
+        seen to be public."""
+        key = key_of([self.endpoint, check_name(repo)])
+        if self._cache.has("hidden", key):
+            return None
+        try:
+            refs = _refs_of(parsed(self._client.get(f"/api/models/{repo}/refs", None)))
+        except Answered as answer:
+            if answer.response.status_code in (401, 403, 404):
+                self._cache.write("hidden", key, b"", durable=False)
+            return None
+        except failures():
+            return None
+        main = refs.get("branches", {}).get("main")
+        return None if main is None else Glance(main, refs.get("tags", {}))
 
     def _no_head(self, answer: Answered, token: str | None, repo: str, revision: str | None, kind: str) -> Head | None:
         response: httpx2.Response = answer.response
@@ -144,16 +173,9 @@ class Hub:
 
     def _refs(self, asked: Asked) -> dict[str, dict[str, str]]:
         """Names and commits of branches, tags and converts."""
-        refs = self._client.json(asked, f"/api/{asked.kind}s/{asked.repo}/refs")
-        if not isinstance(refs, dict):
-            raise self._client.garbled(asked)
-        found: dict[str, dict[str, str]] = {}
-        for kind, group in refs.items():
-            for ref in group if isinstance(group, list) else ():
-                name, tip = (ref.get("name"), ref.get("targetCommit")) if isinstance(ref, dict) else (None, None)
-                if isinstance(name, str) and isinstance(tip, str) and _SHA.fullmatch(tip):
-                    found.setdefault(kind, {})[name] = tip
-        return found
+        return self._client.attempt(
+            asked, lambda token: _refs_of(parsed(self._client.get(f"/api/{asked.kind}s/{asked.repo}/refs", token)))
+        )
 
     def _in_history(self, asked: Asked, tip: str, sha: str) -> bool:
         path = f"/api/{asked.kind}s/{asked.repo}/commits/{quoted(tip)}"
@@ -307,6 +329,23 @@ class Hub:
 
         self._client.session()
         return HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
+
+
+def _refs_of(data: Any) -> dict[str, dict[str, str]]:
+    """Names and commits of branches, tags and converts, by these words.
+
+    Raises:
+        Garbled: it is no listing of them.
+    """
+    if not isinstance(data, dict):
+        raise Garbled
+    found: dict[str, dict[str, str]] = {}
+    for kind, group in data.items():
+        for ref in group if isinstance(group, list) else ():
+            name, tip = (ref.get("name"), ref.get("targetCommit")) if isinstance(ref, dict) else (None, None)
+            if isinstance(name, str) and isinstance(tip, str) and _SHA.fullmatch(tip):
+                found.setdefault(kind, {})[name] = tip
+    return found
 
 
 def _head_of(data: Any) -> Head:

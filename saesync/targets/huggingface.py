@@ -15,7 +15,7 @@ from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Propo
 from saesync.hub.trouble import Trouble
 from saesync.model import CARD_FILE, HubPull, Observed
 from saesync.reason import Reason, ReasonCode
-from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, parse_record, record_path
+from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, parse_record, record_path, vouched
 from saesync.record_json import RecordUnreadable
 from saesync.tags import intact, tag_name
 from saesync.targets.base import Batch, Progress, Tag
@@ -47,11 +47,13 @@ class HuggingFace:
     # ----------------------------------------------------------------------------------------------- looking
 
     def observe(self, location: str) -> Observed:
-        """See ``Target.observe``. Warm (tree and records cached by content), this is one request, and one for the tags where
-        there is a record."""
+        """See ``Target.observe``. Of a public repo this is one request, of others two; then come the pages of the tree and the
+        records, which are cached by content."""
         try:
-            found = self._main(location)
-            return self._with_tags(found) if found.records else found
+            glance = self._hub.glance(location)
+            if glance is not None:
+                return self._with_tags(self._at(location, Head(glance.main, private=False), vouching=True), glance.tags)
+            return self._with_tags(self._main(location, vouching=True), None)
         except SaesyncError as error:  # one place that cannot be read never stops the plan of the others
             return Observed(self.name, location, unknown=_unseen(location, error))
 
@@ -64,22 +66,25 @@ class HuggingFace:
         except SaesyncError as error:
             return Observed(self.name, location, unknown=_unseen(location, error))
 
-    def _main(self, location: str) -> Observed:
+    def _main(self, location: str, vouching: bool = False) -> Observed:
         head = self._hub.head(location)
         if head is None:
             return Observed(self.name, location)
         if head.renamed_to is not None:
             reason = Reason(ReasonCode.REPO_RENAMED, {"location": location, "now": head.renamed_to})
             return Observed(self.name, location, unknown=reason)
-        return self._at(location, head)
+        return self._at(location, head, vouching)
 
-    def _at(self, location: str, head: Head) -> Observed:
+    def _at(self, location: str, head: Head, vouching: bool = False) -> Observed:
+        """What stands at a commit. ``vouching``: a README that the records vouch for is not read; nothing can be written then."""
         files = self._hub.tree(location, head.sha)
 
         def read(path: str) -> bytes:
             return self._hub.read(location, head.sha, path, files[path], limit=MAX_RECORD_BYTES)
 
         records, locked = read_records(files, read)
+        readme = files.get(CARD_FILE)
+        stands = vouching and readme is not None and vouched(records, readme.blob_id)
         return Observed(
             self.name,
             location,
@@ -89,11 +94,15 @@ class HuggingFace:
             files=files,
             records=records,
             locked=locked,
-            readme=read_card(files, read),
+            readme=None if stands else read_card(files, read),
+            card_vouched=stands,
         )
 
-    def _with_tags(self, found: Observed) -> Observed:
-        tags = self._hub.tags(found.location)
+    def _with_tags(self, found: Observed, tags: Mapping[str, str] | None) -> Observed:
+        """``found`` with the repo's tags, which are asked for (None) only where there is a record."""
+        if not found.records:
+            return found
+        tags = self._hub.tags(found.location) if tags is None else tags
         moved = set()
         for record in found.records.values():
             commit = tags.get(name := tag_name(record))
@@ -149,7 +158,7 @@ class HuggingFace:
             now = self._at(location, tip.head)
             change = merge(batch, expect, now)
             if change.nothing:
-                return now
+                return self._at(location, tip.head, vouching=True)
             if tip.ended is not None:
                 raise _ended(location, tip.ended)
             operations = self._operations(change, now)
@@ -159,7 +168,7 @@ class HuggingFace:
             except Unsettled as unsettled:
                 patience.wait(unsettled.trouble)
                 continue
-            after = self._at(location, Head(sha, tip.head.private))
+            after = self._at(location, Head(sha, tip.head.private), vouching=True)
             _check_landed(operations, after)
             return after
 

@@ -15,7 +15,7 @@ from saesync.digest import FileDigest, canonical, digest_bytes
 from saesync.errors import Conflict, Refused
 from saesync.folders import path_of, reserved
 from saesync.model import CARD_FILE, Observed
-from saesync.record import Record, SaeRecord, record_path, safe_folder
+from saesync.record import CardFile, Record, SaeRecord, record_path, safe_folder
 from saesync.targets.base import Batch, Upload
 
 
@@ -85,7 +85,9 @@ def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
     record = replace(old.merged(entries, removed), pending=MappingProxyType(pending))
     text, card = batch.card(record, _text_of_card(now))
     record = replace(record, card=card)
-    unchanged = batch.release in now.records and record.to_bytes() == old.to_bytes()
+    unchanged = batch.release in now.records and text == now.readme and record.to_bytes() == old.to_bytes()
+    if not unchanged and now.head is not None:  # where files are at hand, nobody need be vouched for
+        record = replace(record, card_file=_card_file(old, text, now))
     return Merge(
         record,
         frozenset(found.folders),
@@ -190,13 +192,25 @@ def _text_of_card(now: Observed) -> str | None:
         Refused: it is not UTF-8 text.
     """
     there = now.files.get(CARD_FILE)
-    if now.readme is None or there is None:
+    if there is None:
         return None
+    if now.readme is None:
+        raise ValueError(f"the README of {now.location} was not read, and would be lost")
     if not there.same_bytes(digest_bytes(now.readme.encode())):
         raise Refused(
             "README is not text", f"{CARD_FILE} in {now.location} is not UTF-8, or too long. Save it as UTF-8 and run again."
         )
     return now.readme
+
+
+def _card_file(old: Record, text: str, now: Observed) -> CardFile:
+    """Which README the record's commits found and leave: one that they alone left they did not find."""
+    there, left = now.files.get(CARD_FILE), digest_bytes(text.encode()).blob_id
+    found, earlier = None if there is None else there.blob_id, old.card_file
+    others = (record.card_file for name, record in now.records.items() if name != old.release)
+    left_by_others = any(other is not None and other.after == found for other in others)
+    own = earlier is not None and earlier.after == found and not left_by_others
+    return CardFile(earlier.before if own and earlier is not None else found, str(left))
 
 
 def record_file(record: Record) -> str:

@@ -136,6 +136,7 @@ def _child(make: Callable[[], Run], report: Path, at: int | None, step: int | No
 def without_runs(data: bytes) -> Any:
     """A record without the only part that may differ between two runs of the same work."""
     record = json.loads(data)
+    record.pop("run", None)
     for entry in record["saes"].values():
         entry.pop("run")
     return record

@@ -102,7 +102,7 @@ def test_reads_with_one_token_writes_with_the_exchanged(shop: Shop, issuer: Issu
     assert {"commit", "tag.create", "preupload", "auth-check"} <= used["alice:write"]
     assert used["alice:write"] & READS == set()
     assert used["alice:read"] <= READS
-    assert used.get(None, set()) <= {"oauth.token", "lfs.verify"}
+    assert used.get(None, set()) <= {"oauth.token", "lfs.verify", "refs"}
     assert issuer.asked[0] == {"authorization": f"Bearer {REQUEST_TOKEN}", "api-version": "2.0", "audience": shop.server.base}
     assert shop.server.stats()["auth_leaks"] == 0
     told = f"{shop.events} {result}"

@@ -61,7 +61,7 @@ def test_the_apply_that_completes_a_release_tags_its_last_commit(shop: Shop) -> 
     shop.server.restart_counters()
     assert shop.plan().pending == ()
     asked = {route: entry["requests"] for route, entry in shop.server.stats()["routes"].items() if not route.startswith("cas.")}
-    assert asked == {"repo.info": 1, "refs": 1}, "head and tags; the client of xet says goodbye when it likes"
+    assert asked == {"refs": 1}, "head and tags at once; the client of xet says goodbye when it likes"
     assert shop.apply().exit_code == 0
     assert shop.server.count("tag.create") == shop.server.count("commit") == 0
 

@@ -355,7 +355,8 @@ def test_gitattributes_stay_and_large_records_work(place: Place, tmp_path: Path)
 
 
 def test_cost_of_observing(place: Place, tmp_path: Path) -> None:
-    """Cold: head, tree pages, README, one record per release, tags. Warm: head and tags. Without a record: the head alone."""
+    """Cold: head and tags at once, tree pages, one record per release, and no README that these vouch for. Warm: head and tags.
+    What cannot be seen without a token costs one request more."""
     server = server_of(place)
     for release in ("res", "mlp"):
         saes = {f"{release}_{n}": upload(tmp_path / f"{release}{n}", n) for n in range(4)}
@@ -365,18 +366,26 @@ def test_cost_of_observing(place: Place, tmp_path: Path) -> None:
     cold = HuggingFace(Cache(tmp_path / "cold"), Hub(Cache(tmp_path / "cold"), patience=1))
     seen = cold.observe(REPO)
     assert len(seen.files) == 16 + 4  # README, .gitattributes, two records
-    assert server.count("repo.info") == 1
-    assert server.count("resolve.get") == 3
-    assert server.count("refs") == 1
-    assert server.count() == 1 + server.count("tree") + 3 + 1
-    assert server.count("tree") == 3
+    assert (server.count("refs"), server.count("tree"), server.count("resolve.get"), server.count()) == (1, 3, 2, 6)
+    assert seen.readme is None
+    assert seen.card_vouched
     server.restart_counters()
     assert cold.observe(REPO) == seen
-    assert (server.count("repo.info"), server.count("refs"), server.count()) == (1, 1, 2)
+    assert (server.count("refs"), server.count()) == (1, 1)
     server.create_repo("alice/empty")
     server.restart_counters()
     cold.observe("alice/empty")
-    assert (server.count("repo.info"), server.count("refs")) == (1, 0)
+    assert (server.count("refs"), server.count("repo.info")) == (1, 0)
+    server.call("PUT", f"/api/models/{REPO}/settings", b'{"visibility": "private"}')
+    for asked in (2, 1):  # that it is hidden is remembered
+        server.restart_counters()
+        assert cold.observe(REPO) == replace(seen, visibility="private")
+        assert (server.count("refs"), server.count("repo.info")) == (asked, 1)
+    server.call("PUT", f"/api/models/{REPO}/settings", b'{"visibility": "public"}')
+    for asked in (1, 0):  # and forgotten once it is not
+        server.restart_counters()
+        assert cold.observe(REPO) == seen
+        assert (server.count("refs"), server.count("repo.info")) == (1, asked)
 
 
 def test_name_no_hub_can_have(place: Place) -> None:
