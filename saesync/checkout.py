@@ -16,14 +16,13 @@ from typing import Any
 
 from saesync.digest import digest_bytes
 from saesync.errors import ManifestError, Missing, Refused
-from saesync.manifest import looks_like_one
+from saesync.manifest import looks_like_one, may_be_one
 from saesync.manifest.paths import lexical, links_between
 from saesync.manifest.yaml12 import MAX_BYTES
 from saesync.model import Release
 
 Read = Callable[[Path], bytes]
 Load = Callable[[Sequence[Path], Read], tuple[Release, ...]]
-_SUFFIXES = (".yaml", ".yml")
 _FILE_MODES = ("100644", "100755")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SAFE = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "safe.directory=*", "protocol.allow=never")
@@ -91,7 +90,8 @@ class Checkout:
         found = {_root_of(path) for path in paths}
         if len(found) != 1 or None in found:
             named = ", ".join(map(str, paths))
-            detail = f"{named}: manifests that changed are told by git, so they have to be in one checkout of a git repository."
+            needed = "With --untrusted or --changed-since, manifests have to be in one checkout of a git repository"
+            detail = f"{needed}; this does not hold for {named}."
             raise Refused("Not in a checkout", detail)
         (root,) = (each for each in found if each is not None)
         for path in paths:
@@ -222,7 +222,7 @@ class _Then:
 
     def manifests(self) -> list[Path]:
         """Those that are manifests, by absolute path."""
-        return [path for path in self.blobs if path.suffix in _SUFFIXES and looks_like_one(path.name, self.read(path))]
+        return [path for path in self.blobs if may_be_one(path.name) and looks_like_one(path.name, self.read(path))]
 
 
 def _root_of(path: Path) -> Path | None:

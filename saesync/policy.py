@@ -180,8 +180,10 @@ def _matches(glob: str, location: str) -> bool:
 
 def _worded(diagnostic: Diagnostic) -> Diagnostic:
     """What is said of manifests, said of policies: the same reader and the same checks speak of both."""
+    words = {"Manifests are": "Policies are", "Manifest": "Policy", "manifest": "policy"}  # a policy's own words are of manifests
     summary, detail = (
-        text.replace("Manifest", "Policy").replace("manifest", "policy") for text in (diagnostic.summary, diagnostic.detail)
+        re.sub(r"\b(Manifests are|[Mm]anifest)\b", lambda found: words[found[0]], text)
+        for text in (diagnostic.summary, diagnostic.detail)
     )
     return Diagnostic(summary, detail, diagnostic.origin)
 

@@ -333,7 +333,7 @@ def test_folding_loses_nothing(rows: list[dict[str, Any]]) -> None:
     folded = fold(rows)
     text = "\n".join([*folded.for_each, *(f"  {name}: {value}" for name, value in folded.values.items())]) + "\n"
     root = tree(decode(text.encode(), "f")[1], "f")
-    made = rows_of(root.get("for_each"), "f")
+    made = rows_of(root.get("for_each"), "f", [])
     templates = Templates("f", tuple(made.names))
     section, fill = templates.compile(root, frozenset({"for_each"}))
     assert templates.diagnostics == []

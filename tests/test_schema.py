@@ -85,6 +85,18 @@ def keys(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from keys(below, f"{path}.{name}")
 
 
+def test_other_tools_read_the_schema() -> None:
+    """Its patterns are those of ECMAScript, with which editors and validators in other languages read them."""
+    tool = Path(sys.executable).with_name("check-jsonschema")
+    for words in (
+        ["--check-metaschema", "saesync/schema/manifest.json", "saesync/schema/policy.json"],
+        ["--schemafile", "saesync/schema/manifest.json", "examples/lab-repository/manifests/gemma-2-2b-res-acme.yaml"],
+        ["--schemafile", "saesync/schema/policy.json", "examples/lab-repository/saesync-policy.yaml"],
+    ):
+        done = subprocess.run([tool, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_key_has_a_description() -> None:
     whole = schema.build()
     roots = {"": whole, **{f"$defs.{name}": part for name, part in whole["$defs"].items()}}

@@ -84,7 +84,12 @@ def apply(
             world = replace(world, plan=part(world.plan, registering=steps == "register"))
         context = _ready(ctx, world, devices)
     # What failed is mended in manifests or files, and a plan file is stale then: the same command is no advice.
-    words = (*asked.words(), *(("--policy", str(policy_file)) if policy_file is not None else ()))
+    options = [
+        ("--policy", policy_file),
+        ("--steps", steps if steps != "all" else None),
+        *(("--device", each) for each in devices),
+    ]
+    words = (*asked.words(), *(word for flag, value in options if value is not None for word in (flag, str(value))))
     again = ("saesync", "apply", *words, *(["-y"] if yes else [])) if asked.plan_file is None else ()
     ctx.exit(_carry_out(ctx, world, context, format_, again))
 

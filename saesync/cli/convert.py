@@ -58,7 +58,20 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is no number in a manifest")
 
 
-from_option = click.option("--from", "from_", metavar="FORMAT", help="The format of SRC, when its files fit more than one.")
+def _complete_format(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Formats for the shell's completion."""
+    from saesync.formats import formats
+
+    return [name for name in sorted(formats()) if name.startswith(incomplete)]
+
+
+from_option = click.option(
+    "--from",
+    "from_",
+    metavar="FORMAT",
+    shell_complete=_complete_format,
+    help="The format of SRC, when its files fit more than one.",
+)
 option_option = click.option(
     "--option",
     "options",

@@ -22,8 +22,8 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def may_color(stream: TextIO | None, no_color: bool) -> bool:
-    """Colors only on a terminal, and never against NO_COLOR or ``--no-color``."""
-    return is_terminal(stream) and not no_color and not os.environ.get("NO_COLOR")
+    """Colors only on a terminal that knows them, and never against NO_COLOR or ``--no-color``."""
+    return is_terminal(stream) and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def colored(ctx: click.Context, stream: TextIO | None) -> bool:

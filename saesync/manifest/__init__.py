@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import stat
@@ -12,20 +13,25 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
+from saesync.manifest import yaml12
 from saesync.manifest.check import expand
 from saesync.manifest.collisions import collisions
 from saesync.manifest.expand import Budget
 from saesync.manifest.paths import Bounds, real
 from saesync.manifest.releases import release_of
-from saesync.manifest.yaml12 import MAX_BYTES, Node, decode, parse
+from saesync.manifest.yaml12 import MAX_BYTES, MAX_SHOWN, Node, decode, parse
 from saesync.model import Release
 
-__all__ = ["DEFAULT_FOLDER", "find", "load", "load_confined", "looks_like_one", "read_tree", "with_neighbours"]
+__all__ = ["DEFAULT_FOLDER", "find", "load", "load_confined", "looks_like_one", "may_be_one", "read_tree", "with_neighbours"]
 
 DEFAULT_FOLDER = Path("manifests")
-MAX_SHOWN = 100
 _SUFFIXES = (".yaml", ".yml")
-_LOOKS_LIKE_ONE = re.compile(rb"^(\xef\xbb\xbf)?(apiVersion\s*:\s*[\"']?saesync/|[\"']?(release|saes)[\"']?\s*:)", re.MULTILINE)
+_LOOKS_LIKE_ONE = re.compile(
+    rb"^(\xef\xbb\xbf)?([\"']?apiVersion[\"']?\s*:\s*[\"']?saesync/|[\"']?(release|saes)[\"']?\s*:)"
+    rb"|(^|[{,])\s*\"apiVersion\"\s*:\s*\"saesync/"  # as JSON
+    rb"|\A\s*\{\s*apiVersion\s*:\s*saesync/",
+    re.MULTILINE,
+)
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -90,16 +96,19 @@ def _load(
     releases: list[Release] = []
     wrong: list[Diagnostic] = []
     for file in files:
+        unread: list[Diagnostic] = []
         try:
             where = bounds(file)
-            tree = parse(decode(read(file), str(file))[1], str(file))
+            tree, unread = yaml12.read(decode(read(file), str(file))[1], str(file))
             expanded = expand(tree, str(file), budget)
             release, found = release_of(expanded, where)
+            found = [*expanded.wrong, *found]
         except ManifestError as error:
-            wrong += _first(error.diagnostics, file)
+            found = list(error.diagnostics)
         else:
             releases.append(release)
-            wrong += _first([*expanded.wrong, *found], file)
+        places = {each.origin for each in unread}
+        wrong += _first([*unread, *(each for each in found if each.origin not in places)], file)
     wrong += collisions(releases)[:MAX_SHOWN]
     if wrong:
         raise ManifestError.of(sorted(wrong, key=_place))
@@ -132,7 +141,19 @@ def read_bytes(file: Path) -> bytes:
 
 def looks_like_one(name: str, data: bytes) -> bool:
     """Whether a file of this name with these bytes would be taken for a manifest among others in a folder."""
-    return name.endswith(_SUFFIXES) and not name.startswith(".") and _LOOKS_LIKE_ONE.search(data) is not None
+    return may_be_one(name) and _is_like_one(data)
+
+
+def may_be_one(name: str) -> bool:
+    """Whether a file of this name may be a manifest among others in a folder."""
+    return name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+
+
+def _is_like_one(data: bytes) -> bool:
+    """By its bytes. One in UTF-16, which some editors and shells write, counts: that it is no UTF-8 is then said."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16", errors="ignore").encode("utf-8", errors="ignore")
+    return _LOOKS_LIKE_ONE.search(data.replace(b"\r", b"\n")) is not None
 
 
 def _existing(path: Path) -> Path:
@@ -163,12 +184,12 @@ def _listed(folder: Path) -> list[Path]:
     home = real(folder)
     found = []
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
+        if not may_be_one(path.name) or not path.is_file():
             continue
         if path.is_symlink() and not real(path).is_relative_to(home):
             detail = f"{path} is a link to a file outside {folder}. Name the file itself, or copy it."
             raise ManifestError("Link leads outside", detail)
-        if _LOOKS_LIKE_ONE.search(read_bytes(path)):
+        if _is_like_one(read_bytes(path)):
             found.append(path)
     return found
 
@@ -178,7 +199,8 @@ def _first(diagnostics: Sequence[Diagnostic], file: Path) -> list[Diagnostic]:
     found = sorted(diagnostics, key=_place)
     if len(found) <= MAX_SHOWN:
         return found
-    detail = f"{file} has {len(found) - MAX_SHOWN:,} more errors. Fix those shown first."
+    more = len(found) - MAX_SHOWN
+    detail = f"{file} has {more:,} more error{'s' * (more != 1)}. Fix those shown first."
     return [*found[:MAX_SHOWN], Diagnostic("Too many errors", detail, found[MAX_SHOWN].origin)]
 
 

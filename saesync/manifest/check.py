@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saesync.errors import Diagnostic, ManifestError, Origin
-from saesync.manifest.expand import Budget, Row, Rows, Templates, distinct, names_of, rows_of
-from saesync.manifest.explain import Path, explain
+from saesync.manifest.expand import NAME, WHOLE, Budget, Row, Rows, Templates, distinct, names_of, rows_of
+from saesync.manifest.explain import Path, Sameness, close, explain, sameness
 from saesync.manifest.yaml12 import Node
 from saesync.planfile import TYPE as PLAN
 from saesync.schema import build, expanded
@@ -111,7 +111,7 @@ def _made(root: Node, file: str, budget: Budget, found: list[Diagnostic]) -> Mad
         return []
     fits = for_each is None or checks().for_each(for_each.plain_value())
     rows = rows_of(for_each, file, found) if for_each is None or fits else Rows(0, names_of(for_each, file), lambda: iter(()))
-    if for_each is not None and not rows.names:
+    if not _names_are_told(saes, rows.names):
         return []
     templates = Templates(file, tuple(rows.names))
     section, fill = templates.compile(saes, frozenset({"for_each"}))
@@ -134,6 +134,13 @@ def _made(root: Node, file: str, budget: Budget, found: list[Diagnostic]) -> Mad
     if fits and not made and not found:
         found.append(Diagnostic("for_each has no values", "The exceptions leave no SAE. Remove some.", place))
     return made
+
+
+def _names_are_told(saes: Node, names: Mapping[str, Origin]) -> bool:
+    """Whether what is said of texts that hold other names is no noise: ``for_each`` is not misspelt, nor are all of its names."""
+    if saes.get("for_each") is None:
+        return not any(close(key, ["for_each"]) for key in saes.keys)
+    return bool(names) and all(NAME.fullmatch(name) for name in names)
 
 
 def _droppable(saes: Node) -> Mapping[str, frozenset[str]]:
@@ -212,10 +219,42 @@ def _fitting(root: Node, file: str, made: Made, found: list[Diagnostic]) -> Expa
     size = root.size - (for_each.size if for_each is not None else 0)
     some = failing[: max(1, min(MAX_EXPLAINED, MAX_EXPLAINED_VALUES // size))]
     explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in some]
-    wrong = _besides(found, _merged(each for each, _ in explained))
+    whole = {**_whole(root.get("saes"), file), **_whole(root.get("neuronpedia", "set"), file)}
+    placed = (
+        [_with_place(each, whole, row, for_each, file) for each in said]
+        for (row, _, _), (said, _) in zip(some, explained, strict=True)
+    )
+    wrong = _besides(found, _merged(placed))
     places = {diagnostic.origin for diagnostic in found}
     cut = {path for path, node in _placeholders(root) if node.origin(file) in places}
     return _remains(root, file, made, wrong, cut.union(*(unfit for _, unfit in explained)))
+
+
+def _whole(node: Node | None, file: str) -> dict[Origin, str]:
+    """Where texts stand that are nothing but a placeholder, and its name: what is wrong with them is a value of ``for_each``."""
+    if node is None:
+        return {}
+    if isinstance(node.value, str):
+        found = WHOLE.fullmatch(node.value)
+        return {} if found is None else {node.origin(file): found[1]}
+    below = node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    return {origin: name for each in below for origin, name in _whole(each, file).items()}
+
+
+def _with_place(diagnostic: Diagnostic, whole: Mapping[Origin, str], row: Row, for_each: Node | None, file: str) -> Diagnostic:
+    """``diagnostic``, with the place of the value that is wrong where the template only names it."""
+    name = whole.get(diagnostic.origin) if diagnostic.origin is not None else None
+    if name is None or for_each is None or name not in row:
+        return diagnostic
+    if isinstance(for_each.value, list):
+        value = next(each.value[name] for each in for_each.value if each.plain_value() == row)
+    else:
+        axis = for_each.get(name)
+        values = axis.value if axis is not None and isinstance(axis.value, list) else ()
+        value = next((each for each in values if each.value == row[name]), None)
+    if value is None:
+        return diagnostic
+    return replace(diagnostic, detail=f"{diagnostic.detail} The value stands at {value.origin(file)}.")
 
 
 def _fixed(root: Node) -> dict[str, Any]:
@@ -245,11 +284,11 @@ def without(value: Any, paths: Iterable[Path]) -> Any:
 
 def _merged(explained: Iterable[list[Diagnostic]]) -> list[Diagnostic]:
     """Each kind of error once per place; where its text differs between SAEs, the first is shown and the others counted."""
-    groups: dict[tuple[str, Origin | None], list[str]] = {}
-    first: dict[tuple[str, Origin | None], Diagnostic] = {}
+    groups: dict[Sameness, list[str]] = {}
+    first: dict[Sameness, Diagnostic] = {}
     for diagnostics in explained:
         for each in diagnostics:
-            key = (each.summary, each.origin)
+            key = sameness(each)
             first.setdefault(key, each)
             groups.setdefault(key, []).append(each.detail)
     merged = []

@@ -22,7 +22,8 @@ MAX_TEMPLATES = 64
 MAX_TEXT = 4_000
 MAX_EXPANDED = 64_000_000
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}")
+WHOLE = re.compile(rf"\{{({NAME.pattern})\}}")
 _SPEC = re.compile(r"[<>^]?0?[0-9]{0,2}(?:\.[0-9]{1,2})?[dxXofeEgGs]?")
 
 Row = Mapping[str, Scalar]
@@ -45,7 +46,8 @@ class Budget:
         if count > self.saes:
             before = MAX_SAES - self.saes
             others = f", with {before:,} of the manifests before it" if before else ""
-            detail = f"This asks for {count:,} SAEs{others}; one run handles at most {MAX_SAES:,}. Split the manifests."
+            room = f"one run handles at most {MAX_SAES:,}, and reads whole folders"
+            detail = f"This asks for {count:,} SAEs{others}; {room}. Move some to another folder."
             raise ManifestError("Too many SAEs", detail, origin)
         self.saes -= count
 
@@ -166,20 +168,18 @@ class Templates:
             )
             self._wrong("Placeholder is malformed", detail, origin)
             return None
-        names = set()
-        for _, name, spec, conversion in parts:
-            if name is None:
-                continue
-            if not self._fine(name, spec or "", conversion, origin):
-                return None
-            names.add(name)
+        fields = [(name, spec or "", conversion) for _, name, spec, conversion in parts if name is not None]
+        if [each for each in fields if not self._fine(*each, origin)]:
+            self.guessed.update(name for name, _, _ in fields)
+            return None
+        names = {name for name, _, _ in fields}
         only = parts[0] if len(parts) == 1 else None
         whole = only[1] if only is not None and not only[0] and not only[2] else None
         return Template(text, frozenset(names), whole, origin)
 
     def _fine(self, name: str, spec: str, conversion: str | None, origin: Origin) -> bool:
         """Whether one placeholder is allowed and known."""
-        if not _NAME.fullmatch(name) or conversion is not None:
+        if not NAME.fullmatch(name) or conversion is not None:
             said = name if conversion is None else f"{name}!{conversion}"
             detail = f"Placeholders are a name and a format, such as `{{layer}}` or `{{layer:02d}}`; `{{{said}}}` is not."
             self._wrong("Placeholder is malformed", detail, origin)
@@ -274,7 +274,14 @@ def _axis(node: Node, name: str, file: str, found: list[Diagnostic]) -> Sequence
 def _listed(node: Node, file: str, found: list[Diagnostic]) -> Rows:
     names = names_of(node, file)
     rows = []
+    seen: dict[tuple[tuple[str, str], ...], Origin] = {}
     for row in node.value:
+        values = tuple(sorted((name, repr(below.value)) for name, below in row.value.items()))
+        if values in seen:
+            detail = f"The row at {seen[values]} says the same, and every row is one SAE. Change or remove one of them."
+            found.append(Diagnostic("Rows are equal", detail, row.origin(file)))
+            continue
+        seen[values] = row.origin(file)
         if row.keys.keys() == names.keys():
             rows.append({name: below.value for name, below in row.value.items()})
         else:

@@ -18,8 +18,10 @@ from saesync.redaction import masked
 from saesync.schema import PLACEHOLDER
 
 Path = tuple[str | int, ...]
+Sameness = tuple[str, Origin | None, str]
 
 _SHOWN = 80
+_MISSING = "Missing key"
 _KINDS = {
     "object": "a mapping",
     "array": "a list",
@@ -29,6 +31,12 @@ _KINDS = {
     "boolean": "true or false",
     "null": "nothing",
 }
+
+
+def sameness(diagnostic: Diagnostic) -> Sameness:
+    """What two errors have in common that are one. Of a value one thing is said; of a section every key that it lacks."""
+    missing = diagnostic.summary == _MISSING
+    return diagnostic.summary, diagnostic.origin, diagnostic.detail if missing else ""
 
 
 def explain(document: Any, root: Node, file: str, schema: Mapping[str, Any]) -> tuple[list[Diagnostic], set[Path]]:
@@ -50,15 +58,18 @@ class _Explainer:
     root: Node
     file: str
     schema: Mapping[str, Any]
-    found: dict[tuple[str, Origin], Diagnostic] = field(default_factory=dict)
+    found: dict[Sameness, Diagnostic] = field(default_factory=dict)
     missing: list[tuple[Path, tuple[str, ...], Diagnostic]] = field(default_factory=list)
     meant: set[tuple[Path, str]] = field(default_factory=set)
     unfit: set[Path] = field(default_factory=set)
 
     def finish(self) -> list[Diagnostic]:
         """All diagnostics, each place and kind once."""
+        fewest = {path: len(names) for path, names, _ in sorted(self.missing, key=lambda each: -len(each[1])) if len(names) > 1}
         for path, names, diagnostic in self.missing:
-            if not any((path, name) in self.meant for name in names):
+            # Of several choices that a section lacks, what fits the narrowest fits the others.
+            wider = len(names) > fewest.get(path, len(names))
+            if not wider and not any((path, name) in self.meant for name in names):
                 self._add(diagnostic)
         return list(self.found.values())
 
@@ -100,7 +111,7 @@ class _Explainer:
         else:
             count, why = "one" if error.validator == "oneOf" else "at least one", error.schema.get("$comment")
             detail = f"{_name(path)} needs {count} of {_listed(names)}{f', {why}' if why else ''}."
-            self.missing.append((path, tuple(names), Diagnostic("Missing key", detail, self._origin(path))))
+            self.missing.append((path, tuple(names), Diagnostic(_MISSING, detail, self._origin(path))))
 
     def _unknown_key(self, error: Any, path: Path) -> None:
         known = list(error.schema.get("properties", {}))
@@ -117,19 +128,23 @@ class _Explainer:
         if f"{name}_from" in known:
             self.meant.add((path, f"{name}_from"))
             return f"{said} Secrets never stand in a manifest: `{name}_from` names the environment variable that holds this one."
-        if close := _close(name, known):
-            self.meant.add((path, close))
-            return f'{said} Did you mean "{close}"?'
-        if (home := _home(name, self.schema)) and home != _name(path):
-            return f"{said} It is a key of {home}."
+        homes = _homes(name, self.schema)
+        if homes and path not in homes:  # a format's option is a key of its section, but not beside every format
+            self.meant.update((home, name) for home in homes)
+            less = "; indent it less" * (() in homes)
+            return f"{said} It is a key of {' and of '.join(_name(home) for home in homes)}{less}."
+        if near := close(name, known):
+            self.meant.add((path, near))
+            return f'{said} Did you mean "{near}"?'
         return f"{said} Known: {_listed(known)}." if known else f"{said} Remove it."
 
     def _required(self, error: Any, path: Path) -> None:
         for name in error.validator_value:
             if name not in error.instance:
-                told = _description(self.schema, (*path, name))
+                own = error.schema.get("properties", {}).get(name)
+                told = _description(self.schema, (*path, name)) or (isinstance(own, dict) and own.get("description", "")) or ""
                 detail = f'"{name}" is missing from {_name(path)}. {told}'.rstrip()
-                self.missing.append((path, (name,), Diagnostic("Missing key", detail, self._origin(path))))
+                self.missing.append((path, (name,), Diagnostic(_MISSING, detail, self._origin(path))))
 
     def _dependent(self, error: Any, path: Path) -> None:
         for name, needed in error.validator_value.items():
@@ -141,14 +156,14 @@ class _Explainer:
                     diagnostic = Diagnostic("Not pinned", detail, self._origin((*path, name)))
                 else:
                     detail = f'"{name}" stands only beside "{other}", which is missing from {_name(path)}.'
-                    diagnostic = Diagnostic("Missing key", detail, self._key_origin(path, name))
+                    diagnostic = Diagnostic(_MISSING, detail, self._key_origin(path, name))
                 self.missing.append((path, (other,), diagnostic))
 
     def _enum(self, error: Any, path: Path) -> None:
         known, value = error.validator_value, error.instance
         said = f"{_value(value)} is not a known {path[-1]}."
-        close = _close(value, known) if isinstance(value, str) else None
-        meant = f' Did you mean "{close}"?' if close else ""
+        near = close(value, known) if isinstance(value, str) else None
+        meant = f' Did you mean "{near}"?' if near else ""
         self._say("Unknown value", path, f"{said}{meant} Known: {', '.join(known)}.")
 
     def _const(self, error: Any, path: Path) -> None:
@@ -172,12 +187,19 @@ class _Explainer:
             advice = " YAML 1.2 writes them only so."
         elif value is None:
             advice = " Give it a value, or remove the key."
+        elif error.schema.get("properties", {}).keys() == {"min", "max"} and type(value) in (int, float):
+            advice = f" Write `{{min: {value}}}` or `{{max: {value}}}`."
+        elif kinds in (["integer"], ["number"]) and isinstance(value, str) and re.fullmatch("[-+]?[0-9.]+", value):
+            advice = " Remove the quotes."
         wanted = " or ".join(_KINDS[kind] for kind in kinds if kind != "integer" or "number" not in kinds)
         self._say("Wrong type", path, f"{_name(path)} takes {wanted}, not {_described(value)}.{advice}")
 
     def _pattern(self, error: Any, path: Path) -> None:
         rule = error.schema.get("patternErrorMessage", "it has another form")
         if error.schema is self.schema["$defs"]["commit"]:
+            if re.fullmatch("[0-9a-fA-F]{40}", error.instance):
+                self._say("Not pinned", path, f"{_name(path)} has capital letters; write the commit hash in lower case.")
+                return
             self._say("Not pinned", path, f"{_name(path)} {rule}, not {_value(error.instance)}; {self._pin()}.")
             return
         placeholder = "{" in error.instance and path[0] not in ("saes", "neuronpedia")
@@ -194,7 +216,9 @@ class _Explainer:
         if error.validator.startswith("min"):
             detail = f"{_name(path)} is empty. Give it a value, or remove the key."
         elif error.validator == "uniqueItems":
-            detail = f"{_name(path)} holds the same value twice. Remove one of them."
+            first, path = _twice(error.instance, path)
+            value = _described(error.instance[path[-1]])
+            detail = f"{_name(path)} is {value}, which stands already at {self._origin(first)}. Remove one of them."
         else:
             detail = f"{_name(path)} is too long: at most {error.validator_value:,} fit."
         self._say("Value is out of range", path, detail)
@@ -221,7 +245,7 @@ class _Explainer:
 
     def _add(self, diagnostic: Diagnostic) -> None:
         if diagnostic.origin is not None:
-            self.found.setdefault((diagnostic.summary, diagnostic.origin), diagnostic)
+            self.found.setdefault(sameness(diagnostic), diagnostic)
 
 
 _TRANSLATIONS: Mapping[str, Callable[[_Explainer, Any, Path], None]] = {
@@ -249,29 +273,30 @@ def _is_bare_placeholder(node: Node | None) -> bool:
 
 def _branch_of_type(branches: list[Any], value: Any) -> int | None:
     kind = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else None
-    return next((index for index, branch in enumerate(branches) if branch.get("type") == kind), None)
+    kinds = [branch.get("type") for branch in branches]
+    return next((kinds.index(each) for each in (kind, None) if each in kinds), None)
 
 
 def _fits_any(name: str, patterns: Mapping[str, Any]) -> bool:
     return any(re.search(pattern, name) for pattern in patterns)
 
 
-def _close(name: str, known: list[str]) -> str | None:
+def close(name: str, known: list[str]) -> str | None:
+    """The name among ``known`` that a misspelt one means, if any."""
     found = difflib.get_close_matches(name[:_SHOWN].lower(), known, 1, 0.7)
     return found[0] if found else None
 
 
-def _home(name: str, schema: Mapping[str, Any]) -> str | None:
-    """The section that has this key, if it is another one's."""
+def _homes(name: str, schema: Mapping[str, Any]) -> list[Path]:
+    """The sections that have this key."""
     if name in schema["properties"]:
-        return "the manifest itself; indent it less"
+        return [()]
+    found: list[Path] = []
     for section, part in schema["properties"].items():
         if name in part.get("properties", {}):
-            return str(section)
-        for inner, deeper in part.get("properties", {}).items():
-            if name in deeper.get("properties", {}):
-                return f"{section}.{inner}"
-    return None
+            found.append((section,))
+        found += [(section, inner) for inner, below in part.get("properties", {}).items() if name in below.get("properties", {})]
+    return found
 
 
 def _description(schema: Mapping[str, Any], path: Path) -> str:
@@ -290,8 +315,14 @@ def _name(path: Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
+def _twice(values: list[Any], path: Path) -> tuple[Path, Path]:
+    """Where the first value of a list that stands there twice does so."""
+    index = next(index for index, value in enumerate(values) if value in values[:index])
+    return (*path, values.index(values[index])), (*path, index)
+
+
 def _cut(text: str) -> str:
-    text = masked(text)
+    text = masked(text).replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 

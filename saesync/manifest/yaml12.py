@@ -15,13 +15,15 @@ from typing import Any
 
 import yaml
 
-from saesync.errors import ManifestError, Origin
+from saesync.errors import Diagnostic, ManifestError, Origin
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 32
 MAX_NODES = 400_000
 MAX_ALIASED = 10_000
 MAX_TEXT = 10_000
+MAX_WRONG = 10_000
+MAX_SHOWN = 100
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{30,}|AKIA[0-9A-Z]{16})\b")
@@ -169,13 +171,28 @@ def parse(text: str, file: str) -> Node:
     Raises:
         ManifestError: anything that is not one YAML document within the limits, at its place.
     """
+    root, wrong = read(text, file)
+    if wrong:
+        raise ManifestError.of(wrong[:MAX_SHOWN])
+    return root
+
+
+def read(text: str, file: str) -> tuple[Node, list[Diagnostic]]:
+    """As ``parse``; what is wrong with single values and keys is told beside the tree, in which the rest can still be checked.
+
+    Raises:
+        ManifestError: there is no tree.
+    """
     reader = _Reader(text, file)
     try:
-        return reader.document()
+        return reader.document(), reader.wrong
     except yaml.MarkedYAMLError as error:
-        raise _syntax_error(error, text, file) from error
-    except yaml.YAMLError as error:
-        raise ManifestError("Not YAML", f"{file} cannot be read as YAML.") from error
+        found = _syntax_error(error, text, file)
+    except yaml.YAMLError:
+        found = ManifestError("Not YAML", f"{file} cannot be read as YAML.")
+    except ManifestError as error:
+        found = error
+    raise ManifestError.of([*reader.wrong, *found.diagnostics])
 
 
 class _Reader:
@@ -185,6 +202,7 @@ class _Reader:
         self.text, self.file = text, file
         self.events: Iterator[Any] = yaml.parse(text, Loader=yaml.CSafeLoader)
         self.anchors: dict[str, Node] = {}
+        self.wrong: list[Diagnostic] = []
         self.nodes = 0
         self.aliased = 0
 
@@ -211,7 +229,7 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event)
         if event.tag is not None:
-            raise self.error("Tags are not used", "Remove the tag (`!…`); quote a value to make it a text.", event)
+            self.note("Tags are not used", "Remove the tag (`!…`); quote a value to make it a text.", event)
         node = self.empty(event)
         if isinstance(event, yaml.ScalarEvent):
             self.scalar(node, event)
@@ -234,52 +252,49 @@ class _Reader:
 
     def scalar(self, node: Node, event: Any) -> None:
         """Fill in a scalar."""
-        self.bounded(event)
         node.plain = event.implicit[0]
-        node.value = event.value
+        node.value = self.bounded(event)
         if node.plain:
             try:
-                node.value = resolve(event.value)
-            except Unresolved as error:
+                node.value = resolve(node.value)
+            except Unresolved:
                 detail = "Numbers are finite and fit in 64 bits. If this is a text, such as a commit hash, put it in quotes."
-                raise self.error("Number is out of range", detail, node) from error
+                self.note("Number is out of range", detail, node)
 
-    def bounded(self, event: Any) -> None:
+    def bounded(self, event: Any) -> str:
         """No value or key of a manifest is long; what reads them later may then take its time."""
         if len(event.value) > MAX_TEXT:
             raise self.error("Text is too long", f"Texts in a manifest have at most {MAX_TEXT:,} characters.", event)
+        return str(event.value)
 
     def mapping(self, node: Node, depth: int) -> None:
         """Fill in a mapping. Keys are texts as written; an equal second key is refused."""
         node.value, node.flow = {}, self.text[node.start : node.start + 1] == "{"
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
             key = self.key(event, depth + 1)
-            text = self.key_text(key, event)
-            if text in node.keys:
+            text = key.value
+            merges = text == "<<" and event.implicit[0]  # YAML 1.1's, which would be taken for an unknown key
+            if merges:
+                self.note("Merge keys are not used", "YAML 1.2 has no `<<`. Write the keys out, or use `for_each`.", key)
+            elif text in node.keys:
                 first = node.keys[text].origin(self.file)
-                raise self.error("Duplicate key", f'"{text}" stands here and at {first}. Remove one of them.', key)
-            node.keys[text] = key
-            node.value[text] = below = self.node(next(self.events), depth + 1)
+                self.note("Duplicate key", f'"{text}" stands here and at {first}. Remove one of them.', key)
+            below = self.node(next(self.events), depth + 1)
             node.size += 1 + below.size
+            if not merges and text not in node.keys:
+                node.keys[text], node.value[text] = key, below
         self.close(node, event)
 
     def key(self, event: Any, depth: int) -> Node:
         """A key's node: a scalar that is not resolved, so that ``no:`` and ``1:`` are keys as written."""
         if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
             raise self.error("Key is not a text", "Keys are plain words.", event)
-        self.bounded(event)
         self.nodes += 1
         key = self.empty(event)
-        key.value = event.value
+        key.value = self.bounded(event)
         if event.anchor is not None:
             self.anchors[event.anchor] = key
         return key
-
-    def key_text(self, key: Node, event: Any) -> str:
-        """The key's text. YAML 1.1's merge key is named, because it would be taken for an unknown key."""
-        if key.value == "<<" and event.implicit[0]:
-            raise self.error("Merge keys are not used", "YAML 1.2 has no `<<`. Write the keys out, or use `for_each`.", key)
-        return str(key.value)
 
     def sequence(self, node: Node, depth: int) -> None:
         """Fill in a list."""
@@ -307,6 +322,12 @@ class _Reader:
             raise self.error("Aliases copy too much", f"Aliases may stand for at most {MAX_ALIASED:,} values in one file.", event)
         return node
 
+    def note(self, summary: str, detail: str, at: Any) -> None:
+        """Something is wrong at a node or an event, after which the rest can still be read."""
+        if len(self.wrong) == MAX_WRONG:
+            raise self.error(summary, detail, at)
+        self.wrong += self.error(summary, detail, at).diagnostics
+
     def error(self, summary: str, detail: str, at: Any) -> ManifestError:
         """An error at a node or an event."""
         where = at if isinstance(at, Node) else self.empty(at)
@@ -323,7 +344,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str) -> Manifest
     """The parser's complaint in words a writer of manifests can use."""
     mark = error.problem_mark or error.context_mark
     opened = error.context_mark
-    if mark is not None and opened is not None and opened.line < mark.line and not text[mark.index :].strip():
+    if opened is not None and _left_open(error, text):
         detail = "What begins here is never closed: a quote or a bracket is missing at its end."
         return ManifestError("Not YAML", detail, Origin(file, opened.line + 1, opened.column + 1))
     line = "" if mark is None else ([*_BREAK.split(text), ""])[mark.line]
@@ -332,6 +353,9 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str) -> Manifest
         detail = "Indent with spaces; YAML does not allow tabs there."
     elif re.search(r"[:\-,{\[]\s+\{\w+(:[^}]*)?\}\S", line):
         detail = "A value that begins with `{` is a mapping in YAML. To use a placeholder, put the whole value in quotes."
+    elif "simple key" in str(error.context):
+        detail = "No `: ` follows this key. Write `key: value`, with a space after the colon."
+        where = None if opened is None else Origin(file, opened.line + 1, opened.column + 1)
     elif "mapping values are not allowed" in str(error.problem):
         detail = "There is a second `: ` in this value, or the line is indented too far. Quote the value, or fix the indentation."
     elif "cannot start any token" in str(error.problem):
@@ -340,3 +364,14 @@ def _syntax_error(error: yaml.MarkedYAMLError, text: str, file: str) -> Manifest
         context = f" {error.context}" if error.context else ""
         detail = f"The parser says: {error.problem}{context}. Check quotes, brackets and indentation here and just above."
     return ManifestError("Not YAML", detail, where)
+
+
+def _left_open(error: yaml.MarkedYAMLError, text: str) -> bool:
+    """Whether a quote or a bracket is what is missing: nothing follows it, or a line that is indented no further."""
+    mark, opened = error.problem_mark, error.context_mark
+    if mark is None or opened is None or ("quoted scalar" not in str(error.context) and "flow" not in str(error.context)):
+        return False
+    lines = [*_BREAK.split(text), ""]
+    before, here = lines[opened.line], lines[mark.line]
+    indented = len(here) - len(here.lstrip(" ")) > len(before) - len(before.lstrip(" "))
+    return opened.line < mark.line and (not indented or not text[mark.index :].strip())

@@ -81,11 +81,7 @@ def definitions() -> Schema:
             "pattern": r"\{[A-Za-z_{]",
         },
         "commit": {"type": "string", **rule("^[0-9a-f]{40}$", "needs a 40-digit commit hash")},
-        "hubId": {
-            "type": "string",
-            "maxLength": 200,
-            **rule("^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", "a Hub id looks like `owner/name`"),
-        },
+        "hubId": _hub_id(),
         "hubPath": _hub_path(),
         "localPath": {
             "type": "string",
@@ -103,6 +99,23 @@ def definitions() -> Schema:
             "description": "What a placeholder stands for; null leaves an option out whose whole value it is.",
         },
     }
+
+
+def _hub_id() -> Schema:
+    """What huggingface_hub, and the Hub, take for the name of a repository."""
+    rules = [
+        rule("^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", "a Hub id looks like `owner/name`"),
+        rule(r"^(?!.*(--|\.\.))", "a Hub id holds no `--` and no `..`"),
+        rule(r"^([^/]*[^/.-]/)?[^/]*[^/.-]$", "owner and name of a Hub id end neither with a dot nor with `-`"),
+        rule(r"^(?!.*\.git$)", "the name of a repository does not end with `.git`"),
+        rule("^([^/]{1,96}/)?[^/]{1,96}$", "owner and name of a Hub id have at most 96 characters each"),
+    ]
+    return {"type": "string", "allOf": rules}
+
+
+def hub_place(description: str) -> Schema:
+    """A Hub repository that is written to: without an owner, it would be whose token is there."""
+    return {**ref("hubId", description), **rule("^[^/]*/[^/]*$", "a repository to write to has an owner: `owner/name`")}
 
 
 def _hub_path() -> Schema:
@@ -131,7 +144,7 @@ def _sae_id() -> Schema:
         rule(r"^(?!.*//)(?!.*/$)", "an id has no empty part"),
         rule(r"^(?!\.)(?!.*/\.)", "no part of an id begins with a dot"),
         rule(
-            rf"^[^\\<>:\"|?*#%{{}}{_INVISIBLE}]*$",
+            rf'^[^\\<>:"|?*#%{{}}{_INVISIBLE}]*$',
             'an id has no backslash, no control or invisible characters, and none of `<>:"|?*#%{}`',
         ),
         rule(r"^(?! )(?!.*/ )(?!.*[ .](/|$))", "no part of an id begins with a space, or ends with a space or a dot"),

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from saesync.schema.parts import WINDOWS, Schema, choice, count, flag, one_of, ref, rule, section, templated, templated_all, text
+from saesync.schema.parts import (
+    WINDOWS,
+    Schema,
+    choice,
+    count,
+    flag,
+    hub_place,
+    one_of,
+    ref,
+    rule,
+    section,
+    templated,
+    templated_all,
+    text,
+)
 
 Places = Mapping[str, tuple[str, bool]]  # target name -> (summary, whether it is the Hub)
 Options = Mapping[str, tuple[str, Mapping[str, Any]]]  # format name -> (summary, schema of its options)
@@ -256,7 +270,10 @@ def validate(metrics: Mapping[str, str]) -> Schema:
 
 
 def _locations(places: Places) -> Schema:
-    return {name: ref("hubId" if hub else "localPath", f"{summary.rstrip('.')}.") for name, (summary, hub) in places.items()}
+    def place(summary: str, hub: bool) -> Schema:
+        return hub_place(summary) if hub else ref("localPath", summary)
+
+    return {name: place(f"{summary.rstrip('.')}.", hub) for name, (summary, hub) in places.items()}
 
 
 def publish(places: Places) -> Schema:

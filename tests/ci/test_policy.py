@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -120,7 +121,23 @@ def test_what_is_wrong_is_said_at_its_place(tmp_path: Path, text: str, summary: 
     assert found.summary == summary
     assert str(found.origin).split("saesync-policy.yaml:")[1].startswith(place)
     assert words in found.detail
-    assert "manifest" not in found.detail or summary == "Root is refused"
+    assert not re.search(r"manifest\b", found.detail) or summary == "Root is refused"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"apiVersion: saesync/v1\n", "Where manifests may publish, keep records and register."),
+        (b"\xff\xfe", "Policies are UTF-8 text"),
+        (b"- a\n", "A policy is a mapping"),
+        (b"apiVersion: saesync/v1\ntargets: {}\nhook: x\n", "is not a key of the policy"),
+    ],
+)
+def test_what_is_said_of_policies_is_not_said_of_manifests(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "saesync-policy.yaml"
+    path.write_bytes(data)
+    with pytest.raises(Refused, match=words):
+        read_policy(path)
 
 
 def test_a_policy_that_is_not_there(tmp_path: Path) -> None:

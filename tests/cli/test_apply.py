@@ -202,7 +202,7 @@ def test_on_a_terminal_it_asks(own: Place) -> None:
     assert "Nothing to do" in shown
 
 
-@pytest.mark.parametrize(("words", "variables"), [(["--no-color"], {}), ([], {"NO_COLOR": "1"})])
+@pytest.mark.parametrize(("words", "variables"), [(["--no-color"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})])
 def test_no_color_on_a_terminal(own: Place, words: list[str], variables: dict[str, str]) -> None:
     code, shown = shown_on_terminal(own, "plan", *words, **variables)
     assert code == 0

@@ -15,6 +15,8 @@ def offered(place: Place, *words: str) -> list[str]:
 def test_commands_formats_and_addresses_are_completed(cold: Place) -> None:
     assert offered(cold, "pl") == ["plan"]
     assert offered(cold, "plan", "--format", "mark") == ["markdown"]
+    assert offered(cold, "convert", "a", "b", "--from", "gemma_scope") == ["gemma_scope", "gemma_scope_2", "gemma_scope_2_clt"]
+    assert offered(cold, "doctor", "sae", "a", "--from", "openai") == ["openai"]
     addresses = offered(cold, "show", "t")
     assert len(addresses) == 5
     assert all(address.startswith("t") and "/" in address for address in addresses)

@@ -156,12 +156,12 @@ def test_errors_of_a_manifest(own: Place) -> None:
     golden("cli/check_errors.txt", checked.err.replace(", ".join(formats()), "FORMATS"))  # a new one changes nothing here
     assert checked.out == planned.out == ""
     assert checked.code == planned.code == applied.code == 1
-    assert checked.err.endswith("\n4 errors in 1 manifest.\n")
-    assert planned.err.endswith("\n4 errors in 1 manifest. Nothing was planned.\n")
-    assert applied.err.endswith("\n4 errors in 1 manifest. Nothing was done.\n")
+    assert checked.err.endswith("\n6 errors in 2 manifests.\n")
+    assert planned.err.endswith("\n6 errors in 2 manifests. Nothing was planned.\n")
+    assert applied.err.endswith("\n6 errors in 2 manifests. Nothing was done.\n")
     beside = own.run("plan", "bad/good.yaml").err
     note = "Other manifests of the folder are read, too: what they ask for is no orphan."
-    assert beside.endswith(f"\n4 errors in 1 manifest. Nothing was planned.\n{note}\n"), "why it was read at all is said"
+    assert beside.endswith(f"\n6 errors in 2 manifests. Nothing was planned.\n{note}\n"), "why it was read at all is said"
     assert not own.world.published.exists()
 
 
@@ -430,6 +430,8 @@ def test_commands_that_are_advised_work_where_they_are_advised(applied: Place) -
     assert shown.code == 0, shown.said
     assert "failing" in shown.out
     assert f"After mending what failed:  saesync apply {manifests} -y" in done.err
+    done = above.run("apply", "-y", manifests, "--steps", "publish", "--device", "cpu")
+    assert f"After mending what failed:  saesync apply {manifests} --steps publish --device cpu -y" in done.err
 
 
 def test_nothing_is_planned_twice_for_one_place(own: Place) -> None:

@@ -42,6 +42,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             'saes.source.revision needs a 40-digit commit hash, not "main"; `saesync pin a.yaml` fills it in.',
         ),
         (
+            (f"revision: {OTHER}", f"revision: {OTHER.upper()}"),
+            "Not pinned @ a.yaml:15:15",
+            "saes.source.revision has capital letters; write the commit hash in lower case.",
+        ),
+        *(
+            (("acme/gemma-saes", name), "Invalid value @ a.yaml:30:16", f'"{name}" does not do for publish.huggingface: {rule}.')
+            for name, rule in (
+                ("gemma-saes", "a repository to write to has an owner: `owner/name`"),
+                ("acme/gemma..saes", "a Hub id holds no `--` and no `..`"),
+                ("acme/gemma-", "owner and name of a Hub id end neither with a dot nor with `-`"),
+                ("acme/gemma.git", "the name of a repository does not end with `.git`"),
+            )
+        ),
+        (
             (f"    revision: {OTHER}\n", ""),
             "Not pinned @ a.yaml:14:11",
             "saes.source.repo needs a 40-digit commit hash beside it, as `revision`; `saesync pin a.yaml` fills it in.",
@@ -78,6 +92,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             'validate.tokens takes a whole number, not the text "many".',
         ),
         (
+            ("  tokens: 204800", '  tokens: "204800"'),
+            "Wrong type @ a.yaml:23:11",
+            'validate.tokens takes a whole number, not the text "204800". Remove the quotes.',
+        ),
+        (
+            ("{min: 0.70}", "0.7"),
+            "Wrong type @ a.yaml:26:25",
+            "validate.require.explained_variance takes a mapping, not the number 0.7. Write `{min: 0.7}` or `{max: 0.7}`.",
+        ),
+        (
             ("  context: 1024", "  context: 1"),
             "Value is out of range @ a.yaml:24:12",
             "validate.context is 1; it must be at least 2.",
@@ -110,7 +134,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             ("publish:\n  huggingface: acme/gemma-saes\n  license: mit\n", ""),
             "Missing key @ a.yaml:1:1",
-            "the manifest needs at least one of publish, register, records with validate, dashboards, neuronpedia.",
+            "the manifest needs at least one of publish, records, for what `validate` finds.",
         ),
         (
             ("  tokens: 204800\n", ""),
@@ -249,7 +273,8 @@ def test_variables_that_hold_secrets_are_shown(here: Path) -> None:
 
 def test_everything_at_once_in_order_of_place(here: Path) -> None:
     first = changed(("  hook:", "  hoook:"), ("format: goodfire", "format: goodfyre"), ("  tokens:", "  tokns:"))
-    second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"))
+    own = (("gemma-res", "gemma-att"), ("acme/gemma-saes", "acme/att-saes"))
+    second = changed(("apiVersion: saesync/v1", "apiVersion: saesync/v1\napiVersion: x"), *own)
     third = changed(("layer_{layer}/", "layer_{lyr}/"), ("context: 1024", "context: -3"), ("gemma-res", "gemma-mlp"))
     assert said(complaints(here, first, second, third)) == [
         "Unknown key @ a.yaml:12:3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from manifest_support import COMMIT, GOOD, OTHER, changed, complaints, release, said, write
 
 from saesync.carets import show
 from saesync.errors import ManifestError, Origin
 from saesync.manifest import find, load
 from saesync.model import DatasetSpec, ModelSpec, PublishSpec, SourceSpec
+from saesync.schema import build
+from saesync.schema.fast import compile_schema
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +180,7 @@ def test_no_for_each_is_one_sae(here: Path) -> None:
         ("    layer: {first: 5, last: 4}\n", "l{layer}", ["Range runs backwards @ a.yaml:10:29"]),
         ("    layer: {first: 5}\n", "l{layer}", ["Missing key @ a.yaml:10:12"]),
         ("    layer: 5\n", "l{layer}", ["Wrong type @ a.yaml:10:12"]),
-        ("    layer: [1, 1]\n", "l{layer}", ["Value is out of range @ a.yaml:10:12"]),
+        ("    layer: [1, 1]\n", "l{layer}", ["Value is out of range @ a.yaml:10:16"]),
         ("    layer: [[1]]\n", "l{layer}", ["Wrong type @ a.yaml:10:13"]),
         ("    my-layer: [1]\n", "l", ["Unknown key @ a.yaml:10:5"]),
         ("    - {layer: 0}\n    - {layer: 1, x: 2}\n", "l{layer}", ["Rows differ in their names @ a.yaml:11:7"]),
@@ -313,6 +319,24 @@ def test_find_takes_manifests_and_leaves_other_yaml(here: Path) -> None:
     assert find([Path("manifests/c.yaml"), Path("manifests/c.yaml")]) == [Path("manifests/c.yaml")]
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("M.YAML", GOOD.encode()),
+        ("m.yaml", GOOD.encode("utf-16")),
+        ("m.yaml", ("# Mac line ends\n" + GOOD).replace("\n", "\r").encode()),
+        ("m.yaml", json.dumps({"release": "x", "apiVersion": "saesync/v1"}).encode()),
+        ("m.yaml", json.dumps({"apiVersion": "saesync/v1"}, indent=2).encode()),
+        ("m.yaml", b'"apiVersion": saesync/v1\n'),
+        ("m.yaml", b"{apiVersion: saesync/v1, release: x}\n"),
+    ],
+)
+def test_a_manifest_of_a_folder_is_not_overlooked(here: Path, name: str, data: bytes) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / name).write_bytes(data)
+    assert [path.name for path in find([Path("mine")])] == [name]
+
+
 def test_find_says_what_is_missing(here: Path) -> None:
     (here / "empty").mkdir()
     with pytest.raises(ManifestError) as caught:
@@ -387,3 +411,17 @@ def _known() -> str:
 
 
 KNOWN = _known()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("aZ0_.-/", min_size=1, max_size=8) | st.sampled_from(["a/" + "b" * 96, "a/" + "b" * 97, "a.git", "a/b.git", "a\n"])
+)
+def test_hub_ids_are_those_that_huggingface_hub_takes(name: str) -> None:
+    taken = compile_schema({"$ref": "#/$defs/hubId", "$defs": build()["$defs"]})(name)
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        assert not taken
+    else:
+        assert taken

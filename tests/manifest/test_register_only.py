@@ -174,6 +174,8 @@ def test_the_loaders_are_those_of_the_installed_sae_lens() -> None:
             "Unknown value @ a.yaml:23:20",
             "not a known conversion_func",
         ),
+        (("conversion_func: gemma_2", "conversion_func: [gemma_2]"), "Unknown value @ a.yaml:23:20", "a list is not a known"),
+        (("conversion_func: gemma_2", "conversion_func: {a: b}"), "Unknown value @ a.yaml:23:20", "a mapping is not a known"),
         (("norm_scaling_factor: 2", "norm_scaling_factor: 0"), "Value is out of range @ a.yaml:19:26", "more than 0"),
         (("norm_scaling_factor: 2", "norm_scaling_factor:"), "Wrong type @ a.yaml:19:25", "not nothing"),
         (("norm_scaling_factor: 2", "norm_scaling_factor: null"), "Wrong type @ a.yaml:19:26", "not nothing"),
@@ -252,8 +254,8 @@ def test_ids_are_nobodys_folders(here: Path) -> None:
 
 
 def test_ids_differ_inside_a_release(here: Path) -> None:
-    (found,) = complaints(here, named("one", "l0", "l1", "l0"))
-    assert (found.summary, str(found.origin)) == ("Id is taken", "a.yaml:12:7")
+    (found,) = complaints(here, named("one", "l0", "l1").replace("id: '{id}'", "id: same"))
+    assert (found.summary, str(found.origin)) == ("Id is taken", "a.yaml:11:7")
 
 
 def test_neuronpedia_ids_are_unique_whoever_says_them(here: Path) -> None:
