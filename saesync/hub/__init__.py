@@ -222,8 +222,8 @@ class Hub:
         """Whether the token may write to a model repo, or create it where it does not exist."""
         return _accounts.can_write(self._client, check_name(repo))
 
-    def create_repo(self, repo: str, private: bool) -> None:
-        """Create a model repo; one that exists already is left as it is (look at its visibility afterwards).
+    def create_repo(self, repo: str, private: bool) -> bool:
+        """Create a model repo; False when there is one already, which is left as it is (look at its visibility afterwards).
 
         Raises:
             Missing: the token may not.
@@ -232,14 +232,16 @@ class Hub:
 
         asked = Asked(f"create the repository {check_name(repo)}", repo, write=True)
 
-        def action(token: str | None) -> None:
+        def action(token: str | None) -> bool:
             try:
                 self._api(token).create_repo(repo, private=private, exist_ok=False)
             except HfHubHTTPError as error:
                 if error.response.status_code != 409:
                     raise
+                return False
+            return True
 
-        self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+        return self._client.attempt(asked, action, lambda: self._client.write_token(repo))
 
     def create_tag(self, repo: str, name: str, commit: str) -> bool:
         """Name a commit of a model repo; False when there is a tag of that name already (look where it points).

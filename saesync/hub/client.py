@@ -21,12 +21,12 @@ from saesync.hub.trouble import (
     Garbled,
     Patience,
     Trouble,
-    asked_wait,
     bad_token,
     diagnose,
     host_of,
     patience_seconds,
     unreachable,
+    wait_of,
 )
 from saesync.restraint import restrained
 
@@ -217,8 +217,7 @@ def _refuse_long_waits(response: httpx2.Response) -> None:
     """
     if response.is_success or response.has_redirect_location:
         return
-    ratelimit = response.headers.get("RateLimit") if response.status_code == 429 else None
-    if (asked_wait(response.headers.get("Retry-After"), ratelimit) or 0.0) > LONGEST_WAIT:
+    if (wait_of(response) or 0.0) > LONGEST_WAIT:
         raise Answered(response)
 
 

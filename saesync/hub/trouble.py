@@ -119,7 +119,7 @@ class Patience:
             SaesyncError: the trouble's own, when waiting cannot help or would take too long.
         """
         backoff = min(LONGEST_WAIT, 0.5 * 2**self._attempt) * random.uniform(0.75, 1.0)  # noqa: S311 (spreads clients, no secret)
-        pause = backoff if trouble.wait is None else trouble.wait
+        pause = max(backoff, trouble.wait or 0.0)  # a server may ask for no wait at all, again and again
         self._attempt += 1
         self._used += pause + trouble.cost
         if not trouble.retry or self._used > self._seconds or self._attempt >= MAX_ATTEMPTS:
@@ -180,11 +180,11 @@ def answered(response: httpx2.Response, asked: Asked, token: str | None, site: s
         # The object store: its signed address has expired or is not there yet. A new attempt gets a new one.
         return Trouble(_store_refused(status, asked, host), True)
     if status == 429:
-        wait = asked_wait(response.headers.get("Retry-After"), response.headers.get("RateLimit"))
+        wait = wait_of(response)
         return Trouble(_rationed(asked, wait), True, wait)
     if status in (408, 425) or status >= 500:
-        wait = asked_wait(response.headers.get("Retry-After"), None)
-        return Trouble(_broken(status, asked, host), True, wait)
+        wait = wait_of(response)
+        return Trouble(_broken(status, asked, host, wait), True, wait)
     if status in (409, 412) and asked.write:
         detail = f"{asked.repo} was changed by somebody else again and again while it was written to. Make a new plan."
         return Trouble(Conflict("Repository keeps changing", detail), True)
@@ -197,6 +197,16 @@ def answered(response: httpx2.Response, asked: Asked, token: str | None, site: s
         )
         return Trouble(refused, False)
     return Trouble(Refused("Hub refused the request", f"The Hub was asked to {asked.what} and answered {status}{said}."), False)
+
+
+def wait_of(response: httpx2.Response) -> float | None:
+    """Seconds an answer asks to wait. A date is told by the server's own clock, which need not be ours."""
+    try:
+        now = email.utils.parsedate_to_datetime(response.headers.get("Date", "")).timestamp()
+    except (ValueError, OverflowError):
+        now = None
+    ratelimit = response.headers.get("RateLimit") if response.status_code == 429 else None
+    return asked_wait(response.headers.get("Retry-After"), ratelimit, now)
 
 
 def asked_wait(retry_after: str | None, ratelimit: str | None, now: float | None = None) -> float | None:
@@ -308,8 +318,9 @@ def _cut(asked: Asked, host: str) -> Unavailable:
     return Unavailable("Connection to the Hub was lost", detail)
 
 
-def _broken(status: int, asked: Asked, host: str) -> Unavailable:
-    detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}, also after several attempts."
+def _broken(status: int, asked: Asked, host: str, wait: float | None = None) -> Unavailable:
+    hint = f" and asks to wait {wait:.0f} s" if wait else ", also after several attempts"
+    detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}{hint}."
     return Unavailable("Hub is in trouble", f"{detail} {_TRY_LATER}")
 
 
@@ -367,9 +378,21 @@ def _is_at(url: httpx2.URL, host: str) -> bool:
     return (url.host, url.port) == (ours.host, ours.port)
 
 
+def _in_body(response: httpx2.Response) -> str:
+    """The reason in a JSON body: object stores, proxies and some of the Hub's own routes give it nowhere else."""
+    try:
+        found = response.json()
+    except (ValueError, RecursionError, RuntimeError):  # not JSON, or not read
+        return ""
+    if isinstance(found, dict) and isinstance(several := found.get("errors"), list) and several:
+        found = several[0]
+    told = (found.get("error"), found.get("message")) if isinstance(found, dict) else ()
+    return next((text for text in told if isinstance(text, str)), "")
+
+
 def _said(response: httpx2.Response, token: str | None) -> str:
     """The server's short message, safe to show: one printable line, never the token, never an address that may be signed."""
-    text = response.headers.get("X-Error-Message", "")
+    text = response.headers.get("X-Error-Message") or _in_body(response)
     line = "".join(character if character.isprintable() else " " for character in text)
     line = redacted(line if not token else line.replace(token, "***"))
     line = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).strip().rstrip(".")

@@ -195,8 +195,11 @@ class HuggingFace:
                 raise Conflict("Target changed meanwhile", f"{location} was deleted since the plan looked. Make a new plan.")
             if batch.pull_request:
                 raise _no_repo(location)
-            self._hub.create_repo(location, batch.private)
+            created = self._hub.create_repo(location, batch.private)
             head = self._hub.head(location)
+            if head is None and not created:  # a token may be allowed to create what it is not shown
+                detail = f"{location} is there already, but the Hub does not show it to this token."
+                raise NotVisible("Repository is not visible", f"{detail} Use one that may read it, or choose another name.")
             if head is None:
                 detail = f"{location} was created but is not visible yet. Run the same command again."
                 raise Unavailable("Repository is not visible yet", detail)
@@ -216,7 +219,7 @@ class HuggingFace:
                 found.append(Copy(path, source))
             else:
                 data = self._hub.read(now.location, now.head or "", source, digest)
-                found.append(Add(path, data, digest))
+                found.append(Add(path, data, digest_bytes(data)))
         found += [Delete(path) for path in sorted(change.deletes)]
         for name, content in ((CARD_FILE, change.card_bytes), (record_file(change.record), change.record_bytes)):
             if content is not None:
