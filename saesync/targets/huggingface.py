@@ -4,7 +4,7 @@ pull request. A completed release can be tagged."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from saesync.record_json import RecordUnreadable
 from saesync.tags import intact, tag_name
 from saesync.targets.base import Batch, Progress, Tag
 from saesync.targets.merge import Merge, merge, record_file
+from saesync.targets.obstacles import obstacles_in
 from saesync.targets.pulls import Pulls
 from saesync.targets.reading import read_card, read_records
 
@@ -152,6 +153,8 @@ class HuggingFace:
                 return now
             if tip.ended is not None:
                 raise _ended(location, tip.ended)
+            if found := obstacles_in(now.files.keys() - change.deletes, change.written(), location):
+                raise Missing.of(found)
             operations = self._operations(change, now)
             message = batch.message or f"{batch.release}: {len(batch.uploads)} SAEs (saesync)"
             try:
@@ -258,6 +261,13 @@ class HuggingFace:
                 f"Publishing to the {which}repository {location} needs a token with write access: `hf auth login` or HF_TOKEN."
             )
             raise Missing("No write access", detail)
+
+    def check_paths(self, location: str, paths: Iterable[str]) -> None:
+        """See ``Placing.check_paths``."""
+        head = self._hub.head(location)
+        files = self._hub.tree(location, head.sha) if head is not None and head.renamed_to is None else {}
+        if found := obstacles_in(files, paths, location):
+            raise Missing.of(found)
 
     def check_proposing(self, location: str) -> None:
         """See ``Proposing.check_proposing``: on a public repo anybody may who is logged in, but not with a read-only token."""
