@@ -22,9 +22,10 @@ from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Head, Hub
+from saesync.hub.answers import asked_wait, wait_of
 from saesync.hub.client import Client
 from saesync.hub.reach import Reach
-from saesync.hub.trouble import MAX_ATTEMPTS, Asked, Patience, Trouble, asked_wait, diagnose, wait_of
+from saesync.hub.trouble import MAX_ATTEMPTS, Asked, Patience, Trouble, diagnose
 
 REPO = "alice/source"
 WEIGHTS = b"\0\1" + random.Random(7).randbytes(3_000_000)

@@ -22,9 +22,10 @@ from saesync.hub import authors as _authors
 from saesync.hub import discussions as _discussions
 from saesync.hub import download as _download
 from saesync.hub import writes as _writes
+from saesync.hub.answers import renamed_to
 from saesync.hub.client import Client, check_name, parsed, quoted
 from saesync.hub.discussions import Proposal
-from saesync.hub.trouble import Answered, Asked, Garbled, Patience, renamed_to
+from saesync.hub.trouble import Answered, Asked, Garbled, Patience
 from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def can_write(client: Client, repo: str) -> bool:
     return _can_create(repo, whoami(client, token_of) or {}) if allowed is None else allowed
 
 
-def _in_scope(namespace: str, fine: Any) -> bool:
+def _in_scope(namespace: str | None, fine: Any) -> bool:
     """Whether a fine-grained token may write to what is new in a namespace; True where the Hub does not say what it may."""
     scoped = fine.get("scoped") if isinstance(fine, dict) else None
     if not isinstance(scoped, list):
@@ -84,7 +84,7 @@ def _in_scope(namespace: str, fine: Any) -> bool:
     return any(_grants(scope, namespace) for scope in scoped)
 
 
-def _grants(scope: Any, namespace: str) -> bool:
+def _grants(scope: Any, namespace: str | None) -> bool:
     entity, permissions = (scope.get("entity"), scope.get("permissions")) if isinstance(scope, dict) else (None, None)
     if not isinstance(entity, dict) or not isinstance(permissions, list):
         return False

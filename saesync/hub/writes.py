@@ -81,7 +81,6 @@ def commit(
 
     asked = Asked(f"commit {len(operations)} files to {repo}", repo, write=True)
     token = client.write_token(repo) if revision is None else client.token()
-    _hush()
     client.session()
     api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
     adds = {operation.path: _addition(operation) for operation in operations if isinstance(operation, Add)}
@@ -181,12 +180,3 @@ def _invalid(error: ValueError, asked: Asked, client: Client, token: str | None)
     if "README" in line:
         return Refused("Hub finds the card invalid", f"{line[:300]}. Correct the front matter of the README.md in {asked.repo}.")
     return Refused("Hub refused the request", f"The Hub was asked to {asked.what} and refused: {line[:300]}.")
-
-
-def _hush() -> None:
-    """No progress bars of the client's own: saesync draws its own."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
-
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled():
-        disable_progress_bars()

@@ -1,4 +1,4 @@
-"""What stands in the way of files that are to be put into a folder or a repository: seen before any work, and again before writing."""
+"""What stands in the way of files that are put into a folder or a repository: seen before any work, and again before writing."""
 
 from __future__ import annotations
 

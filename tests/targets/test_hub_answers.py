@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
-from servers.loopback import SECRETS, HubServer
+from servers.loopback import SECRETS, HubServer, running_hub
 from target_support import Place, batch, upload
 
 from saesync.cache import Cache
 from saesync.errors import Missing, NotVisible, Refused, Unavailable
 from saesync.hub import Hub
+from saesync.hub.trouble import CLIENT_WAITS, Asked, diagnose
 from saesync.targets.base import Upload
 from saesync.targets.huggingface import HuggingFace
 
 REPO = "alice/saes"
-pytestmark = pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def hub_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """What is answered does not depend on how files are brought."""
+    with running_hub(tmp_path_factory.mktemp("hub"), "lfs") as server:
+        yield server
 
 
 @pytest.fixture
@@ -100,3 +112,73 @@ def test_weights_that_the_hub_keeps_as_a_regular_file_are_moved(place: Place, tm
     after = place.publish(replace(moved, removed=frozenset({"layer_0"})))
     assert {name for name in after.files if name.startswith("layer_")} == {"layer_1/cfg.json", "layer_1/sae_weights.safetensors"}
     assert after.files["layer_1/sae_weights.safetensors"].same_bytes(made.record.files["sae_weights.safetensors"])
+
+
+MISREAD = [
+    {"route": "commit", "status": 200, "body": "{}", "when": "after"},
+    {"route": "commit", "status": 200, "body": "[]", "when": "after"},
+    {"route": "commit", "status": 400, "body": "[1]"},
+    {"route": "preupload", "status": 200, "body": '{"files": []}'},
+    {"route": "validate-yaml", "status": 200, "body": "[]"},
+    {"route": "repo.create", "status": 200, "body": "{}", "when": "after"},
+]
+
+
+@pytest.mark.parametrize("fault", MISREAD, ids=lambda f: "-".join(str(f[k]) for k in ("route", "status", "body")))
+def test_an_answer_that_the_client_takes_apart_wrongly_is_no_bug(place: Place, tmp_path: Path, fault: dict[str, Any]) -> None:
+    """The client raises a KeyError or worse, maybe after the commit has landed."""
+    assert place.server is not None
+    place.server.fault({**fault, "headers": {"Content-Type": "application/json"}})
+    work = batch("res", {"layer_0": upload(tmp_path / "one", 1)})
+    after = place.publish(work)
+    assert after.records["res"].saes["layer_0"] == work.uploads["layer_0"].record
+    assert len(place.server.commits(REPO)) == 2
+
+
+def test_answers_that_stay_wrong_are_told(place: Place, tmp_path: Path) -> None:
+    assert place.server is not None
+    place.server.fault(route="commit", status=200, body="{}", headers={"Content-Type": "application/json"}, times=-1)
+    target = HuggingFace(Cache(tmp_path / "cache"), Hub(Cache(tmp_path / "cache"), patience=1))
+    with pytest.raises(Unavailable, match="its answer is not what a Hub sends"):
+        target.publish(REPO, batch("res", {"layer_0": upload(tmp_path / "one", 1)}), place.observe())
+
+
+def test_mistakes_of_our_own_code_stay_mistakes(place: Place) -> None:
+    error = KeyError("ours")
+    error.__traceback__ = None
+    assert diagnose(error, Asked("commit", REPO, write=True), None, "https://hub.example") is None
+
+
+@pytest.mark.parametrize("verbosity", [None, "debug"])
+def test_no_signed_address_is_said(place: Place, tmp_path: Path, verbosity: str | None) -> None:
+    """Of each upload that it tries again it would print the address, with what allows anybody to write there."""
+    assert place.server is not None
+    program = (
+        "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
+        "from target_support import batch, upload; from saesync.cache import Cache\n"
+        "from saesync.targets.huggingface import HuggingFace\n"
+        "home = Path(sys.argv[1]); target = HuggingFace(Cache(home / 'cache'))\n"
+        f"target.publish({REPO!r}, batch('res', {{'layer_0': upload(home / 'one', 1)}}), target.observe({REPO!r}))\n"
+    )
+    place.server.fault(route="lfs.put", status=503)
+    tests = Path(__file__).parent
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_VERBOSITY")}
+    environment |= place.server.environment(HF_HOME=str(tmp_path / "hf")) | ({"HF_HUB_VERBOSITY": verbosity} if verbosity else {})
+    command = [sys.executable, "-c", program, str(tmp_path), str(tests), str(tests.parent)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert "sig=" not in done.stdout + done.stderr
+    assert ("503" in done.stderr) is (verbosity is not None)
+
+
+def test_the_time_that_the_client_waits_for_a_store_counts() -> None:
+    """A store that cannot be reached is tried five times by the client at every attempt of ours."""
+    asked = Asked("commit 2 files to alice/saes", REPO, write=True)
+    for address, counts in (
+        ("https://store.example/x?sig=1", True),
+        (f"https://hub.example/{REPO}.git/info/lfs/objects/batch", True),
+        (f"https://hub.example/api/models/{REPO}/commit/main", False),
+    ):
+        error = httpx2.ReadError("reset", request=httpx2.Request("PUT", address))
+        trouble = diagnose(error, asked, None, "https://hub.example")
+        assert trouble is not None
+        assert (trouble.cost == CLIENT_WAITS) is counts

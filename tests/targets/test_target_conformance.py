@@ -65,10 +65,10 @@ def test_what_stands_in_the_way_stays(place: Place, tmp_path: Path, stands: str)
     place.somebody_else({stands: b"mine"})
     seen, before = place.observe(), place.writes()
     assert isinstance(place.target, Placing)
-    with pytest.raises(Missing, match="is a (file, and has to be a folder|folder, and has to be a file)"):
+    with pytest.raises(Missing, match=r"is a (file, and has to be a folder|folder, and has to be a file)"):
         place.target.check_paths(place.location, ["README.md", "saesync/res.json", "layer_0/topk/cfg.json"])
     work = batch("res", {"layer_0/topk": upload(tmp_path / "one", 1)}, replace=frozenset({"layer_0/topk"}))
-    with pytest.raises(Missing, match="is a (file, and has to be a folder|folder, and has to be a file)"):
+    with pytest.raises(Missing, match=r"is a (file, and has to be a folder|folder, and has to be a file)"):
         place.publish(work, seen)
     assert place.text(stands) == "mine"
     assert place.writes() == before
