@@ -94,6 +94,7 @@ class Local:
                         _apply(root, staging, batch, now, change, progress)
                     finally:
                         shutil.rmtree(staging, ignore_errors=True)
+                        (root / RECORD_FOLDER / _LAST).unlink(missing_ok=True)  # of a disk that was full
                 _drop_empty(root, (*batch.removed, *batch.uploads))
                 return now if change.nothing else self._observe(root)
         except OSError as error:
