@@ -295,7 +295,7 @@ class Hub:
 
     def commit(
         self, repo: str, operations: Sequence[Operation], message: str, parent: str,
-        progress: Callable[[int, int], None] | None = None, revision: str | None = None,
+        progress: Callable[[int, int], None] | None = None, revision: str | None = None, ignores: bool = False,
     ) -> str:  # fmt: skip
         """One attempt at one atomic commit on top of ``parent``; returns its hash. See ``writes.commit``.
 
@@ -303,7 +303,7 @@ class Hub:
             Unsettled: the outcome is not known, or another commit came first; read the head again, then decide.
             Refused, Missing, NotVisible: as named.
         """
-        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress, revision)
+        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress, revision, ignores)
 
     def _api(self, token: str | None) -> HfApi:
         from huggingface_hub import HfApi

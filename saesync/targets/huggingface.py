@@ -158,7 +158,8 @@ class HuggingFace:
             operations = self._operations(change, now)
             message = batch.message or f"{batch.release}: {len(batch.uploads)} SAEs (saesync)"
             try:
-                sha = self._hub.commit(location, operations, message, tip.head.sha, progress, tip.revision)
+                ignores = any(path.rpartition("/")[2] == ".gitignore" for path in now.files)
+                sha = self._hub.commit(location, operations, message, tip.head.sha, progress, tip.revision, ignores)
             except Unsettled as unsettled:
                 patience.wait(unsettled.trouble)
                 continue

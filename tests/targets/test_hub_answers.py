@@ -182,3 +182,16 @@ def test_the_time_that_the_client_waits_for_a_store_counts() -> None:
         trouble = diagnose(error, asked, None, "https://hub.example")
         assert trouble is not None
         assert (trouble.cost == CLIENT_WAITS) is counts
+
+
+@pytest.mark.parametrize("pattern", [b"*.safetensors\n", b"saesync/\n", b"cfg.json\n"])
+@pytest.mark.parametrize("size", [20_000, 2_000_000])
+def test_gitignore_that_swallows_files_is_noticed(place: Place, tmp_path: Path, pattern: bytes, size: int) -> None:
+    """Before the commit: else half of an SAE would be published, with a record that claims the whole."""
+    assert place.server is not None
+    place.exists()
+    place.server.push(REPO, {".gitignore": pattern})
+    before = place.server.commits(REPO)
+    with pytest.raises(Refused, match="The .gitignore in alice/saes excludes"):
+        place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1, size=size)}))
+    assert place.server.commits(REPO) == before
