@@ -85,10 +85,11 @@ def commit(
     token = client.write_token(repo) if revision is None else client.token()
     client.session()
     api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
-    adds = {operation.path: _addition(operation) for operation in operations if isinstance(operation, Add)}
+    put = [operation for operation in operations if isinstance(operation, Add)]
+    adds = {operation.path: _addition(operation) for operation in put}
     rest = _copies_and_deletions(operations)
     try:
-        _upload(api, repo, [operation for operation in operations if isinstance(operation, Add)], adds, progress, revision, ignores)
+        _upload(api, repo, put, adds, progress, revision, ignores)
         done = api.create_commit(repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent, revision=revision)
     except ValueError as error:
         raise _invalid(error, asked, client, token) from None
@@ -140,8 +141,10 @@ def _upload(
     revision: str | None,
     ignores: bool,
 ) -> None:
-    """Send what is large, group by group, and compare what was hashed on the way with what was promised. With ``ignores``, what is
-    small is sent here, too: nothing is in the repo yet, and a commit that the repo takes only parts of is not made."""
+    """Send what is large, group by group, and compare what was hashed on the way with what was promised.
+
+    With ``ignores``, what is small is sent here, too: a commit that the repo would take only parts of is not made.
+    """
     large = [operation for operation in operations if operation.digest.size > IN_MEMORY]
     done, total = 0, sum(operation.digest.size for operation in large)
     for group in _groups(large):

@@ -192,6 +192,6 @@ def test_gitignore_that_swallows_files_is_noticed(place: Place, tmp_path: Path, 
     place.exists()
     place.server.push(REPO, {".gitignore": pattern})
     before = place.server.commits(REPO)
-    with pytest.raises(Refused, match="The .gitignore in alice/saes excludes"):
+    with pytest.raises(Refused, match=r"The \.gitignore in alice/saes excludes"):
         place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1, size=size)}))
     assert place.server.commits(REPO) == before
