@@ -6,7 +6,7 @@ Every event is a dict with "type". Types:
 version            saesync, format (1)
 plan               digest, steps (number), releases (names)
 step_started       address, step
-progress           address, step, done, total, unit ("B", "tokens")
+progress           address, step, done, total, unit ("B", "tokens"); others (number of SAEs that the same pass is of)
 step_finished      address, step, seconds, cached (bool), and step-specific numbers (max_diff, metrics)
 step_failed        address, step, diagnostics (list)
 committed          release, location, commit, saes (ids), bytes
@@ -23,6 +23,8 @@ summary            outcomes (name -> count), failures, exit_code, seconds, commi
 ended              exit_code, diagnostics (list: summary, detail, origin as file, line, column, width): instead of a summary, when
                    nothing could be started
 =================  ====================================================================================
+
+An address is that of an SAE (release/id), a release, or what several SAEs share, in words ("model google/gemma-2-2b").
 
 The last one is "summary" or "ended".
 """

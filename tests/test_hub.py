@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from servers.loopback import ALICE, BOB, SECRETS, HubServer, running_hub
 
@@ -21,9 +22,10 @@ from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.hub import Head, Hub
+from saesync.hub.answers import asked_wait, wait_of
 from saesync.hub.client import Client
 from saesync.hub.reach import Reach
-from saesync.hub.trouble import MAX_ATTEMPTS, Asked, Patience, Trouble, asked_wait, diagnose
+from saesync.hub.trouble import MAX_ATTEMPTS, Asked, Patience, Trouble, diagnose
 
 REPO = "alice/source"
 WEIGHTS = b"\0\1" + random.Random(7).randbytes(3_000_000)
@@ -419,6 +421,16 @@ def test_server_messages_are_cleaned(hub: Hub, hub_server: HubServer, source: st
 )
 def test_what_the_server_asks_to_wait(retry_after: str | None, ratelimit: str | None, seconds: float | None) -> None:
     assert asked_wait(retry_after, ratelimit, now=0.0) == seconds
+
+
+@pytest.mark.parametrize(
+    ("date", "seconds"), [("Wed, 21 Oct 2099 07:28:00 GMT", 5.0), ("Wed, 21 Oct 2099 07:29:00 GMT", 0.0), ("nonsense", None)]
+)
+def test_a_date_is_told_by_the_servers_clock(date: str, seconds: float | None) -> None:
+    response = httpx2.Response(503, headers={"Date": date, "Retry-After": "Wed, 21 Oct 2099 07:28:05 GMT"})
+    found = wait_of(response)
+    assert found is not None
+    assert found == seconds if seconds is not None else found > 1e9
 
 
 XET_SAYS = [

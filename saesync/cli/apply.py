@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from saesync import carets, events, planfile, preflight, progress, render
+from saesync import carets, events, manifest, planfile, preflight, progress, render
 from saesync.apply import Context, StopFlag
 from saesync.apply import apply as run
 from saesync.checkout import blob_id
@@ -201,7 +201,9 @@ def _approved_by_file(file: Path, policy: Policy) -> World:
         again = f"saesync plan --out {shlex.quote(str(file))}"
         detail = f"{file} was made with --untrusted, for reading only. Make one of your own manifests: `{again}`."
         raise Refused("Plan is of untrusted manifests", detail)
-    world = look(Asked.from_json(saved["asked"]), again=True, policy=policy)
+    asked = Asked.from_json(saved["asked"])
+    planfile.check_here(asked.paths or (manifest.DEFAULT_FOLDER,), str(file))
+    world = look(asked, again=True, policy=policy)
     changed, releases = bool(saved.get("changed")), world.plan.releases
     manifests = {one.manifest: blob_id(Path(one.manifest)) for one in releases if changed and one.manifest}
     planfile.check(saved, world.plan, str(file), world.asked.words(), manifests)

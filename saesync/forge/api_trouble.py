@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from saesync.errors import Missing, NotVisible, Refused, SaesyncError, Unavailable
 from saesync.forge.credentials import HOW, Credentials
 from saesync.forge.patience import Stumbled
-from saesync.hub.trouble import asked_wait
+from saesync.hub.answers import asked_wait
 from saesync.inert import plain
 
 if TYPE_CHECKING:

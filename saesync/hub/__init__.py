@@ -22,9 +22,10 @@ from saesync.hub import authors as _authors
 from saesync.hub import discussions as _discussions
 from saesync.hub import download as _download
 from saesync.hub import writes as _writes
+from saesync.hub.answers import renamed_to
 from saesync.hub.client import Client, check_name, failures, parsed, quoted
 from saesync.hub.discussions import Proposal
-from saesync.hub.trouble import Answered, Asked, Garbled, Patience, renamed_to
+from saesync.hub.trouble import Answered, Asked, Garbled, Patience
 from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
 
 if TYPE_CHECKING:
@@ -244,8 +245,8 @@ class Hub:
         """Whether the token may write to a model repo, or create it where it does not exist."""
         return _accounts.can_write(self._client, check_name(repo))
 
-    def create_repo(self, repo: str, private: bool) -> None:
-        """Create a model repo; one that exists already is left as it is (look at its visibility afterwards).
+    def create_repo(self, repo: str, private: bool) -> bool:
+        """Create a model repo; False when there is one already, which is left as it is (look at its visibility afterwards).
 
         Raises:
             Missing: the token may not.
@@ -254,14 +255,16 @@ class Hub:
 
         asked = Asked(f"create the repository {check_name(repo)}", repo, write=True)
 
-        def action(token: str | None) -> None:
+        def action(token: str | None) -> bool:
             try:
                 self._api(token).create_repo(repo, private=private, exist_ok=False)
             except HfHubHTTPError as error:
                 if error.response.status_code != 409:
                     raise
+                return False
+            return True
 
-        self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+        return self._client.attempt(asked, action, lambda: self._client.write_token(repo))
 
     def create_tag(self, repo: str, name: str, commit: str) -> bool:
         """Name a commit of a model repo; False when there is a tag of that name already (look where it points).
@@ -314,7 +317,7 @@ class Hub:
 
     def commit(
         self, repo: str, operations: Sequence[Operation], message: str, parent: str,
-        progress: Callable[[int, int], None] | None = None, revision: str | None = None,
+        progress: Callable[[int, int], None] | None = None, revision: str | None = None, ignores: bool = False,
     ) -> str:  # fmt: skip
         """One attempt at one atomic commit on top of ``parent``; returns its hash. See ``writes.commit``.
 
@@ -322,7 +325,7 @@ class Hub:
             Unsettled: the outcome is not known, or another commit came first; read the head again, then decide.
             Refused, Missing, NotVisible: as named.
         """
-        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress, revision)
+        return _writes.commit(self._client, check_name(repo), operations, message, parent, progress, revision, ignores)
 
     def _api(self, token: str | None) -> HfApi:
         from huggingface_hub import HfApi

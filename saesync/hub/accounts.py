@@ -76,11 +76,26 @@ def can_write(client: Client, repo: str) -> bool:
     return _can_create(repo, whoami(client, token_of) or {}) if allowed is None else allowed
 
 
+def _in_scope(namespace: str | None, fine: Any) -> bool:
+    """Whether a fine-grained token may write to what is new in a namespace; True where the Hub does not say what it may."""
+    scoped = fine.get("scoped") if isinstance(fine, dict) else None
+    if not isinstance(scoped, list):
+        return True
+    return any(_grants(scope, namespace) for scope in scoped)
+
+
+def _grants(scope: Any, namespace: str | None) -> bool:
+    entity, permissions = (scope.get("entity"), scope.get("permissions")) if isinstance(scope, dict) else (None, None)
+    if not isinstance(entity, dict) or not isinstance(permissions, list):
+        return False
+    return entity.get("type") in ("user", "org") and entity.get("name") == namespace and "repo.write" in permissions
+
+
 def _can_create(repo: str, who: Mapping[str, Any]) -> bool:
     namespace = repo.partition("/")[0] if "/" in repo else who.get("name")
     auth, orgs = who.get("auth"), who.get("orgs")
     token = auth.get("accessToken") if isinstance(auth, dict) else None
-    if isinstance(token, dict) and token.get("role") == "read":
+    if isinstance(token, dict) and (token.get("role") == "read" or not _in_scope(namespace, token.get("fineGrained"))):
         return False
     if namespace == who.get("name"):
         return True

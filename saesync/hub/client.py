@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from saesync import __version__
 from saesync.errors import NotVisible, Unavailable
 from saesync.hub import oidc
-from saesync.hub.opening import library_constants, opened
+from saesync.hub.answers import wait_of
+from saesync.hub.opening import discreet, library_constants, opened
 from saesync.hub.reach import Reach, reach_of
 from saesync.hub.trouble import (
     CONNECT_SECONDS,
     LONGEST_WAIT,
+    MISREAD,
     Answered,
     Asked,
     Garbled,
     Patience,
     Trouble,
-    asked_wait,
     bad_token,
     diagnose,
     host_of,
@@ -118,6 +119,7 @@ class Client:
         import httpx2
         from huggingface_hub import get_session
 
+        discreet()
         session = opened(get_session)
         session.timeout = httpx2.Timeout(WRITE_READ_SECONDS, connect=CONNECT_SECONDS)
         if _refuse_long_waits not in session.event_hooks["response"]:
@@ -217,8 +219,7 @@ def _refuse_long_waits(response: httpx2.Response) -> None:
     """
     if response.is_success or response.has_redirect_location:
         return
-    ratelimit = response.headers.get("RateLimit") if response.status_code == 429 else None
-    if (asked_wait(response.headers.get("Retry-After"), ratelimit) or 0.0) > LONGEST_WAIT:
+    if (wait_of(response) or 0.0) > LONGEST_WAIT:
         raise Answered(response)
 
 
@@ -238,7 +239,7 @@ def failures() -> tuple[type[Exception], ...]:
     """What we, the Hub client and hf_xet raise; ``Client.trouble`` tells trouble from bugs."""
     import httpx2
 
-    return (Answered, Garbled, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError)
+    return (Answered, Garbled, httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, *MISREAD)
 
 
 def check_name(repo: str) -> str:

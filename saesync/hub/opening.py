@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
 
 from saesync.errors import Missing
+from saesync.redaction import redacted
 
 T = TypeVar("T")
 _PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
@@ -27,6 +30,27 @@ def library_constants() -> ModuleType:
         detail = f"huggingface_hub reads a number from one of {', '.join(wrong) or 'its variables (HF_...)'}, and it is none."
         raise Missing("Environment variable is not usable", f"{detail} Correct or unset it.") from error
     return constants
+
+
+def discreet() -> None:
+    """No lines or bars of huggingface_hub's own among ours, unless they were asked for (``HF_HUB_VERBOSITY``, ``HF_DEBUG``). What
+    it says of requests holds their addresses, and those of uploads are signed."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
+
+    logger = logging.getLogger("huggingface_hub")
+    if not os.environ.get("HF_HUB_VERBOSITY") and not constants.HF_DEBUG:
+        logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        if _unsigned not in handler.filters:
+            handler.addFilter(_unsigned)
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled():
+        disable_progress_bars()
+
+
+def _unsigned(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redacted(re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", record.getMessage())), ()
+    return True
 
 
 def opened(session: Callable[[], T]) -> T:

@@ -6,7 +6,6 @@ headers hold the token, and transport errors may quote either.
 
 from __future__ import annotations
 
-import email.utils
 import errno
 import os
 import random
@@ -17,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
+from saesync.hub.answers import reason_in, renamed_to, wait_of
 from saesync.hub.reach import Reach
-from saesync.redaction import redacted
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,6 +28,9 @@ LONGEST_WAIT = 30.0
 MAX_ATTEMPTS = 12
 CLIENT_WAITS = 23.0  # seconds for which huggingface_hub tries again by itself, five times
 XET_WAITS = 110.0  # seconds and more for which hf_xet tries again by itself, until it tells of trouble that may pass
+MISREAD = (KeyError, TypeError, AttributeError, IndexError)
+"""What huggingface_hub raises when it takes an answer apart that is not of the form it expects."""
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _XET_ANSWER = re.compile(r"HTTP status (?:client|server) error \((\d{3})\b")
 _UPLOAD = re.compile(r"/(?:preupload|info/lfs)/")
@@ -119,7 +121,7 @@ class Patience:
             SaesyncError: the trouble's own, when waiting cannot help or would take too long.
         """
         backoff = min(LONGEST_WAIT, 0.5 * 2**self._attempt) * random.uniform(0.75, 1.0)  # noqa: S311 (spreads clients, no secret)
-        pause = backoff if trouble.wait is None else trouble.wait
+        pause = max(backoff, trouble.wait or 0.0)  # a server may ask for no wait at all, again and again
         self._attempt += 1
         self._used += pause + trouble.cost
         if not trouble.retry or self._used > self._seconds or self._attempt >= MAX_ATTEMPTS:
@@ -148,13 +150,14 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -
         return replace(found, cost=_client_waited(error.response, host)) if isinstance(error, HfHubHTTPError) else found
     if isinstance(error, OfflineModeIsEnabled):
         return Trouble(Unavailable("Offline mode is on", "HF_HUB_OFFLINE is set; unset it to reach the Hub."), False)
-    if isinstance(error, Garbled):
+    if isinstance(error, Garbled) or (isinstance(error, MISREAD) and _of_the_client(error)):
         return Trouble(_unexpected(host, asked), True)
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
         detail = "HF_ENDPOINT is not a web address; it must begin with https:// (or http://), as https://huggingface.co does."
         return Trouble(Missing("Hub address is not usable", detail), False)
     if isinstance(error, httpx2.HTTPError):
-        return _transport(error, asked, host)
+        found = _transport(error, asked, host)
+        return replace(found, cost=max(found.cost, CLIENT_WAITS)) if asked.write and _upload_failed(error, host) else found
     cause = error.__cause__
     if isinstance(error, RuntimeError) and cause is not None:  # the client's wrapper around a failed upload
         return diagnose(cause, asked, token, site)
@@ -166,10 +169,22 @@ def diagnose(error: BaseException, asked: Asked, token: str | None, site: str) -
     return None
 
 
+def _of_the_client(error: BaseException) -> bool:
+    """Whether huggingface_hub raised it, not code of ours that it was called with."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and str(at.tb_frame.f_globals.get("__name__")).startswith("huggingface_hub.")
+
+
 def _client_waited(response: httpx2.Response, host: str) -> float:
-    """Seconds for which huggingface_hub has tried again by itself: before uploads and in them, never with a commit."""
-    upload = _UPLOAD.search(response.request.url.path) or not _is_at(response.request.url, host)
-    return CLIENT_WAITS if upload and response.status_code >= 500 else 0.0
+    """Seconds for which huggingface_hub has tried again by itself."""
+    return CLIENT_WAITS if _uploads(response.request.url, host) and response.status_code >= 500 else 0.0
+
+
+def _uploads(url: httpx2.URL, host: str) -> bool:
+    """Whether the client tries such a request of a commit again by itself: before uploads and in them, never the commit."""
+    return _UPLOAD.search(url.path) is not None or not _is_at(url, host)
 
 
 def answered(response: httpx2.Response, asked: Asked, token: str | None, site: str) -> Trouble:
@@ -180,49 +195,23 @@ def answered(response: httpx2.Response, asked: Asked, token: str | None, site: s
         # The object store: its signed address has expired or is not there yet. A new attempt gets a new one.
         return Trouble(_store_refused(status, asked, host), True)
     if status == 429:
-        wait = asked_wait(response.headers.get("Retry-After"), response.headers.get("RateLimit"))
+        wait = wait_of(response)
         return Trouble(_rationed(asked, wait), True, wait)
     if status in (408, 425) or status >= 500:
-        wait = asked_wait(response.headers.get("Retry-After"), None)
-        return Trouble(_broken(status, asked, host), True, wait)
+        wait = wait_of(response)
+        return Trouble(_broken(status, asked, host, wait), True, wait)
     if status in (409, 412) and asked.write:
         detail = f"{asked.repo} was changed by somebody else again and again while it was written to. Make a new plan."
         return Trouble(Conflict("Repository keeps changing", detail), True)
     if 300 <= status < 400:
         return Trouble(_renamed(response, asked), False)
-    said = _said(response, token)
+    said = reason_in(response, token)
     if status in (401, 403, 404):
         refused = (
             _refused_write(status, asked, token, said) if asked.write else _invisible(status, code, asked, token, said, site)
         )
         return Trouble(refused, False)
     return Trouble(Refused("Hub refused the request", f"The Hub was asked to {asked.what} and answered {status}{said}."), False)
-
-
-def asked_wait(retry_after: str | None, ratelimit: str | None, now: float | None = None) -> float | None:
-    """Seconds a server asks to wait: ``Retry-After`` (seconds or an HTTP date, RFC 9110 10.2.3), else the reset time of a used-up
-    ``RateLimit`` window (``"api";r=0;t=55``)."""
-    if retry_after is not None:
-        if retry_after.strip().isdigit():
-            return float(retry_after)
-        try:
-            at = email.utils.parsedate_to_datetime(retry_after)
-        except ValueError:
-            return None
-        return max(0.0, at.timestamp() - (time.time() if now is None else now))
-    found = re.search(r";\s*r=0\s*;\s*t=(\d+)", ratelimit or "")
-    return None if found is None else float(found[1])
-
-
-def renamed_to(response: httpx2.Response, kind: str) -> str | None:
-    """The name a repo was moved to, from a redirect of one of its addresses; None when the address is not a repo's."""
-    location = response.headers.get("Location", "")
-    path = re.sub(r"^https?://[^/]+", "", location).split("?")[0]
-    found = re.match(rf"^/api/{kind}s/([\w.-]+(?:/[\w.-]+)?)(?:/(?:revision|tree|refs|commits|auth-check)\b.*)?$", path)
-    if found is None:
-        prefix = "" if kind == "model" else f"{kind}s/"
-        found = re.match(rf"^/{prefix}([\w.-]+(?:/[\w.-]+)?)/resolve/", path)
-    return None if found is None else found[1]
 
 
 def invalid_token() -> NotVisible:
@@ -308,8 +297,9 @@ def _cut(asked: Asked, host: str) -> Unavailable:
     return Unavailable("Connection to the Hub was lost", detail)
 
 
-def _broken(status: int, asked: Asked, host: str) -> Unavailable:
-    detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}, also after several attempts."
+def _broken(status: int, asked: Asked, host: str, wait: float | None = None) -> Unavailable:
+    hint = f" and asks to wait {wait:.0f} s" if wait else ", also after several attempts"
+    detail = f"The Hub ({host}) was asked to {asked.what} and answered with error {status}{hint}."
     return Unavailable("Hub is in trouble", f"{detail} {_TRY_LATER}")
 
 
@@ -346,6 +336,13 @@ def _answered_to_xet(error: BaseException, asked: Asked, token: str | None, host
     return Trouble(_store_refused(status, asked, host), True)
 
 
+def _upload_failed(error: httpx2.HTTPError, host: str) -> bool:
+    try:
+        return _uploads(error.request.url, host)
+    except RuntimeError:  # raised outside of any request
+        return False
+
+
 def _not_connected(error: httpx2.HTTPError, asked: Asked, host: str) -> Trouble:
     import httpx2
 
@@ -365,12 +362,3 @@ def _is_at(url: httpx2.URL, host: str) -> bool:
 
     ours = httpx2.URL(f"{url.scheme}://{host}")
     return (url.host, url.port) == (ours.host, ours.port)
-
-
-def _said(response: httpx2.Response, token: str | None) -> str:
-    """The server's short message, safe to show: one printable line, never the token, never an address that may be signed."""
-    text = response.headers.get("X-Error-Message", "")
-    line = "".join(character if character.isprintable() else " " for character in text)
-    line = redacted(line if not token else line.replace(token, "***"))
-    line = re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", line).strip().rstrip(".")
-    return f": {line[:300]}" if line else ""

@@ -67,8 +67,10 @@ def commit(
     parent: str,
     progress: Progress | None = None,
     revision: str | None = None,
+    ignores: bool = False,
 ) -> str:
-    """One attempt at one atomic commit on top of ``parent``. Returns its hash. ``revision`` is a pull request's (None: main).
+    """One attempt at one atomic commit on top of ``parent``. Returns its hash. ``revision`` is a pull request's (None: main);
+    ``ignores``: the repo has a .gitignore, which may leave files out.
 
     Large files are uploaded first; only when the digests computed while sending equal the promised ones is the commit made.
 
@@ -81,13 +83,13 @@ def commit(
 
     asked = Asked(f"commit {len(operations)} files to {repo}", repo, write=True)
     token = client.write_token(repo) if revision is None else client.token()
-    _hush()
     client.session()
     api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
-    adds = {operation.path: _addition(operation) for operation in operations if isinstance(operation, Add)}
+    put = [operation for operation in operations if isinstance(operation, Add)]
+    adds = {operation.path: _addition(operation) for operation in put}
     rest = _copies_and_deletions(operations)
     try:
-        _upload(api, repo, [operation for operation in operations if isinstance(operation, Add)], adds, progress, revision)
+        _upload(api, repo, put, adds, progress, revision, ignores)
         done = api.create_commit(repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent, revision=revision)
     except ValueError as error:
         raise _invalid(error, asked, client, token) from None
@@ -137,19 +139,39 @@ def _upload(
     adds: dict[str, CommitOperationAdd],
     progress: Progress | None,
     revision: str | None,
+    ignores: bool,
 ) -> None:
-    """Send what is large, group by group, and compare what was hashed on the way with what was promised."""
+    """Send what is large, group by group, and compare what was hashed on the way with what was promised.
+
+    With ``ignores``, what is small is sent here, too: a commit that the repo would take only parts of is not made.
+    """
     large = [operation for operation in operations if operation.digest.size > IN_MEMORY]
     done, total = 0, sum(operation.digest.size for operation in large)
     for group in _groups(large):
         additions = [adds[operation.path] for operation in group]
-        api.preupload_lfs_files(repo, additions, free_memory=False, revision=revision)
+        _preupload(api, repo, additions, revision)
         for operation in group:
             if operation.digest.sha256 != adds[operation.path].upload_info.sha256.hex():
                 raise _changed(operation.path)
             done += operation.digest.size
         if progress is not None:
             progress(done, total)
+    sent = {operation.path for operation in large} if ignores else adds.keys()
+    _preupload(api, repo, [addition for path, addition in adds.items() if path not in sent], revision)
+
+
+def _preupload(api: HfApi, repo: str, additions: Sequence[CommitOperationAdd], revision: str | None) -> None:
+    """Ask how each is to be sent, and send those that go to the object store.
+
+    Raises:
+        Refused: the repo ignores some of them; the client would leave them out of the commit without a word.
+    """
+    if not additions:
+        return
+    api.preupload_lfs_files(repo, additions, free_memory=False, revision=revision)
+    if ignored := [addition.path_in_repo for addition in additions if getattr(addition, "_should_ignore", False)]:
+        detail = f"The .gitignore in {repo} excludes {ignored[0]}. Correct it, and run again."
+        raise Refused("Hub would leave files out", detail)
 
 
 def _groups(operations: Sequence[Add]) -> Iterator[list[Add]]:
@@ -181,12 +203,3 @@ def _invalid(error: ValueError, asked: Asked, client: Client, token: str | None)
     if "README" in line:
         return Refused("Hub finds the card invalid", f"{line[:300]}. Correct the front matter of the README.md in {asked.repo}.")
     return Refused("Hub refused the request", f"The Hub was asked to {asked.what} and refused: {line[:300]}.")
-
-
-def _hush() -> None:
-    """No progress bars of the client's own: saesync draws its own."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
-
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled():
-        disable_progress_bars()

@@ -14,7 +14,7 @@ from saesync.cache import write_named
 from saesync.errors import Missing, Origin, Refused
 from saesync.inert import plain
 from saesync.model import Item, Plan, Release, Sae, Status, StepKind
-from saesync.planfile.compare import Difference, approved, check, compare
+from saesync.planfile.compare import Difference, approved, check, check_here, compare
 from saesync.planfile.view import show_json
 from saesync.planning.basis import SECTION
 from saesync.planning.digests import Digests, digests_of
@@ -26,6 +26,7 @@ __all__ = [
     "Difference",
     "approved",
     "check",
+    "check_here",
     "compare",
     "digests",
     "plan_json",

@@ -5,8 +5,10 @@ Own progress is no difference: what is observed now may be the result of the sav
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -122,6 +124,19 @@ def check(
     head = f"{file} was made from other inputs than the ones here now. Nothing was done."
     again = f"Make a new plan:  {command('saesync', 'plan', *words, '--out', file)}"
     raise PlanStale("Plan is stale", "\n".join([head, *lines, again]))
+
+
+def check_here(paths: Iterable[Path], file: str) -> None:
+    """Refuse a saved plan of manifests, named from the folder that it was made in, that are not here at all.
+
+    Raises:
+        PlanStale: with those that are not.
+    """
+    absent = [plain(str(path)) for path in paths if not os.path.lexists(path)]
+    if absent:
+        head = f"{file} is of {' and '.join(absent)}, which is not here. Nothing was done."
+        where = "Manifests are named from the folder that the plan was made in: apply it there, or make a new plan."
+        raise PlanStale("Plan is stale", f"{head}\n{where}")
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked

@@ -4,7 +4,7 @@ pull request. A completed release can be tagged."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from saesync.record_json import RecordUnreadable
 from saesync.tags import intact, tag_name
 from saesync.targets.base import Batch, Progress, Tag
 from saesync.targets.merge import Merge, merge, record_file
+from saesync.targets.obstacles import obstacles_in
 from saesync.targets.pulls import Pulls
 from saesync.targets.reading import read_card, read_records
 
@@ -161,10 +162,13 @@ class HuggingFace:
                 return self._at(location, tip.head, vouching=True)
             if tip.ended is not None:
                 raise _ended(location, tip.ended)
+            if found := obstacles_in(now.files.keys() - change.deletes, change.written(), location):
+                raise Missing.of(found)
             operations = self._operations(change, now)
             message = batch.message or f"{batch.release}: {len(batch.uploads)} SAEs (saesync)"
             try:
-                sha = self._hub.commit(location, operations, message, tip.head.sha, progress, tip.revision)
+                ignores = any(path.rpartition("/")[2] == ".gitignore" for path in now.files)
+                sha = self._hub.commit(location, operations, message, tip.head.sha, progress, tip.revision, ignores)
             except Unsettled as unsettled:
                 patience.wait(unsettled.trouble)
                 continue
@@ -204,8 +208,11 @@ class HuggingFace:
                 raise Conflict("Target changed meanwhile", f"{location} was deleted since the plan looked. Make a new plan.")
             if batch.pull_request:
                 raise _no_repo(location)
-            self._hub.create_repo(location, batch.private)
+            created = self._hub.create_repo(location, batch.private)
             head = self._hub.head(location)
+            if head is None and not created:  # a token may be allowed to create what it is not shown
+                detail = f"{location} is there already, but the Hub does not show it to this token."
+                raise NotVisible("Repository is not visible", f"{detail} Use one that may read it, or choose another name.")
             if head is None:
                 detail = f"{location} was created but is not visible yet. Run the same command again."
                 raise Unavailable("Repository is not visible yet", detail)
@@ -225,7 +232,7 @@ class HuggingFace:
                 found.append(Copy(path, source))
             else:
                 data = self._hub.read(now.location, now.head or "", source, digest)
-                found.append(Add(path, data, digest))
+                found.append(Add(path, data, digest_bytes(data)))
         found += [Delete(path) for path in sorted(change.deletes)]
         for name, content in ((CARD_FILE, change.card_bytes), (record_file(change.record), change.record_bytes)):
             if content is not None:
@@ -264,6 +271,13 @@ class HuggingFace:
                 f"Publishing to the {which}repository {location} needs a token with write access: `hf auth login` or HF_TOKEN."
             )
             raise Missing("No write access", detail)
+
+    def check_paths(self, location: str, paths: Iterable[str]) -> None:
+        """See ``Placing.check_paths``."""
+        head = self._hub.head(location)
+        files = self._hub.tree(location, head.sha) if head is not None and head.renamed_to is None else {}
+        if found := obstacles_in(files, paths, location):
+            raise Missing.of(found)
 
     def check_proposing(self, location: str) -> None:
         """See ``Proposing.check_proposing``: on a public repo anybody may who is logged in, but not with a read-only token."""

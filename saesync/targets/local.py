@@ -88,12 +88,13 @@ class Local:
                 now = self._observe(root)
                 change = merge(batch, expect, now)
                 if not change.nothing:
-                    self.check_paths(location, _written(change))
+                    self.check_paths(location, change.written())
                     staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=root))
                     try:
                         _apply(root, staging, batch, now, change, progress)
                     finally:
                         shutil.rmtree(staging, ignore_errors=True)
+                        (root / RECORD_FOLDER / _LAST).unlink(missing_ok=True)  # of a disk that was full
                 _drop_empty(root, (*batch.removed, *batch.uploads))
                 return now if change.nothing else self._observe(root)
         except OSError as error:
@@ -179,13 +180,6 @@ def _sweep(root: Path) -> None:
         shutil.rmtree(entry)
     with contextlib.suppress(NotADirectoryError):  # of which it is said when something is to be written
         (root / RECORD_FOLDER / _LAST).unlink(missing_ok=True)
-
-
-def _written(change: Merge) -> Iterator[str]:
-    """Every path in the target that a change touches."""
-    yield from (*change.puts, *change.copies, *change.deletes, record_file(change.record))
-    if change.card_bytes is not None:
-        yield CARD_FILE
 
 
 def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge, progress: Progress | None) -> None:

@@ -6,7 +6,7 @@ batch wants it. Everything else in the target belongs to others and is left alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +45,12 @@ class Merge:
         """Whether everything is in place already."""
         changes = self.puts or self.copies or self.deletes
         return not changes and self.record_bytes is None and self.card_bytes is None
+
+    def written(self) -> Iterator[str]:
+        """Every path in the target that it touches."""
+        yield from (*self.puts, *self.copies, *self.deletes, record_file(self.record))
+        if self.card_bytes is not None:
+            yield CARD_FILE
 
 
 @dataclass(slots=True)

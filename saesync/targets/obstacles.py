@@ -1,9 +1,9 @@
-"""What stands in the way of files that are to be put into a folder: seen before any work, and again before writing."""
+"""What stands in the way of files that are put into a folder or a repository: seen before any work, and again before writing."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from saesync.errors import Diagnostic
@@ -17,6 +17,22 @@ def obstacles(root: Path, paths: Iterable[str]) -> tuple[Diagnostic, ...]:
     wanted = sorted({*paths})
     folders = sorted({parent for path in wanted for parent in PurePosixPath(path).parents if parent != PurePosixPath()})
     return tuple(dict.fromkeys((*_folders(root, folders), *_files(root, wanted), *_locked(root, wanted))))
+
+
+def obstacles_in(files: Collection[str], paths: Iterable[str], location: str) -> tuple[Diagnostic, ...]:
+    """The same in a repository that holds ``files``: git would drop what stands in the way without a word."""
+    folders = {above for path in files for above in _above(path)}
+    found: list[Diagnostic] = []
+    for path in sorted(paths):
+        found += [_in_the_way(f"{at} in {location} is a file, and has to be a folder") for at in _above(path) if at in files]
+        if path in folders:
+            found.append(_in_the_way(f"{path} in {location} is a folder, and has to be a file"))
+    return tuple(dict.fromkeys(found))
+
+
+def _above(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _folders(root: Path, folders: Iterable[PurePosixPath]) -> Iterator[Diagnostic]:

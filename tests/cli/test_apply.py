@@ -326,6 +326,16 @@ def test_a_plan_file_is_never_an_instruction(own: Place, edit: Callable[[str], s
     assert not own.world.published.exists()
 
 
+@pytest.mark.parametrize("named", [("manifests/good.yaml",), ()])
+def test_a_plan_file_from_another_folder_says_where_it_belongs(own: Place, tmp_path: Path, named: tuple[str, ...]) -> None:
+    own.run("plan", *named, "--out", "p.json")
+    (own.folder / "manifests").rename(tmp_path / "elsewhere")
+    done = own.run("apply", "p.json")
+    assert done.code == 4, done.said
+    assert f"p.json is of {named[0] if named else 'manifests'}, which is not here. Nothing was done." in done.err
+    assert "apply it there, or make a new plan" in done.err
+
+
 # ------------------------------------------------------------------------------------------------------- Ctrl-C
 
 

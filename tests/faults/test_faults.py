@@ -41,7 +41,7 @@ def silent(hub_world: HubWorld, tmp_path: Path, capfd: pytest.CaptureFixture[str
     out, err = capfd.readouterr()
     told = json.dumps([event for run in runs for event in run.events], default=str)
     for where, text in (("stdout", out), ("stderr", err), ("events", told)):
-        assert not [secret for secret in SECRETS if secret in text], where
+        assert not [secret for secret in (*SECRETS, "sig=") if secret in text], where  # also not in a signed address
     # git objects are compressed, so the server's own files are read through git
     kept = [path for folder in (tmp_path / "cache", hub_world.folder) for path in folder.rglob("*") if path.is_file()]
     for path in kept:

@@ -55,6 +55,7 @@ DEFAULT_TOKENS = {
     "hf_bob_write": {"user": "bob", "role": "write", "orgs": {}},
     "hf_carol_fine": {"user": "carol", "role": "fineGrained", "orgs": {"sae-org": "read"},
                       "write_repos": ["models/carol/allowed"], "read_repos": []},
+    "hf_carol_all": {"user": "carol", "role": "fineGrained", "orgs": {"sae-org": "read"}, "namespaces": ["carol"]},
 }
 LFS_PATTERNS = ("7z arrow bin bz2 ckpt ftz gz h5 joblib mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl "
                 "pt pth rar safetensors tar tflite tgz wasm xz zip zst").split()
@@ -741,7 +742,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return True
         if t is None or not self.ns_role(t, repo.ns):
             return False
-        return t["role"] != "fineGrained" or repo.key in t.get("read_repos", []) + t.get("write_repos", [])
+        return t["role"] != "fineGrained" or repo.ns in t.get("namespaces", []) or \
+            repo.key in t.get("read_repos", []) + t.get("write_repos", [])
 
     def need_write(self, repo, t=None, rev=None):
         t = t or self.who()
@@ -753,7 +755,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Fail(401, "Invalid username or password.", None if self.can_read(None, repo) else "RepoNotFound")
         role = self.ns_role(t, repo.ns)
         ok = role in ("admin", "write") and (t["role"] == "write" or
-                                             (t["role"] == "fineGrained" and repo.key in t.get("write_repos", [])))
+                                             (t["role"] == "fineGrained" and (repo.key in t.get("write_repos", []) or
+                                                                              repo.ns in t.get("namespaces", []))))
         if not ok:
             raise Fail(403, "Forbidden: this token does not have write access to " + repo.id)
         return t
@@ -924,7 +927,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
                       "email": None, "canPay": False, "periodEnd": None, "isEnterprise": False,
                       "avatarUrl": "", "roleInOrg": role} for o, role in t.get("orgs", {}).items()],
             "auth": {"type": "access_token", "accessToken": {"displayName": "acceptance", "role": t["role"],
-                                                            "createdAt": "2026-01-01T00:00:00.000Z"}}})
+                                                            "createdAt": "2026-01-01T00:00:00.000Z",
+                                                            **self.fine_grained(t)}}})
+
+    @staticmethod
+    def fine_grained(t):
+        """What a token of that kind may, as the Hub tells its holder; "namespaces" of a token are whole ones it may write to."""
+        if t["role"] != "fineGrained":
+            return {}
+        repos = [("model", key.partition("/")[2]) for key in t.get("write_repos", [])]
+        owners = [("user" if n == t["user"] else "org", n) for n in t.get("namespaces", [])]
+        return {"fineGrained": {"canReadGatedRepos": False, "global": [], "scoped": [
+            {"entity": {"_id": hashlib.md5(n.encode()).hexdigest()[:24], "type": kind, "name": n},
+             "permissions": ["repo.content.read", "repo.write"]} for kind, n in repos + owners]}}
 
     def h_create(self):
         t = self.who(required=True)
@@ -934,7 +949,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise Fail(400, f"Invalid repo name: {ns}/{name}")
         rid, key = f"{ns}/{name}", f"{typ}s/{ns}/{name}"
         role = self.ns_role(t, ns)
-        if role not in ("admin", "write") or not (t["role"] == "write" or key in t.get("write_repos", [])):
+        if role not in ("admin", "write") or not (t["role"] == "write" or key in t.get("write_repos", []) or
+                                                  ns in t.get("namespaces", [])):
             raise Fail(403, f'You don\'t have the rights to create a {typ} under the namespace "{ns}"')
         with self.store.lock:
             if key in self.store.repos:

@@ -322,14 +322,6 @@ def test_repo_deleted_meanwhile(place: Place, tmp_path: Path) -> None:
     assert not place.observe().exists
 
 
-def test_gitignore_that_swallows_files_is_noticed(place: Place, tmp_path: Path) -> None:
-    server = server_of(place)
-    server.create_repo(REPO)
-    server.push(REPO, {".gitignore": b"*.safetensors\n"})
-    with pytest.raises(Refused, match="gitignore"):
-        place.publish(batch("res", {"layer_0": upload(tmp_path / "one", 1)}))
-
-
 def test_invalid_card_is_refused_before_anything_is_sent(place: Place, tmp_path: Path) -> None:
     server = server_of(place)
     server.create_repo(REPO)

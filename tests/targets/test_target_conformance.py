@@ -18,7 +18,7 @@ from saesync.hub import Hub
 from saesync.reason import ReasonCode
 from saesync.record import record_path
 from saesync.targets import open_target, targets
-from saesync.targets.base import Target, Upload
+from saesync.targets.base import Placing, Target, Upload
 from saesync.targets.huggingface import HuggingFace
 from saesync.targets.local import Local
 
@@ -56,6 +56,22 @@ def test_absent(place: Place) -> None:
     seen = place.observe()
     assert (seen.exists, seen.unknown, dict(seen.files)) == (False, None, {})
     place.target.check_write(place.location, private=False)
+
+
+@pytest.mark.parametrize("stands", ["layer_0", "layer_0/topk/cfg.json/notes.txt", "README.md/notes.txt", "saesync"])
+def test_what_stands_in_the_way_stays(place: Place, tmp_path: Path, stands: str) -> None:
+    """Not even --replace may write over it: git would drop it without a word."""
+    place.exists()
+    place.somebody_else({stands: b"mine"})
+    seen, before = place.observe(), place.writes()
+    assert isinstance(place.target, Placing)
+    with pytest.raises(Missing, match=r"is a (file, and has to be a folder|folder, and has to be a file)"):
+        place.target.check_paths(place.location, ["README.md", "saesync/res.json", "layer_0/topk/cfg.json"])
+    work = batch("res", {"layer_0/topk": upload(tmp_path / "one", 1)}, replace=frozenset({"layer_0/topk"}))
+    with pytest.raises(Missing, match=r"is a (file, and has to be a folder|folder, and has to be a file)"):
+        place.publish(work, seen)
+    assert place.text(stands) == "mine"
+    assert place.writes() == before
 
 
 def test_publish_then_observe(place: Place, tmp_path: Path) -> None:
