@@ -17,7 +17,7 @@ from saesync.apply.scheduler import Outcome as Settled
 from saesync.apply.scheduler import Scheduler, State, Task
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
-from saesync.errors import Diagnostic, Interrupted, SaesyncError
+from saesync.errors import Diagnostic, Interrupted, SaesyncError, os_trouble
 from saesync.events import Emit, Event, ended, version
 from saesync.model import Failure, Plan, StepKind
 from saesync.nothing import nothing
@@ -208,8 +208,9 @@ class _Account:
                 continue
             try:
                 self.graph.steps.keep_evidence(release.records, works)
-            except SaesyncError as error:
-                self._fail(Duty(release.name, StepKind.PUBLISH, release.origin), error.diagnostics)
+            except (SaesyncError, OSError) as error:  # the summary of what was done is told all the same
+                known = os_trouble(error) if isinstance(error, OSError) else error
+                self._fail(Duty(release.name, StepKind.PUBLISH, release.origin), known.diagnostics)
 
     def result(self, interrupted: bool, seconds: float) -> Result:
         """The account, closed: what was not settled is stopped."""

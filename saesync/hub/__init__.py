@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,15 +110,18 @@ class Hub:
         be seen so, or not now: then ``head`` says what there is to say. What was hidden once is not tried again before it was
         seen to be public."""
         key = key_of([self.endpoint, check_name(repo)])
-        if self._cache.has("hidden", key):
+        if self._cache.has("hidden", key) or self._client.patience().hopeless:
             return None
+        began = time.monotonic()
         try:
             refs = _refs_of(parsed(self._client.get(f"/api/models/{repo}/refs", None)))
         except Answered as answer:
             if answer.response.status_code in (401, 403, 404):
                 self._cache.write("hidden", key, b"", durable=False)
             return None
-        except failures():
+        except failures() as error:
+            if self._client.trouble(error, Asked(f"find model {repo}", repo), None, began) is None:
+                raise
             return None
         main = refs.get("branches", {}).get("main")
         return None if main is None else Glance(main, refs.get("tags", {}))

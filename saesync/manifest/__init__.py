@@ -184,7 +184,13 @@ def _listed(folder: Path) -> list[Path]:
     home = real(folder)
     found = []
     for path in sorted(folder.iterdir()):
-        if not may_be_one(path.name) or not path.is_file():
+        if not may_be_one(path.name):
+            continue
+        if path.is_symlink() and not path.exists():
+            raise ManifestError(
+                "Link leads nowhere", f"{path} is a link to something that is not there. Correct it, or remove it."
+            )
+        if not path.is_file():
             continue
         if path.is_symlink() and not real(path).is_relative_to(home):
             detail = f"{path} is a link to a file outside {folder}. Name the file itself, or copy it."

@@ -13,25 +13,27 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """``better`` is "high", "low" or "" (neither)."""
+    """``better`` is "high", "low" or "" (neither); no value is below ``least`` or above ``most`` (None: there is no such end)."""
 
     name: str
     version: int
     summary: str
     better: str = ""
+    least: float | None = 0
+    most: float | None = None
 
 
 _DEFINITIONS = (
     MetricDefinition("l0", 1, "mean number of non-zero features per token"),
-    MetricDefinition("explained_variance", 1, "1 - E|x - x̂|² / (E|x|² - |E x|²), pooled over all tokens", better="high"),
-    MetricDefinition("mse", 1, "mean over tokens of the squared error summed over d_in", better="low"),
-    MetricDefinition("cossim", 1, "mean over tokens of the cosine between x and x̂", better="high"),
+    MetricDefinition("explained_variance", 1, "1 - E|x - x̂|² / (E|x|² - |E x|²), pooled over all tokens", "high", None, 1),
+    MetricDefinition("mse", 1, "mean over tokens of the squared error summed over d_in", "low"),
+    MetricDefinition("cossim", 1, "mean over tokens of the cosine between x and x̂", "high", -1, 1),
     MetricDefinition("l2_ratio", 1, "mean over tokens of |x̂| / |x|"),
-    MetricDefinition("ce_loss_without_sae", 1, "next-token cross-entropy of the model as it is (nats)", better="low"),
-    MetricDefinition("ce_loss_with_sae", 1, "cross-entropy with the hook replaced by the reconstruction (nats)", better="low"),
+    MetricDefinition("ce_loss_without_sae", 1, "next-token cross-entropy of the model as it is (nats)", "low"),
+    MetricDefinition("ce_loss_with_sae", 1, "cross-entropy with the hook replaced by the reconstruction (nats)", "low"),
     MetricDefinition("ce_loss_with_ablation", 1, "cross-entropy with the hook set to zero (nats)"),
-    MetricDefinition("ce_loss_score", 1, "(CE ablated - CE with SAE) / (CE ablated - CE without SAE)", better="high"),
-    MetricDefinition("dead_features", 1, "fraction of features that never fired on these tokens", better="low"),
+    MetricDefinition("ce_loss_score", 1, "(CE ablated - CE with SAE) / (CE ablated - CE without SAE)", "high", None),
+    MetricDefinition("dead_features", 1, "fraction of features that never fired on these tokens", "low", 0, 1),
 )
 
 # Those that need no reconstruction.

@@ -41,7 +41,7 @@ def as_json(findings: Sequence[Finding]) -> str:
         }
         for f in findings
     ]
-    return json.dumps({"version": JSON_VERSION, "findings": rows}, indent=2, ensure_ascii=True)
+    return json.dumps({"type": "saesync-registry-lint", "version": JSON_VERSION, "findings": rows}, indent=2, ensure_ascii=True)
 
 
 def sarif(findings: Sequence[Finding]) -> str:

@@ -39,7 +39,7 @@ def build() -> Schema:
             "release": sections.release(),
             "model": sections.model(),
             "saes": sections.saes(options),
-            "validate": sections.validate({name: metric.summary for name, metric in METRICS.items()}),
+            "validate": sections.validate(METRICS),
             "publish": sections.publish(places),
             "register": sections.register(),
             "records": sections.records(places),

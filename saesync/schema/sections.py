@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from saesync.measure.metrics import MetricDefinition
 from saesync.schema.parts import (
     WINDOWS,
     Schema,
@@ -247,13 +248,19 @@ def _entry() -> Schema:
     }
 
 
-def validate(metrics: Mapping[str, str]) -> Schema:
-    """How SAEs are measured, and what they must reach."""
+def _bounds(metric: MetricDefinition) -> Schema:
+    """What may be asked of a metric: a bound that nothing can keep, such as 70 where a fraction is meant, is a mistake."""
+    least, most = {"minimum": metric.least}, {"maximum": metric.most}
     bound = {
-        "min": {"description": "At least this.", "type": "number"},
-        "max": {"description": "At most this.", "type": "number"},
+        "min": {"description": "At least this.", "type": "number", **(most if metric.most is not None else {})},
+        "max": {"description": "At most this.", "type": "number", **(least if metric.least is not None else {})},
     }
-    require = {name: section(summary, bound, minProperties=1) for name, summary in metrics.items()}
+    return section(metric.summary, bound, minProperties=1)
+
+
+def validate(metrics: Mapping[str, MetricDefinition]) -> Schema:
+    """How SAEs are measured, and what they must reach."""
+    require = {name: _bounds(metric) for name, metric in metrics.items()}
     return section(
         "Measurement on the real model before anything is published. Without it nothing is measured, and plan and card say so.",
         {

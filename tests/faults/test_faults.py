@@ -6,6 +6,7 @@ published.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +286,36 @@ def test_a_full_disk(hub_world: HubWorld, look: Look, silent: list[Run], tmp_pat
     assert "Disk is full" in {value["summary"] for value in failed}, failed
     assert applied(look(manifest), silent).exit_code == 0
     whole(hub_world)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs the right to mount")
+def test_a_disk_that_fills_up_before_evidence_is_kept(hub_world: HubWorld, look: Look, tmp_path: Path) -> None:
+    """What was done is told all the same, and the failure of the records with it."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "kill"))
+    from killing import run_in_child
+
+    manifest = hub_world.manifest(more="records: {huggingface: alice/tiny-records}\n")
+    manifest.write_text(manifest.read_text().replace("min: 0.3", "min: 0.9999"))
+
+    class Filling(list[dict[str, Any]]):
+        def append(self, event: dict[str, Any]) -> None:
+            super().append(event)
+            if event["type"] == "sae_finished":
+                with contextlib.suppress(OSError), (tmp_path / "cache" / "ballast").open("ab", buffering=0) as stream:
+                    while True:
+                        stream.write(bytes(4096))
+
+    def make() -> Run:
+        mount_small(tmp_path / "cache", 60_000_000)
+        return replace(look(manifest), events=Filling())
+
+    full = run_in_child(make, tmp_path / "report.json")
+    assert full.exit_code == 1
+    summary = full.events[-1]
+    assert summary["type"] == "summary"
+    assert summary["outcomes"] == {"failed": 3}
+    last = summary["failures"][-1]
+    assert (last["address"], last["diagnostics"][0]["summary"]) == ("tiny-hub", "Disk is full")
 
 
 def test_too_small_a_disk_is_named_before_any_work(hub_world: HubWorld, look: Look, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             'saes.source.revision needs a 40-digit commit hash, not "main"; `saesync pin a.yaml` fills it in.',
         ),
         (
+            ("explained_variance: {min: 0.70}", "explained_variance: {min: 70}"),
+            "Value is out of range @ a.yaml:26:31",
+            "validate.require.explained_variance.min is 70; it must be at most 1.",
+        ),
+        (
+            ("l0: {max: 150}", "dead_features: {max: -0.1}"),
+            "Value is out of range @ a.yaml:27:26",
+            "validate.require.dead_features.max is -0.1; it must be at least 0.",
+        ),
+        (
             (f"revision: {OTHER}", f"revision: {OTHER.upper()}"),
             "Not pinned @ a.yaml:15:15",
             "saes.source.revision has capital letters; write the commit hash in lower case.",

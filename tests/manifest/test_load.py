@@ -346,6 +346,16 @@ def test_find_says_what_is_missing(here: Path) -> None:
         find([])
 
 
+def test_find_refuses_links_to_nothing(here: Path) -> None:
+    """A manifest that is not read would be one whose SAEs nobody asks for any more."""
+    folder = here / "manifests"
+    folder.mkdir()
+    (folder / "a.yaml").write_text(GOOD)
+    (folder / "b.yaml").symlink_to("gone.yaml")
+    with pytest.raises(ManifestError, match="is a link to something that is not there"):
+        find([folder])
+
+
 def test_find_refuses_links_out_of_the_folder(here: Path) -> None:
     (here / "secret.yaml").write_text(GOOD, encoding="utf-8")
     (here / "manifests").mkdir()

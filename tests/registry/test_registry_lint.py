@@ -198,7 +198,7 @@ def test_sarif_holds_what_code_scanning_asks_for() -> None:
 
 def test_json_is_versioned() -> None:
     value = json.loads(report.as_json(FINDINGS))
-    assert value["version"] == 1
+    assert (value["type"], value["version"]) == ("saesync-registry-lint", 1)
     assert value["findings"][1] == {
         "rule": "int-path", "severity": "warning", "message": "The path is 3.", "file": "a:b,c/r.yaml", "line": 4, "column": 11,
     }  # fmt: skip
