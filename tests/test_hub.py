@@ -458,7 +458,8 @@ def test_the_time_that_hf_xet_waits_by_itself_counts(said: str, told: str) -> No
         patience.wait(replace(trouble, wait=0.0))
 
 
-def test_patience_counts_attempts_too() -> None:
+def test_patience_counts_attempts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     patience = Patience(1e9)
     error = Unavailable("s", "d.")
     with pytest.raises(SaesyncError):

@@ -51,7 +51,7 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
     else:
         saved(tmp_path / "source", OrderedDict(tensors), _use_new_zipfile_serialization=layout != "legacy")
     proof = convert("goodfire", tmp_path / "source", tmp_path / "out")
-    assert proof["max_feature_diff"] == 0
+    assert proof["max_feature_diff"] < 1e-15, "in float64; in which order it is summed up depends on the processor"
     assert proof["exact_storage"] is True
     out = written(tmp_path / "out")
     assert torch.equal(out["W_enc"], tensors["encoder_linear.weight"].float().T)

@@ -105,8 +105,8 @@ def test_concurrent_writer_elsewhere_is_merged_with(place: Place, tmp_path: Path
     after = place.publish(work)
     assert server.stats()["routes"]["commit"]["status"]["412"] == 1
     assert "notes.txt" in after.files
-    assert "Theirs." in (after.readme or "")
-    assert "layer_0" in (after.readme or "")
+    assert "Theirs." in place.text("README.md")
+    assert "layer_0" in place.text("README.md")
 
 
 def test_concurrent_writer_of_the_same_folder_is_a_conflict(place: Place, tmp_path: Path) -> None:
