@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Files of tests run side by side; each brings its own loopback servers. 0 runs them one after another.
-WORKERS ?= 2
+# Files of tests run side by side; each brings its own loopback servers. 0 runs them one after another. Tests wait for servers
+# and child processes much of the time, so that three keep two cores busy.
+WORKERS ?= 3
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -107,4 +107,4 @@ class Place:
     def text(self, name: str) -> str:
         if self.server is not None:
             return self.server.file(self.location, name).decode()
-        return (Path(self.location) / name).read_text()
+        return (Path(self.location) / name).read_bytes().decode()
