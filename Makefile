@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Files of tests run side by side; each brings its own loopback servers. 0 runs them one after another. Tests wait for servers
 # and child processes much of the time, so that three keep two cores busy.
 WORKERS ?= 3
-SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test slow devices lint types docs bench ci clean
@@ -31,6 +31,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow'
 
+# These keep a core busy each.
+slow: WORKERS = 2
 slow: $(STAMP)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -139,8 +140,13 @@ def hub(hub_server: HubServer, world: TinyWorld, tmp_path: Path, heavy_imports: 
         shutil.rmtree(cache, ignore_errors=True)
         shutil.rmtree(Path(os.environ["HF_HOME"]) / "xet", ignore_errors=True)  # it remembers what was uploaded before
 
+    place = hub_server.root / "repos" / "models" / f"{TARGET}.git"
+
     def exists() -> bool:
-        return (hub_server.root / "repos" / "models" / f"{TARGET}.git").exists()
+        """Whether it is there; the server may be making it, for a child that was killed meanwhile."""
+        if place.exists():
+            wait_for(lambda: not subprocess.run(["git", "--git-dir", place, "rev-parse"], check=False).returncode, f"no {place}")
+        return place.exists()
 
     def tree() -> Mapping[str, bytes]:
         return {path: hub_server.file(TARGET, path) for path in hub_server.tree_of(TARGET)}
