@@ -19,7 +19,7 @@ from saesync.model import Observed, Release
 from saesync.observe import Place
 from saesync.planning.registration import Pull, Seen
 from saesync.policy import Policy
-from saesync.reason import Reason, ReasonCode
+from saesync.reason import Reason, not_visible
 from saesync.record import record_path
 from saesync.registry.document import Document, parse
 from saesync.registry.entry import Entry
@@ -51,7 +51,7 @@ def observe_registries(
 
 
 def _restrained(registry: str) -> Reason:
-    return Reason(ReasonCode.NOT_VISIBLE, {"location": registry, "detail": "of untrusted manifests only the Hub is asked"})
+    return not_visible(registry, "of untrusted manifests only the Hub is asked")
 
 
 def _looked(asked: Mapping[str, list[str]], cache: Cache) -> Mapping[str, Seen]:
@@ -151,7 +151,7 @@ def _pull(registry: str, pull: PullRequest) -> Pull:
 
 def _unreadable(registry: str, error: SaesyncError) -> Reason:
     found = error.diagnostics[0]
-    return Reason(ReasonCode.NOT_VISIBLE, {"location": registry, "detail": f"{found.summary}: {found.detail}"})
+    return not_visible(registry, f"{found.summary}: {found.detail}")
 
 
 @dataclass(frozen=True)

@@ -71,3 +71,8 @@ class Reason:
 
     code: ReasonCode
     data: Mapping[str, Any] = field(default_factory=nothing)
+
+
+def not_visible(location: str, detail: str, later: bool = False) -> Reason:
+    """A place that cannot be seen. ``later``: nothing is denied, it cannot be asked now."""
+    return Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": detail, **({"later": True} if later else {})})

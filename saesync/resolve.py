@@ -25,10 +25,10 @@ from saesync.keys import Inputs, Wanted
 from saesync.lanes import in_lanes
 from saesync.measure.metrics import metric_versions
 from saesync.model import DatasetSpec, ModelSpec, Observed, PublishSpec, Release, Sae, SourceSpec
-from saesync.reason import Reason, ReasonCode
+from saesync.reason import Reason, ReasonCode, not_visible
 from saesync.record import Evidence, SaeRecord
 from saesync.record_json import RecordUnreadable
-from saesync.strangers import strangers, unseen
+from saesync.source_history import unreachable
 from saesync.verdict import judge
 
 Place = tuple[str, str]  # target, location
@@ -141,7 +141,7 @@ class Resolver:
         self._list_repos(sae.source for _, sae in saes)
         found = {sae.address: self._wanted(release, sae, observed) for release, sae in saes}
         entries = {sae.address: _entry(release.home, sae, observed) for release, sae in saes}
-        return {**found, **strangers(found, entries, self._opened)}
+        return {**found, **unreachable(found, entries, self._opened)}
 
     def _opened(self) -> Hub:
         self.hub = self.hub or Hub(self.cache)
@@ -309,7 +309,7 @@ class Resolver:
         try:
             return Listing(self._opened().tree(repo, revision))
         except (NotVisible, Unavailable) as error:
-            return unseen(repo, error)
+            return not_visible(repo, error.diagnostics[0].detail, isinstance(error, Unavailable))
 
 
 @functools.cache

@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.observe",
         "saesync.observe_registries",
         "saesync.resolve",
-        "saesync.strangers",
+        "saesync.source_history",
         "saesync.importing",
         "saesync.policy",
         "saesync.checkout",

@@ -15,7 +15,7 @@ from saesync.forge.desk import Desk
 from saesync.forge.files import read_file
 from saesync.forge.places import Place, branch_of, place_of, server
 from saesync.forge.types import REGISTRY_PATHS, Branch, RegistryState
-from saesync.reason import Reason, ReasonCode
+from saesync.reason import Reason, not_visible
 
 _ONE_BY_ONE = 10  # pull requests are asked for by branch up to so many releases, for all together beyond
 _ANONYMOUS_PULLS = 300  # of everybody, the newest: three of the sixty requests GitHub allows an hour
@@ -71,7 +71,7 @@ def credentials_for(place: Place) -> Credentials:
 def unseen(registry: str, error: SaesyncError) -> Reason:
     """Why something cannot be seen, for the plan."""
     found = error.diagnostics[0]
-    return Reason(ReasonCode.NOT_VISIBLE, {"location": registry, "detail": f"{found.summary}: {found.detail}"})
+    return not_visible(registry, f"{found.summary}: {found.detail}")
 
 
 def no_file(registry: str, head: str | None) -> Missing:

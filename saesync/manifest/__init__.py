@@ -14,7 +14,7 @@ from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
 from saesync.manifest import yaml12
-from saesync.manifest.check import expand
+from saesync.manifest.check import examine
 from saesync.manifest.collisions import collisions
 from saesync.manifest.expand import Budget
 from saesync.manifest.paths import Bounds, real
@@ -100,7 +100,7 @@ def _load(
         try:
             where = bounds(file)
             tree, unread = yaml12.read(decode(read(file), str(file))[1], str(file))
-            expanded = expand(tree, str(file), budget)
+            expanded = examine(tree, str(file), budget)
             release, found = release_of(expanded, where)
             found = [*expanded.wrong, *found]
         except ManifestError as error:

@@ -78,13 +78,13 @@ def check(root: Node, file: str, budget: Budget) -> Expanded:
     Raises:
         ManifestError: everything that does not.
     """
-    found = expand(root, file, budget)
+    found = examine(root, file, budget)
     if found.wrong:
         raise ManifestError.of(found.wrong)
     return found
 
 
-def expand(root: Node, file: str, budget: Budget) -> Expanded:
+def examine(root: Node, file: str, budget: Budget) -> Expanded:
     """The expanded manifest, or as much of it as fits the schema.
 
     Raises:

@@ -14,7 +14,7 @@ from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError,
 from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Proposal, Unsettled
 from saesync.hub.trouble import Trouble
 from saesync.model import CARD_FILE, HubPull, Observed
-from saesync.reason import Reason, ReasonCode
+from saesync.reason import Reason, ReasonCode, not_visible
 from saesync.record import MAX_RECORD_BYTES, Record, RecordNewer, parse_record, record_path, vouched
 from saesync.record_json import RecordUnreadable
 from saesync.tags import intact, tag_name
@@ -305,8 +305,7 @@ class HuggingFace:
 
 def _unseen(location: str, error: SaesyncError) -> Reason:
     found = error.diagnostics[0]
-    later = {"later": True} if isinstance(error, Unavailable) else {}
-    return Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": f"{found.summary}: {found.detail}", **later})
+    return not_visible(location, f"{found.summary}: {found.detail}", isinstance(error, Unavailable))
 
 
 def _ahead(there: Observed, main: Observed) -> frozenset[str]:

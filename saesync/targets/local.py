@@ -29,7 +29,7 @@ from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable, disk_is_full
 from saesync.folders import RECORD_FOLDER, roots_of
 from saesync.model import CARD_FILE, CFG_FILE, Observed
-from saesync.reason import Reason, ReasonCode
+from saesync.reason import not_visible
 from saesync.record import Pending, Record, SaeRecord
 from saesync.targets.base import Batch, Progress
 from saesync.targets.merge import Merge, merge, record_file
@@ -61,7 +61,7 @@ class Local:
             detail = f"{location} is a file; a folder is needed."
         except OSError as error:
             detail = f"{error.filename or location} cannot be read: {error.strerror}."
-        return Observed(self.name, location, unknown=Reason(ReasonCode.NOT_VISIBLE, {"location": location, "detail": detail}))
+        return Observed(self.name, location, unknown=not_visible(location, detail))
 
     def _observe(self, root: Path) -> Observed:
         if not root.exists():

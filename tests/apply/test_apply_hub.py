@@ -147,9 +147,9 @@ def test_somebody_else_changes_some_saes_meanwhile(hub_world: HubWorld, look: Lo
     run = look(hub_world.manifest())
     plan, context = run.look()
 
-    def emit(event: object) -> None:
-        run.events.append(event)  # type: ignore[arg-type]
-        if event["type"] == "step_finished" and event["step"] == "validate" and not meddled:  # type: ignore[index]
+    def emit(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        if event["type"] == "step_finished" and event["step"] == "validate" and not meddled:
             meddled.append(server.push(TARGET, {"layer_0/standard/cfg.json": b"{}", "layer_0/topk/mine.txt": b""}))
 
     meddled: list[str] = []

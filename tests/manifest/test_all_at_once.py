@@ -114,15 +114,6 @@ _TOGETHER = frozenset(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test's own project folder, which is the working directory."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def _with(*mistakes: int) -> str:
     text = FINE
     for old, new in (MISTAKES[number] for number in mistakes):

@@ -18,15 +18,6 @@ from saesync.errors import ManifestError
 from saesync.manifest import load
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test's own project folder, which is the working directory."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     ("change", "place", "detail"),
     [

@@ -15,12 +15,6 @@ HOOK = "  hook: blocks.{layer}.hook_resid_post\n"
 BOTH = "  hook: blocks.{layer}.ln2.hook_normalized\n  hook_out: blocks.{layer}.hook_mlp_out\n"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def asked(folder: Path) -> Sae:
     return release(folder, changed((HOOK, BOTH))).saes[7]
 

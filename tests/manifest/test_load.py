@@ -22,16 +22,6 @@ from saesync.model import DatasetSpec, ModelSpec, PublishSpec, SourceSpec
 from saesync.schema import build
 from saesync.schema.fast import compile_schema
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test's own project folder, which is the working directory."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 FOR_EACH = "    layer: {first: 0, last: 25}\n"
 
 

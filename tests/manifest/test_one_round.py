@@ -10,15 +10,6 @@ from manifest_support import GOOD, changed, complaints, said
 AXES = "    layer: {first: 0, last: 25}\n"
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test's own project folder, which is the working directory."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def test_every_key_that_is_missing_is_told(here: Path) -> None:
     found = complaints(here, "apiVersion: saesync/v1\n")
     assert [each.detail.split()[0] for each in found] == ['"release"', '"model"', '"saes"', "the"]

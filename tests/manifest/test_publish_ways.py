@@ -9,16 +9,6 @@ from manifest_support import GOOD, changed, complaints, release, said, write
 
 from saesync.manifest import load
 
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test's own project folder, which is the working directory."""
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 WHERE = "  huggingface: acme/gemma-saes\n"
 
 

@@ -51,14 +51,6 @@ register:
 """
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "project"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
 def planned(tmp_path: Path, *releases: Release) -> Plan:
     """A plan as the command line makes it; HF_ENDPOINT leads nowhere, so that a look at the Hub would show."""
     cache = Cache(tmp_path / "cache")

@@ -8,11 +8,11 @@ from saesync.errors import NotVisible, Unavailable
 from saesync.hub import Hub
 from saesync.keys import Wanted
 from saesync.lanes import in_lanes
-from saesync.reason import Reason, ReasonCode
+from saesync.reason import Reason, ReasonCode, not_visible
 from saesync.record import SaeRecord
 
 
-def strangers(
+def unreachable(
     found: Mapping[str, Wanted], entries: Mapping[str, SaeRecord | None], hub: Callable[[], Hub]
 ) -> Mapping[str, Wanted]:  # fmt: skip
     """Those of ``found`` whose source is at such a commit, now with the reason that blocks them.
@@ -38,11 +38,5 @@ def _reason(hub: Hub, repo: str, revision: str) -> Reason | None:
     try:
         reachable = hub.reachable(repo, revision)
     except (NotVisible, Unavailable) as error:
-        return unseen(repo, error)
+        return not_visible(repo, error.diagnostics[0].detail, isinstance(error, Unavailable))
     return None if reachable else Reason(ReasonCode.SOURCE_UNREACHABLE, {"repo": repo, "revision": revision})
-
-
-def unseen(repo: str, error: NotVisible | Unavailable) -> Reason:
-    """Why a source cannot be looked at."""
-    later = {"later": True} if isinstance(error, Unavailable) else {}
-    return Reason(ReasonCode.NOT_VISIBLE, {"location": repo, "detail": error.diagnostics[0].detail, **later})
