@@ -127,7 +127,7 @@ def read_policy(file: Path) -> Policy:
         value = root.plain_value()
         wrong, _ = explain(value, root, str(file), build())
         if wrong:
-            raise ManifestError.of(sorted(wrong, key=_place))
+            raise ManifestError.of(sorted(wrong.values(), key=_place))
     except ManifestError as error:
         raise Refused.of(_worded(each) for each in error.diagnostics) from error
     return _policy(value, file, root)

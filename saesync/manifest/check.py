@@ -13,7 +13,7 @@ from typing import Any
 
 from saesync.errors import Diagnostic, ManifestError, Origin
 from saesync.manifest.expand import NAME, WHOLE, Budget, Row, Rows, Templates, distinct, names_of, rows_of
-from saesync.manifest.explain import Path, Sameness, close, explain, sameness
+from saesync.manifest.explain import Path, Sameness, close, explain
 from saesync.manifest.yaml12 import Node
 from saesync.planfile import TYPE as PLAN
 from saesync.schema import build, expanded
@@ -176,7 +176,7 @@ def _as_written(root: Node, file: str, found: list[Diagnostic]) -> Expanded:
     saes = whole.get("saes")
     section = {key: value for key, value in saes.items() if key != "for_each"} if isinstance(saes, dict) else {}
     set_ = root.get("neuronpedia", "set")
-    return _remains(root, file, [({}, section, set_ and set_.value)], _besides(found, explained), cut)
+    return _remains(root, file, [({}, section, set_ and set_.value)], _besides(found, explained.values()), cut)
 
 
 def _besides(found: list[Diagnostic], explained: Iterable[Diagnostic]) -> list[Diagnostic]:
@@ -221,7 +221,7 @@ def _fitting(root: Node, file: str, made: Made, found: list[Diagnostic]) -> Expa
     explained = [explain(document(part, name), root, file, compiled.schema) for _, part, name in some]
     whole = {**_whole(root.get("saes"), file), **_whole(root.get("neuronpedia", "set"), file)}
     placed = (
-        [_with_place(each, whole, row, for_each, file) for each in said]
+        {same: _with_place(each, whole, row, for_each, file) for same, each in said.items()}
         for (row, _, _), (said, _) in zip(some, explained, strict=True)
     )
     wrong = _besides(found, _merged(placed))
@@ -282,15 +282,14 @@ def without(value: Any, paths: Iterable[Path]) -> Any:
     return {key: without(below, by_key.get(key, ())) for key, below in value.items() if () not in by_key.get(key, ())}
 
 
-def _merged(explained: Iterable[list[Diagnostic]]) -> list[Diagnostic]:
-    """Each kind of error once per place; where its text differs between SAEs, the first is shown and the others counted."""
+def _merged(explained: Iterable[Mapping[Sameness, Diagnostic]]) -> list[Diagnostic]:
+    """Each error once per place and rule; where its text differs between SAEs, the first is shown and the others counted."""
     groups: dict[Sameness, list[str]] = {}
     first: dict[Sameness, Diagnostic] = {}
     for diagnostics in explained:
-        for each in diagnostics:
-            key = sameness(each)
-            first.setdefault(key, each)
-            groups.setdefault(key, []).append(each.detail)
+        for same, each in diagnostics.items():
+            first.setdefault(same, each)
+            groups.setdefault(same, []).append(each.detail)
     merged = []
     for key, details in groups.items():
         others = len(details) - 1

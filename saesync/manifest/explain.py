@@ -33,15 +33,11 @@ _KINDS = {
 }
 
 
-def sameness(diagnostic: Diagnostic) -> Sameness:
-    """What two errors have in common that are one. Of a value one thing is said; of a section every key that it lacks."""
-    missing = diagnostic.summary == _MISSING
-    return diagnostic.summary, diagnostic.origin, diagnostic.detail if missing else ""
-
-
-def explain(document: Any, root: Node, file: str, schema: Mapping[str, Any]) -> tuple[list[Diagnostic], set[Path]]:
+def explain(document: Any, root: Node, file: str, schema: Mapping[str, Any]) -> tuple[dict[Sameness, Diagnostic], set[Path]]:
     """Everything that is wrong with ``document``, which has the shape of ``root`` (expanded or not), unsorted; and the paths of
     the values that do not fit.
+
+    What two errors have in common that are one is a kind, a place, and the rule or the missing key.
     """
     from jsonschema import Draft202012Validator
 
@@ -63,15 +59,15 @@ class _Explainer:
     meant: set[tuple[Path, str]] = field(default_factory=set)
     unfit: set[Path] = field(default_factory=set)
 
-    def finish(self) -> list[Diagnostic]:
-        """All diagnostics, each place and kind once."""
+    def finish(self) -> dict[Sameness, Diagnostic]:
+        """All diagnostics, each place, kind and rule once."""
         fewest = {path: len(names) for path, names, _ in sorted(self.missing, key=lambda each: -len(each[1])) if len(names) > 1}
         for path, names, diagnostic in self.missing:
             # Of several choices that a section lacks, what fits the narrowest fits the others.
             wider = len(names) > fewest.get(path, len(names))
             if not wider and not any((path, name) in self.meant for name in names):
-                self._add(diagnostic)
-        return list(self.found.values())
+                self._add(diagnostic, diagnostic.detail)
+        return self.found
 
     def translate(self, error: Any) -> None:
         """One error of jsonschema, with those that explain it."""
@@ -205,7 +201,7 @@ class _Explainer:
         placeholder = "{" in error.instance and path[0] not in ("saes", "neuronpedia")
         advice = " Placeholders stand only under saes, and in neuronpedia.set." if placeholder else ""
         value = "What stands there" if str(path[-1]).endswith("_from") else _value(error.instance)  # it may be the secret itself
-        self._say("Invalid value", path, f"{value} does not do for {_name(path)}: {rule}.{advice}")
+        self._say("Invalid value", path, f"{value} does not do for {_name(path)}: {rule}.{advice}", rule)
 
     def _bound(self, error: Any, path: Path) -> None:
         relation = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than"}[error.validator]
@@ -216,9 +212,11 @@ class _Explainer:
         if error.validator.startswith("min"):
             detail = f"{_name(path)} is empty. Give it a value, or remove the key."
         elif error.validator == "uniqueItems":
-            first, path = _twice(error.instance, path)
-            value = _described(error.instance[path[-1]])
-            detail = f"{_name(path)} is {value}, which stands already at {self._origin(first)}. Remove one of them."
+            for first, second in _twice(error.instance):
+                here, value = (*path, second), _described(error.instance[second])
+                detail = f"{_name(here)} is {value}, which stands already at {self._origin((*path, first))}. Remove one of them."
+                self._say("Value is out of range", here, detail)
+            return
         else:
             detail = f"{_name(path)} is too long: at most {error.validator_value:,} fit."
         self._say("Value is out of range", path, detail)
@@ -239,13 +237,13 @@ class _Explainer:
         key = node.keys.get(name) if node is not None else None
         return self._origin(path) if key is None else key.origin(self.file)
 
-    def _say(self, summary: str, path: Path, detail: str) -> None:
+    def _say(self, summary: str, path: Path, detail: str, rule: str = "") -> None:
         self.unfit.add(path)
-        self._add(Diagnostic(summary, detail, self._origin(path)))
+        self._add(Diagnostic(summary, detail, self._origin(path)), rule)
 
-    def _add(self, diagnostic: Diagnostic) -> None:
+    def _add(self, diagnostic: Diagnostic, rule: str = "") -> None:
         if diagnostic.origin is not None:
-            self.found.setdefault(sameness(diagnostic), diagnostic)
+            self.found.setdefault((diagnostic.summary, diagnostic.origin, rule), diagnostic)
 
 
 _TRANSLATIONS: Mapping[str, Callable[[_Explainer, Any, Path], None]] = {
@@ -315,10 +313,14 @@ def _name(path: Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
 
 
-def _twice(values: list[Any], path: Path) -> tuple[Path, Path]:
-    """Where the first value of a list that stands there twice does so."""
-    index = next(index for index, value in enumerate(values) if value in values[:index])
-    return (*path, values.index(values[index])), (*path, index)
+def _twice(values: list[Any]) -> list[tuple[int, int]]:
+    """Where the values of a list stand first that stand there again, and where again."""
+    scalars: dict[Any, int] = {}
+
+    def first(index: int, value: Any) -> int:
+        return values.index(value) if isinstance(value, dict | list) else scalars.setdefault(value, index)
+
+    return [(where, index) for index, value in enumerate(values) if (where := first(index, value)) < index]
 
 
 def _cut(text: str) -> str:

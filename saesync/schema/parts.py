@@ -14,7 +14,8 @@ _RESERVED = (
     "UV_|PIP_|WANDB_|OPENAI_|ANTHROPIC_|LD_|DYLD_|PYTHON|PATH$|HOME$|SAESYNC_"
 )
 WINDOWS = "([cC][oO][nN]|[pP][rR][nN]|[aA][uU][xX]|[nN][uU][lL]|([cC][oO][mM]|[lL][pP][tT])[0-9¹²³])"
-_INVISIBLE = "\\u0000-\\u001f\\u007f-\\u00a0\\u00ad\\u200b-\\u200f\\u2028-\\u202f\\u2060-\\u206f\\ufeff"
+_CONTROL = "\\u0000-\\u001f\\u007f"
+_INVISIBLE = "\\u0080-\\u00a0\\u00ad\\u200b-\\u200f\\u2028-\\u202f\\u2060-\\u206f\\ufeff"
 
 
 def rule(pattern: str, message: str) -> Schema:
@@ -87,7 +88,7 @@ def definitions() -> Schema:
             "type": "string",
             "minLength": 1,
             "maxLength": 1000,
-            **rule("^[^\\u0000-\\u001f\\u007f]*$", "a path has no control characters"),
+            **rule(f"^[^{_CONTROL}]*$", "a path has no control characters"),
         },
         "variable": _variable(),
         "saeId": _sae_id(),
@@ -106,24 +107,25 @@ def _hub_id() -> Schema:
     rules = [
         rule("^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?$", "a Hub id looks like `owner/name`"),
         rule(r"^(?!.*(--|\.\.))", "a Hub id holds no `--` and no `..`"),
-        rule(r"^([^/]*[^/.-]/)?[^/]*[^/.-]$", "owner and name of a Hub id end neither with a dot nor with `-`"),
+        rule(r"^(?!.*[.-](/|$))", "owner and name of a Hub id end neither with a dot nor with `-`"),
         rule(r"^(?!.*\.git$)", "the name of a repository does not end with `.git`"),
-        rule("^([^/]{1,96}/)?[^/]{1,96}$", "owner and name of a Hub id have at most 96 characters each"),
+        rule("^(?!.*[^/]{97})", "owner and name of a Hub id have at most 96 characters each"),
     ]
     return {"type": "string", "allOf": rules}
 
 
 def hub_place(description: str) -> Schema:
     """A Hub repository that is written to: without an owner, it would be whose token is there."""
-    return {**ref("hubId", description), **rule("^[^/]*/[^/]*$", "a repository to write to has an owner: `owner/name`")}
+    return {**ref("hubId", description), **rule("/", "a repository to write to has an owner: `owner/name`")}
 
 
 def _hub_path() -> Schema:
+    """What a local path may not be either is not said again."""
     rules = [
         {"maxLength": 500},
-        rule("^[^/]", "a path inside a repo is relative: it does not begin with `/`"),
+        rule("^(?!/)", "a path inside a repo is relative: it does not begin with `/`"),
         rule(r"^(?!(.*/)?\.\.(/|$))", "a path inside a repo holds no `..`"),
-        rule(f"^[^\\\\{_INVISIBLE}]*$", "a path inside a repo has no backslash and no control characters"),
+        rule(f"^[^\\\\{_INVISIBLE}]*$", "a path inside a repo has no backslash and no invisible characters"),
     ]
     return {"type": "string", "minLength": 1, "allOf": rules}
 
@@ -144,10 +146,10 @@ def _sae_id() -> Schema:
         rule(r"^(?!.*//)(?!.*/$)", "an id has no empty part"),
         rule(r"^(?!\.)(?!.*/\.)", "no part of an id begins with a dot"),
         rule(
-            rf'^[^\\<>:"|?*#%{{}}{_INVISIBLE}]*$',
+            rf'^[^\\<>:"|?*#%{{}}{_CONTROL}{_INVISIBLE}]*$',
             'an id has no backslash, no control or invisible characters, and none of `<>:"|?*#%{}`',
         ),
-        rule(r"^(?! )(?!.*/ )(?!.*[ .](/|$))", "no part of an id begins with a space, or ends with a space or a dot"),
+        rule(r"^(?! )(?!.*/ )(?!.*( |[^/.]\.+)(/|$))", "no part of an id begins with a space, or ends with a space or a dot"),
         rule(f"^{part}([^/]*/{part})*[^/]*$", "Windows reserves this name (con, nul, com1 …)"),
         rule(
             "^(?![sS][aA][eE][sS][yY][nN][cC])(?![nN][aA][tT][iI][vV][eE])(?![rR][eE][aA][dD][mM][eE]\\.[mM][dD])",

@@ -79,6 +79,41 @@ def test_what_stands_twice_is_named(here: Path) -> None:
     assert found.detail == "saes.for_each.layer[3] is the number 8, which stands already at a.yaml:10:16. Remove one of them."
 
 
+def test_all_that_stands_twice_is_named(here: Path) -> None:
+    found = complaints(here, changed((AXES, "    layer: [7, 8, 7, 8, 7]\n")))
+    assert said(found) == [f"Value is out of range @ a.yaml:10:{column}" for column in (19, 22, 25)]
+    assert [each.detail.split("already at ")[1] for each in found] == [
+        f"a.yaml:10:{column}. Remove one of them." for column in (13, 16, 13)
+    ]
+
+
+def test_a_value_is_told_every_rule_it_breaks(here: Path) -> None:
+    """Also where one SAE of the template breaks one rule, and another SAE another."""
+    rows = "    - {layer: 0, name: /a}\n    - {layer: 1, name: 'b:'}\n    - {layer: 2, name: /c}\n"
+    text = changed((AXES, rows), ("id: layer_{layer}/width_16k", 'id: "{name}"'), ("license: mit", "license: MIT" + "t" * 200))
+    found = complaints(here, text)
+    assert [each.detail for each in found[:2]] == [
+        '"/a" does not do for saes.id: an id is a relative path: it does not begin with `/`.'
+        " The value stands at a.yaml:10:24. The same goes for 1 other SAE of this template.",
+        '"b:" does not do for saes.id: an id has no backslash, no control or invisible characters, and none of `<>:"|?*#%{}`.'
+        " The value stands at a.yaml:11:24.",
+    ]
+    assert [each.summary for each in found[2:]] == ["Value is out of range", "Invalid value"]
+
+
+@pytest.mark.parametrize(
+    ("value", "rules"),
+    [
+        ("a/b/c", ["a Hub id looks like `owner/name`"]),
+        ("gpt2", ["a repository to write to has an owner: `owner/name`"]),
+        ("acme/x--y.git", ["a Hub id holds no `--` and no `..`", "the name of a repository does not end with `.git`"]),
+    ],
+)
+def test_rules_do_not_say_the_same_in_other_words(here: Path, value: str, rules: list[str]) -> None:
+    found = complaints(here, changed(("huggingface: acme/gemma-saes", f"huggingface: {value}")))
+    assert [each.detail for each in found] == [f'"{value}" does not do for publish.huggingface: {rule}.' for rule in rules]
+
+
 def test_equal_rows_are_not_called_equal_ids(here: Path) -> None:
     text = changed((AXES, "    - {layer: 0}\n    - &r {layer: 1}\n    - {layer: 0}\n    - *r\n"))
     assert said(complaints(here, text)) == ["Rows are equal @ a.yaml:12:7", "Rows are equal @ a.yaml:11:10"][::-1]
