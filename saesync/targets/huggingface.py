@@ -4,7 +4,7 @@ pull request. A completed release can be tagged."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,7 +172,8 @@ class HuggingFace:
             except Unsettled as unsettled:
                 patience.wait(unsettled.trouble)
                 continue
-            after = self._at(location, Head(sha, tip.head.private), vouching=True)
+            with _committed(location, sha):
+                after = self._at(location, Head(sha, tip.head.private), vouching=True)
             _check_landed(operations, after)
             return after
 
@@ -252,7 +253,10 @@ class HuggingFace:
         if self._hub.create_tag(location, name, commit):
             return Tag(name, commit, made=True)
         found = self._hub.tags(location).get(name)
-        if found is None or not self._holds(at, found, record):
+        if found is None:
+            detail = f"{location} has no tag {name}, and takes none. Look at its tags, and run again."
+            raise Refused("Tag is refused", detail)
+        if not self._holds(at, found, record):
             detail = f"{name} in {location} points at something else. `saesync apply --replace {release}` moves it back."
             raise Conflict("Tag was moved", detail)
         return Tag(name, found, made=found == commit and at.tags.get(name) != commit)  # made, and the reply was lost
@@ -335,6 +339,17 @@ def _read_only(who: Mapping[str, object]) -> bool:
     auth = who.get("auth")
     token = auth.get("accessToken") if isinstance(auth, dict) else None
     return isinstance(token, dict) and token.get("role") == "read"
+
+
+@contextlib.contextmanager
+def _committed(location: str, sha: str) -> Iterator[None]:
+    """What goes wrong inside does so after a commit: what it holds stands there all the same."""
+    try:
+        yield
+    except SaesyncError as error:
+        said = f"Commit {sha[:7]} in {location} was made, and then could not be read."
+        error.diagnostics = tuple(replace(each, detail=f"{said} {each.detail}") for each in error.diagnostics)
+        raise
 
 
 def _check_landed(operations: list[Operation], after: Observed) -> None:

@@ -92,6 +92,24 @@ def test_a_server_that_asks_for_no_wait_is_given_time(place: Place, wait: str) -
     assert time.monotonic() - started > 2.0
 
 
+def test_what_cannot_be_read_after_its_commit_is_told_as_committed(place: Place, tmp_path: Path) -> None:
+    """A token may expire in between. The next look finds it, and nothing is sent again."""
+    assert place.server is not None
+    one = batch("res", {"layer_0": upload(tmp_path / "one", 1)})
+    place.exists()
+    place.server.fault(route="tree", status=401, skip=1, times=-1)
+    with pytest.raises(NotVisible) as caught:
+        place.publish(one)
+    place.server.restart_counters()
+    seen = place.observe()
+    assert seen.head is not None
+    said = f"Commit {seen.head[:7]} in {REPO} was made, and then could not be read. "
+    assert caught.value.diagnostics[0].detail.startswith(said)
+    assert set(seen.records["res"].saes) == {"layer_0"}
+    place.publish(one)
+    assert place.server.count("commit") == 0
+
+
 def test_a_long_wait_that_is_asked_for_is_told(place: Place, tmp_path: Path) -> None:
     assert place.server is not None
     place.exists()

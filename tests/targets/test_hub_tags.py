@@ -16,7 +16,7 @@ from servers.loopback import ALICE_READ, SECRETS, HubServer
 from target_support import batch, upload
 
 from saesync.apply import Outcome, StopFlag
-from saesync.errors import Conflict, Missing, SaesyncError
+from saesync.errors import Conflict, Missing, Refused, SaesyncError
 from saesync.model import Observed, Status, StepKind
 from saesync.planfile import compare, plan_json
 from saesync.reason import ReasonCode
@@ -289,6 +289,13 @@ def test_a_tag_that_is_there_already(shop: Shop) -> None:
     assert shop.tags() == {name: at.head}
     with pytest.raises(Missing, match="no record of other"):
         target.tag(REPO, "other", at)
+
+
+def test_a_tag_that_is_refused_and_not_there_was_not_moved(shop: Shop) -> None:
+    target, at = published(shop)
+    shop.server.fault(route="tag.create", status=409, times=-1)
+    with pytest.raises(Refused, match="and takes none"):
+        target.tag(REPO, "res", at)
 
 
 def test_two_that_tag_at_once_agree(shop: Shop) -> None:
