@@ -97,22 +97,24 @@ def examine(root: Node, file: str, budget: Budget) -> Expanded:
         detail = "This is a plan file, and `saesync apply` knows one by its name: let it end in `.json`."
         raise ManifestError("Not a manifest", detail, kind.origin(file))
     found: list[Diagnostic] = []
-    made = _made(root, file, budget, found)
-    return _fitting(root, file, made, found) if made else _as_written(root, file, found)
+    made, unknown = _made(root, file, budget, found)
+    return _fitting(root, file, made, found, unknown) if made else _as_written(root, file, found)
 
 
 Made = list[tuple[Row, Any, Any]]
 
 
-def _made(root: Node, file: str, budget: Budget, found: list[Diagnostic]) -> Made:
-    """What the template becomes for each row, as far as it can be filled; why it cannot goes to ``found``."""
+def _made(root: Node, file: str, budget: Budget, found: list[Diagnostic]) -> tuple[Made, Collection[Origin]]:
+    """What the template becomes for each row, as far as it can be filled, why it cannot goes to ``found``; and the places of
+    texts whose values nobody knows, for what gives them is wrong.
+    """
     saes, for_each, set_ = root.get("saes"), root.get("saes", "for_each"), root.get("neuronpedia", "set")
     if saes is None or not isinstance(saes.value, dict):
-        return []
+        return [], ()
     fits = for_each is None or checks().for_each(for_each.plain_value())
-    rows = rows_of(for_each, file, found) if for_each is None or fits else Rows(0, names_of(for_each, file), lambda: iter(()))
+    rows = rows_of(for_each, file, found) if for_each is None or fits else _readable(root, for_each, file, found)
     if not _names_are_told(saes, rows.names):
-        return []
+        return [], ()
     templates = Templates(file, tuple(rows.names))
     section, fill = templates.compile(saes, frozenset({"for_each"}))
     set_value, set_fill = templates.compile(set_) if set_ is not None else (None, None)
@@ -129,11 +131,32 @@ def _made(root: Node, file: str, budget: Budget, found: list[Diagnostic]) -> Mad
             budget.spend(templates.length(row), place)
     except ManifestError as error:
         found += error.diagnostics
-        return []
+        return [], ()
     found += templates.unfilled.values()
     if fits and not made and not found:
         found.append(Diagnostic("for_each has no values", "The exceptions leave no SAE. Remove some.", place))
-    return made
+    return made, templates.unknown
+
+
+def _readable(root: Node, for_each: Node, file: str, found: list[Diagnostic]) -> Rows:
+    """The rows of those axes, or of those rows, of a ``for_each`` that fit the schema by themselves; none where there are
+    exceptions, which may mean the others.
+    """
+    fits, value = checks().for_each, for_each.value
+    names = names_of(for_each, file)
+    left: Any = ()
+    if isinstance(value, list):
+        left = [row for row in value if fits([row.plain_value()])]
+    elif isinstance(value, dict) and "except" not in value:
+        left = {name: axis for name, axis in value.items() if fits({name: axis.plain_value()})}
+    if not left:
+        return Rows(0, names, lambda: iter(()))
+    written = checks().written
+    inner = {"saes": {"properties": {"for_each": written["properties"]["saes"]["properties"]["for_each"]}}}
+    document = {"saes": {"for_each": for_each.plain_value()}}
+    wrong, _ = explain(document, root, file, {"$defs": written["$defs"], "properties": inner})
+    found += wrong.values()
+    return replace(rows_of(replace(for_each, value=left), file, found), names=names)
 
 
 def _names_are_told(saes: Node, names: Mapping[str, Origin]) -> bool:
@@ -179,9 +202,9 @@ def _as_written(root: Node, file: str, found: list[Diagnostic]) -> Expanded:
     return _remains(root, file, [({}, section, set_ and set_.value)], _besides(found, explained.values()), cut)
 
 
-def _besides(found: list[Diagnostic], explained: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """``found``, and what is said of other places."""
-    places = {diagnostic.origin for diagnostic in found}
+def _besides(found: list[Diagnostic], explained: Iterable[Diagnostic], unknown: Collection[Origin] = ()) -> list[Diagnostic]:
+    """``found``, and what is said of other places, but for those that nothing is known of."""
+    places = {*unknown, *(diagnostic.origin for diagnostic in found)}
     return [*found, *(each for each in explained if each.origin not in places)]
 
 
@@ -199,8 +222,8 @@ def _placeholders(root: Node) -> Iterator[tuple[Path, Node]]:
         yield from walk(root.get(*path), path)
 
 
-def _fitting(root: Node, file: str, made: Made, found: list[Diagnostic]) -> Expanded:
-    """The expanded manifest, with what does not fit the schema besides ``found``."""
+def _fitting(root: Node, file: str, made: Made, found: list[Diagnostic], unknown: Collection[Origin]) -> Expanded:
+    """The expanded manifest, with what does not fit the schema besides ``found``; of ``unknown`` places nothing is said."""
     fixed = _fixed(root)
     compiled = checks()
 
@@ -224,8 +247,8 @@ def _fitting(root: Node, file: str, made: Made, found: list[Diagnostic]) -> Expa
         {same: _with_place(each, whole, row, for_each, file) for same, each in said.items()}
         for (row, _, _), (said, _) in zip(some, explained, strict=True)
     )
-    wrong = _besides(found, _merged(placed))
-    places = {diagnostic.origin for diagnostic in found}
+    wrong = _besides(found, _merged(placed), unknown)
+    places = {*unknown, *(diagnostic.origin for diagnostic in found)}
     cut = {path for path, node in _placeholders(root) if node.origin(file) in places}
     return _remains(root, file, made, wrong, cut.union(*(unfit for _, unfit in explained)))
 

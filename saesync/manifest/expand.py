@@ -99,7 +99,8 @@ class Template:
 class Templates:
     """Every text with placeholders under some nodes; ``compile`` turns a node into a function from rows to plain values.
 
-    What is malformed goes to ``diagnostics``, what a row cannot fill to ``unfilled``; the text is then left as it is written.
+    What is malformed goes to ``diagnostics``, what a row cannot fill to ``unfilled``, and what it has no value for, since the
+    ``for_each`` is wrong there, to ``unknown``; the text is then left as it is written.
     """
 
     file: str
@@ -108,6 +109,7 @@ class Templates:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     guessed: set[str] = field(default_factory=set)
     unfilled: dict[Origin, Diagnostic] = field(default_factory=dict)
+    unknown: set[Origin] = field(default_factory=set)
     characters: int = 0
 
     def compile(self, node: Node, skip: frozenset[str] = frozenset()) -> tuple[Any, Fill | None]:
@@ -146,6 +148,9 @@ class Templates:
             raise ManifestError("Too many placeholders", detail, template.origin)
 
         def fill(row: Row) -> Scalar:
+            if not template.names <= row.keys():
+                self.unknown.add(template.origin)
+                return template.text
             try:
                 return template.fill(row)
             except ManifestError as error:

@@ -206,6 +206,41 @@ def test_rows_that_are_not_known_hide_only_what_they_become(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("axis", "wrong"),
+    [
+        ("{first: 3, lst: 1}", ["Unknown key @ a.yaml:10:23"]),
+        ("[[0], 1]", ["Wrong type @ a.yaml:10:13"]),
+    ],
+)
+def test_an_axis_that_cannot_be_read_hides_only_what_it_becomes(here: Path, axis: str, wrong: list[str]) -> None:
+    text = FINE.replace("layer: [0, 1]", f"layer: {axis}").replace('"32k"', '"32:k"').replace("context: 128", "contxt: 128")
+    assert said(complaints(here, text, NEIGHBOUR)) == [*wrong, "Unknown key @ a.yaml:24:3", "Invalid value @ a.yaml:41:8"]
+
+
+ROWS = ("{layer", "    layer:", "res-{width}", "layer_7/64k")  # what they are or how many, or what two of them have in common
+
+
+ROWS = """\
+  for_each:
+    - {layer: 0, width: 16k, f: goodfyre}
+    - {layer: 1, width: "32k", f: [goodfire]}
+    - {layer: 2, width: "16k:", f: goodfire}
+"""
+
+
+def test_a_row_that_cannot_be_read_hides_no_other(here: Path) -> None:
+    axes = FINE[FINE.index("  for_each:") : FINE.index("  id:")]
+    text = FINE.replace(axes, ROWS).replace("format: goodfire", 'format: "{f}"').replace("context: 128", "contxt: 128")
+    assert said(complaints(here, text, NEIGHBOUR)) == [
+        "Wrong type @ a.yaml:11:35",
+        "Invalid value @ a.yaml:13:7",
+        "Unknown value @ a.yaml:17:13",
+        "Unknown key @ a.yaml:25:3",
+        "Invalid value @ a.yaml:42:8",
+    ]
+
+
+@pytest.mark.parametrize(
     ("change", "expected"),
     [
         (("  context: 128", "  contxt: 128"), "Folder is taken @ b.yaml:5:7"),
