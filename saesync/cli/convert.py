@@ -46,7 +46,7 @@ def parse_options(_ctx: click.Context, _option: click.Parameter, words: tuple[st
 
 def parse_hook(_ctx: click.Context, _option: click.Parameter, word: str | None) -> str | None:
     """A hook's name by the rule that manifests go by."""
-    from saesync.schema.sections import HOOK_NAME
+    from saesync.schema.saes import HOOK_NAME
 
     if word is not None and (len(word) > HOOK_NAME["maxLength"] or not re.search(HOOK_NAME["pattern"], word)):
         rule = HOOK_NAME["patternErrorMessage"]

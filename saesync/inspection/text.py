@@ -354,7 +354,7 @@ def _dtype(candidate: Candidate) -> str:
 
 
 def _storable() -> Sequence[str]:
-    from saesync.schema.sections import DTYPES  # costs more time than to inspect a file, and only manifests need it
+    from saesync.schema.parts import DTYPES  # costs more time than to inspect a file, and only manifests need it
 
     return DTYPES
 

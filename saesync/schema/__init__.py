@@ -17,6 +17,7 @@ from saesync.formats import formats
 from saesync.measure.metrics import METRICS
 from saesync.schema import parts, sections
 from saesync.schema.options import options_schema
+from saesync.schema.saes import saes
 from saesync.targets import targets
 
 Schema = dict[str, Any]
@@ -38,7 +39,7 @@ def build() -> Schema:
             "apiVersion": {"description": "The version of this manifest's language.", "const": API_VERSION},
             "release": sections.release(),
             "model": sections.model(),
-            "saes": sections.saes(options),
+            "saes": saes(options),
             "validate": sections.validate(METRICS),
             "publish": sections.publish(places),
             "register": sections.register(),

@@ -13,6 +13,8 @@ _RESERVED = (
     "ACTIONS_|RUNNER_|CI_|CI$|CIRCLE|BUILDKITE|JENKINS|TRAVIS|DRONE_|TEAMCITY|VAULT_|KUBE|DOCKER|SSH_|GPG|NPM_|PYPI_|TWINE_|"
     "UV_|PIP_|WANDB_|OPENAI_|ANTHROPIC_|LD_|DYLD_|PYTHON|PATH$|HOME$|SAESYNC_"
 )
+DTYPES = ["float32", "float16", "bfloat16"]
+LATER = " Accepted and checked, but held in the plan: this version cannot do it yet."
 WINDOWS = "([cC][oO][nN]|[pP][rR][nN]|[aA][uU][xX]|[nN][uU][lL]|([cC][oO][mM]|[lL][pP][tT])[0-9¹²³])"
 _CONTROL = "\\u0000-\\u001f\\u007f"
 _INVISIBLE = "\\u0080-\\u00a0\\u00ad\\u200b-\\u200f\\u2028-\\u202f\\u2060-\\u206f\\ufeff"
