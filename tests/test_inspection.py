@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,20 @@ def test_references(text: str, expected: tuple[str | None, str, str | None]) -> 
 @pytest.mark.parametrize("text", ["hf://", "hf://a", "hf://a/", "hf:///b", "hf://a/b/../c", "hf://a b/c", "hf://-/x"])
 def test_malformed_references_are_refused(text: str) -> None:
     with pytest.raises(Refused, match="reference"):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("https://huggingface.co/acme/x", "hf://acme/x"),
+        ("https://huggingface.co/acme/x/tree/main?not-for-all-audiences=true", "hf://acme/x"),
+        ("https://huggingface.co/acme/x/blob/v1.0/layer_0/ae.pt", "hf://acme/x@v1.0/layer_0/ae.pt"),
+        ("https://huggingface.co/datasets/acme/x", "hf://owner/repo"),
+    ],
+)
+def test_the_address_of_a_page_is_told_as_a_reference(text: str, meant: str) -> None:
+    with pytest.raises(Refused, match=re.escape(f"Write `{meant}`.")):
         parse_reference(text)
 
 

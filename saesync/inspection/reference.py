@@ -9,6 +9,9 @@ from saesync.errors import Refused
 
 SCHEME = "hf://"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_PAGE = re.compile(
+    r"https?://[^/]+/(?P<repo>[\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?P<path>[^?#]*))?/?(?:[?#].*)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,12 @@ def parse_reference(text: str) -> Reference:
     """Read a reference. The revision may also stand behind the repo, as huggingface_hub writes it: ``hf://owner/repo@rev/path``.
 
     Raises:
-        Refused: an ``hf://`` reference that names no repo, or a path that leaves it.
+        Refused: an ``hf://`` reference that names no repo, or a path that leaves it; the address of a page.
     """
+    if text.startswith(("https://", "http://")):
+        page = _PAGE.fullmatch(text)
+        where = f"{SCHEME}{page['repo']}@{page['revision'] or 'main'}{page['path'] or ''}" if page else "hf://owner/repo"
+        raise Refused("Not a Hub reference", f"{text[:200]!r} is the address of a page. Write `{where.removesuffix('@main')}`.")
     if not text.startswith(SCHEME):
         return Reference(None, text, None)
     owner, _, rest = text.removeprefix(SCHEME).partition("/")
