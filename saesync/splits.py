@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+DEFAULT = "train"
 _FAMILIES = (
     frozenset({"train", "training"}),
     frozenset({"validation", "valid", "val", "dev"}),
@@ -26,7 +27,7 @@ def of_split(names: Iterable[str], split: str) -> list[str]:
         return shards or [name for name in names if says(name, split)]
     told = {name: _told(name) for name in names}
     chosen = [name for name, splits in told.items() if splits & asked]
-    if chosen or split.lower() != "train":
+    if chosen or split.lower() != DEFAULT:
         return chosen
     return [name for name, splits in told.items() if not splits]
 

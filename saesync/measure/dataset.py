@@ -25,7 +25,7 @@ from saesync.cache import Cache
 from saesync.digest import key_of
 from saesync.errors import Missing, Refused
 from saesync.measure.metrics import ROWS_VERSION
-from saesync.splits import of_split
+from saesync.splits import DEFAULT, of_split
 
 _BLOCK = 1 << 16  # characters of a .txt file tokenised at a time, then to the end of the line
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
@@ -140,6 +140,8 @@ def sources(spec: TextSpec) -> tuple[Path, ...]:
     for path in named:
         if not path.exists():
             raise Missing("Dataset is not here", f"There is no {path}. Fetch the dataset, or correct validate.dataset.")
+    if not spec.files and root.is_file() and not of_split([root.name], spec.split):
+        _require_default(spec, "is one file, and its name tells of none")
     found: list[Path] = []
     for path in named:
         found += [path] if path.is_file() or _is_saved(path) else _listed(path, spec.split)
@@ -247,12 +249,24 @@ def _saved_rows(path: Path, spec: TextSpec) -> Iterator[str]:
                     "Dataset has no such split", f"{path} has no split {spec.split!r}; it has {known}. Name one of them."
                 )
             saved = saved[spec.split]
+        elif str(saved.split) != spec.split:
+            _require_default(spec, f"was saved as {saved.split}" if saved.split else "was saved without")
     except (OSError, ValueError, KeyError) as error:
         raise Refused("Dataset is damaged", f"{path} cannot be read as a saved dataset: {error}.") from error
     if spec.column not in saved.column_names:
         raise _no_column(path, spec.column, saved.column_names, "it")
     for row in saved.select_columns([spec.column]):
         yield _text(row[spec.column], path, spec.column)
+
+
+def _require_default(spec: TextSpec, why: str) -> None:
+    """What is named by itself is read whatever it is called, but not as a split that somebody asks for and it is not.
+
+    Raises:
+        Missing: a split is asked for.
+    """
+    if spec.split != DEFAULT:
+        raise Missing("Dataset has no such split", f"{spec.path} {why}; split {spec.split!r} is asked for. Leave `split` out.")
 
 
 def _text(value: Any, path: Path, column: str) -> str:
@@ -285,7 +299,8 @@ def _listed(folder: Path, split: str) -> list[Path]:
         known = ", ".join(list(names)[:5]) + (" ..." if len(names) > 5 else "")
         raise Missing(
             "Dataset has no such split",
-            f"No file in {folder} is named as of split {split!r}; there are {known}. Correct `split`, or name a file as `path`.",
+            f"No file in {folder} is named as of split {split!r}; there are {known}. "
+            "Correct `split`, or name a file as `path` and leave `split` out.",
         )
     return chosen
 

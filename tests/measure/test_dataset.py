@@ -16,7 +16,7 @@ from measure_world import THIRD_PARTY
 
 from saesync.cache import Cache
 from saesync.errors import Missing, Refused, SaesyncError
-from saesync.measure.dataset import Cutting, TextSpec, pack, sources, tokenised
+from saesync.measure.dataset import Cutting, TextSpec, documents, pack, sources, tokenised
 
 pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
 TEXTS = ["a b c d e f g", "h", "i j k l m n o p q r s", "", "t u v w x y z a b c d e f g h i j k l m n o p"]
@@ -130,6 +130,26 @@ def test_without_a_word_for_it_train_is_what_belongs_to_no_other_split(tmp_path:
         (tmp_path / name).unlink()
     with pytest.raises(Missing, match="No file"):
         sources(TextSpec(str(tmp_path), (), "text", "train"))
+
+
+def test_what_is_named_by_itself_is_not_read_as_a_split_that_it_is_not(tmp_path: Path) -> None:
+    from datasets import Dataset, NamedSplit
+
+    for name in ("text.txt", "my-test.txt"):
+        (tmp_path / name).write_text("a b")
+    Dataset.from_dict({"text": ["a b"]}, split=NamedSplit("test")).save_to_disk(tmp_path / "saved")
+    Dataset.from_dict({"text": ["a b"]}).save_to_disk(tmp_path / "plain")
+
+    def read(name: str, split: str) -> list[str]:
+        spec = TextSpec(str(tmp_path / name), (), "text", split)
+        return [text for text, _ in documents(spec, sources(spec))]
+
+    for name, split in (("text.txt", "train"), ("my-test.txt", "test"), ("my-test.txt", "train"), ("saved", "test"),
+                        ("saved", "train"), ("plain", "train")):  # fmt: skip
+        assert read(name, split) == ["a b"]
+    for name, split in (("text.txt", "test"), ("my-test.txt", "validation"), ("saved", "validation"), ("plain", "test")):
+        with pytest.raises(Missing, match=f"split '{split}' is asked for. Leave `split` out"):
+            read(name, split)
 
 
 documents_of = st.lists(st.lists(st.integers(0, 4), max_size=9), max_size=12)
