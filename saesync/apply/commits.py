@@ -44,6 +44,7 @@ class CommitLane:
     cards: int = 0  # commits of a card alone
     tagged: int = 0
     _head: str | None = None
+    _noted: set[str] = field(default_factory=set)
     _since: float | None = None  # when the first SAE was ready
 
     def pick(self, ready: Sequence[Task], ending: bool) -> Pick:
@@ -69,7 +70,14 @@ class CommitLane:
         try:
             with self.steps.step((release.name,), StepKind.PUBLISH) as (progress, _):
                 after, conflicts = publish(
-                    target, self.observed.location, release, change, self.observed, progress, self._tag_of(release.name)
+                    target,
+                    self.observed.location,
+                    release,
+                    change,
+                    self.observed,
+                    progress,
+                    self._tag_of(release.name),
+                    self._note,
                 )
         finally:
             self.batching.committed(self.steps.context.clock())
@@ -78,6 +86,11 @@ class CommitLane:
             self.tags[release.name].committed(done.ids, after)
         self._tell(release, done, after)
         return {key: conflicts[sae_id] for key, item in waiting.items() if (sae_id := _id_of(item)) in conflicts}
+
+    def _note(self, said: str) -> None:
+        if said not in self._noted:
+            self._noted.add(said)
+            self.steps.note(said)
 
     def _tag_of(self, release: str) -> TagOf:
         known = self.tags.get(release)

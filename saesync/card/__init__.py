@@ -65,6 +65,20 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
     license, above all); where it does not, what people wrote stays, and what an earlier manifest said goes.
     """
     front, body = frontmatter.split(existing_readme or "")
+    merged, noted = _edited(release, record, front, body)
+    body = blocks.put(body, release.name, _block(release, record, noted, tag) if record.saes else None)
+    head = front if merged is None else merged
+    text = body if head is None or (front is None and not head.strip()) else frontmatter.joined(head, body)
+    return text, card_digest(release, record, tag)
+
+
+def front_is_left(release: Release, record: Record, existing_readme: str | None) -> bool:
+    """Whether the front matter that stands there cannot be edited, and so does not get what this release would put into it."""
+    return _edited(release, record, *frontmatter.split(existing_readme or ""))[0] is None
+
+
+def _edited(release: Release, record: Record, front: str | None, body: str) -> tuple[str | None, dict[str, list[str]]]:
+    """The front matter with what this release says in it (None: it cannot be edited), and what its block notes of that."""
     place = blocks.find(body, release.name)
     earlier = blocks.noted_front(body[slice(*place)]) if place is not None else {}
     ours = _front(release, record) if record.saes else {}
@@ -76,11 +90,7 @@ def make_card(release: Release, record: Record, existing_readme: str | None, tag
     drop = {name: gone[name] for name in (*_LISTS, "license") if gone.get(name) and name not in scalars}
     merged = frontmatter.merge(front, scalars, {name: ours.get(name, []) for name in _LISTS}, drop, default=library)
     by_hand = "license" not in {**earlier, **elsewhere} and frontmatter.says(front, "license")  # is changed, but never taken out
-    noted = ours if by_hand else {**ours, **{name: [value] for name, value in scalars.items()}}
-    body = blocks.put(body, release.name, _block(release, record, noted, tag) if record.saes else None)
-    head = front if merged is None else merged
-    text = body if head is None or (front is None and not head.strip()) else frontmatter.joined(head, body)
-    return text, card_digest(release, record, tag)
+    return merged, ours if by_hand else {**ours, **{name: [value] for name, value in scalars.items()}}
 
 
 def _front(release: Release, record: Record) -> dict[str, list[str]]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from saesync.card import make_card
+from saesync.card import front_is_left, make_card
 from saesync.digest import key_of
 from saesync.errors import Conflict
-from saesync.model import Observed, PublishSpec, Release
+from saesync.model import CARD_FILE, Observed, PublishSpec, Release
 from saesync.record import Record, SaeRecord
 from saesync.targets.base import Batch, Progress, Target, Upload, look_at
 
 TagOf = Callable[[Record, frozenset[str]], str | None]
 _NAMED = 3
+_FRONT_STAYS = (
+    f"the front matter of {CARD_FILE} cannot be edited safely and stays as it is, without license, tags, models and datasets. "
+    "Write it as YAML with one key per line, each key once; the next change of the card puts them in."
+)
 # The Hub warns of a README without front matter.
 _ABOUT_RECORDS = (
     "---\ntags:\n- saesync\n---\n\nEvidence that cannot stand beside the weights it is about, kept by saesync in `saesync/`.\n"
@@ -52,9 +56,10 @@ def publish(
     expect: Observed,
     progress: Progress | None = None,
     tag: TagOf = no_tag,
+    note: Callable[[str], None] | None = None,
 ) -> tuple[Observed, Mapping[str, Conflict]]:
     """Put ``change`` in place in one commit. ``expect`` is what the plan was made from; ``tag`` says of a record which tag its
-    card names, and is told which SAEs are put in place.
+    card names, and is told which SAEs are put in place; ``note`` hears of what does not stop it, and may hear it again.
 
     An SAE that somebody else changed since then is left out and named in the second value; the others go on.
 
@@ -63,14 +68,14 @@ def publish(
         NotVisible, Unavailable, Missing, Refused: as the target says.
     """
     try:
-        return target.publish(location, _batch(release, change, tag), expect, progress), {}
+        return target.publish(location, _batch(release, change, tag, note), expect, progress), {}
     except Conflict as error:
         proposed = release.publish is not None and release.publish.pull_request
         touched = _touched(change, release.name, expect, look_at(target, location, proposed))
         if not touched or touched == change.ids:
             raise
         rest = change.without(touched)
-        after = target.publish(location, _batch(release, rest, tag), expect, progress)
+        after = target.publish(location, _batch(release, rest, tag, note), expect, progress)
         return after, {sae_id: error if len(touched) == 1 else _changed(sae_id, location) for sae_id in touched}
 
 
@@ -92,12 +97,14 @@ def publish_evidence(
     return target.publish(records.location, _evidence_batch(release, records, change), expect)
 
 
-def _batch(release: Release, change: Change, tag: TagOf) -> Batch:
+def _batch(release: Release, change: Change, tag: TagOf, note: Callable[[str], None] | None) -> Batch:
     spec = release.publish
     if spec is None and release.home is not None:
         return _evidence_batch(release, release.home, change)
 
     def card(record: Record, readme: str | None) -> tuple[str, str]:
+        if note is not None and front_is_left(release, record, readme):
+            note(f"{release.name}: {_FRONT_STAYS}")
         return make_card(release, record, readme, tag(record, change.ids))
 
     return Batch(

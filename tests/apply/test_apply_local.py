@@ -157,6 +157,17 @@ def test_what_people_write_around_the_card_is_theirs(world: TinyWorld, look: Loo
     assert look(world.good).plan().pending == ()
 
 
+def test_front_matter_that_cannot_be_edited_is_told(world: TinyWorld, look: Look) -> None:
+    readme = world.published / "README.md"
+    readme.parent.mkdir(parents=True)
+    readme.write_text("---\n{license: other}\n---\nOurs.\n")
+    run = look(world.good)
+    assert run.apply().exit_code == 0
+    (said,) = run.told("note")
+    assert said["text"].startswith("tiny-res: the front matter of README.md cannot be edited safely and stays as it is")
+    assert readme.read_text().startswith("---\n{license: other}\n---\nOurs.\n")
+
+
 def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> None:
     look(world.good).apply()
     before = record(world).saes["layer_0/topk"]
