@@ -84,7 +84,7 @@ def by_name(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def versions(measure: Mapping[str, Any]) -> dict[str, str]:
-    """The versions of metric definitions in the inputs of a measurement, by name; none where they are not as saesync writes them."""
+    """The versions of metric definitions in the inputs of a measurement, by name; none where they are not as we write them."""
     said = measure.get(_METRICS)
     if not isinstance(said, str) or len(said) > _LONGEST:
         return {}
