@@ -149,11 +149,17 @@ def drifted(case: Case) -> Decision | None:
 
 def newer(case: Case) -> Decision | None:
     """A newer saesync converts or measures otherwise: what it published is not put back to what this one knows."""
+    return made_newer(case, bool(unproven_because(case, case.sae.id)))
+
+
+def made_newer(case: Case, unproven: bool) -> Decision | None:
+    """Held where the record names a higher version of the converter than ours, or, where the numbers asked for are not there, of
+    a metric's definition."""
     entry = _entry(case)
     recorded, ours = entry.inputs.get("weights", nothing()), case.inputs.weights
     same_format = recorded.get(_FORMAT) == ours.get(_FORMAT)
     found = newer_version({_CONVERTER: recorded.get(_CONVERTER)}, ours) if same_format else None
-    if found is None and entry.evidence and case.inputs.measure is not None and unproven_because(case, case.sae.id):
+    if found is None and unproven and entry.evidence and case.inputs.measure is not None:
         found = newer_version(versions(entry.evidence[0].inputs), versions(case.inputs.measure))
     return None if found is None else hold(Status.HELD, found)
 
