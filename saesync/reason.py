@@ -17,8 +17,9 @@ class ReasonCode(StrEnum):
     CHANGED = "changed"  # name, before, after: one differing input
     NOT_VISIBLE = "not_visible"  # location, detail; later (True: nothing is denied, the Hub cannot be asked now)
     RECORD_NEWER = "record_newer"  # found, known
+    MADE_NEWER = "made_newer"  # name, found, known: what stands was made or measured as only a newer saesync does it
     RECORD_UNREADABLE = "record_unreadable"  # detail
-    TAKEN_BY = "taken_by"  # release; asked (True: a manifest asks for the SAE under another release)
+    TAKEN_BY = "taken_by"  # release; asked (True: a manifest asks for the SAE under another release); pruned
     FOREIGN_FILES = "foreign_files"  # files; missing (a file without which they cannot be taken over)
     FILES_CHANGED = "files_changed"  # file, recorded, found; asked (False: no manifest names the SAE any more)
     FILES_MISSING = "files_missing"  # file

@@ -11,6 +11,7 @@ from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Native
 
 _CUT = 200
+_METRICS, _LONGEST, _DIGITS = "metrics", 2_000, 10
 _SCORE = "ce_loss_score"
 _ABLATED, _WITHOUT = "ce_loss_with_ablation", "ce_loss_without_sae"
 
@@ -66,12 +67,42 @@ def misses_of_native(native: Native, sae: Sae) -> tuple[Reason, ...]:
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Reason, ...]:
     """One CHANGED reason per input that differs, by name. ``before`` may come from a record: it is cut to what can be shown."""
+    before, after = by_name(before), by_name(after)
     names = sorted({*before, *after}, key=lambda name: (name not in after, name))
     return tuple(
         Reason(ReasonCode.CHANGED, {"name": shown(name), "before": shown(before.get(name)), "after": shown(after.get(name))})
         for name in names
         if before.get(name) != after.get(name)
     )
+
+
+def by_name(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Inputs of a key, each version of a metric's definition by the metric's name: in the key all of them are one text, of
+    which nobody finds the part that changed."""
+    named = versions(inputs)
+    return {name: value for name, value in inputs.items() if name != _METRICS} | named if named else inputs
+
+
+def versions(measure: Mapping[str, Any]) -> dict[str, str]:
+    """The versions of metric definitions in the inputs of a measurement, by name; none where they are not as we write them."""
+    said = measure.get(_METRICS)
+    if not isinstance(said, str) or len(said) > _LONGEST:
+        return {}
+    return {f"{_METRICS}.{name}": version for name, _, version in (each.partition(":") for each in said.split(","))}
+
+
+def newer_version(recorded: Mapping[str, Any], known: Mapping[str, Any]) -> Reason | None:
+    """The first recorded version that is higher than the one known here, or of something that is not known here at all."""
+    for name, found in sorted(recorded.items()):
+        if _number(found) > _number(known.get(name)):
+            return Reason(ReasonCode.MADE_NEWER, {"name": shown(name), "found": shown(found), "known": shown(known.get(name))})
+    return None
+
+
+def _number(version: Any) -> int:
+    """A version as it can be compared; what is none is older than all."""
+    text = str(version)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else -1
 
 
 def shown(value: Any) -> Any:

@@ -148,7 +148,8 @@ def serve(requests: BinaryIO, replies: BinaryIO, guard: NetworkGuard, jobs: Mapp
                 reply(_told(known))
                 continue
             traceback.print_exc()  # first: whoever is told does not wait for it
-            reply({"type": "crash", "error": f"{type(error).__name__}: {error}", "network": guard.blamed(error)})
+            said = str(error) or ("memory ran out" if isinstance(error, MemoryError) else "it says no more")
+            reply({"type": "crash", "error": f"{type(error).__name__}: {said}", "network": guard.blamed(error)})
             return
 
 

@@ -161,6 +161,29 @@ def test_a_change_to_what_was_current_is_named_too() -> None:
     assert (A, "something else is asked for") in said(saved, world), "what is there now was never asked for"
 
 
+def test_a_manifest_that_was_put_back_is_named_by_what_had_changed() -> None:
+    world = published()
+    asked = sae(validate=replace(SPEC, tokens=7))
+    world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
+    saved = saved_of(world)
+    asked = sae(origins={"validate.tokens": Origin("m.yaml", 5, 6)})
+    world.releases, world.wanted = [release(saes=(asked,))], {A: wanted_of(asked)}
+    assert compare(saved, world.plan()) == [Difference(A, "validate.tokens 7 → 204800", "m.yaml:5:6")]
+    for reasons in (None, [], [None], [{"code": "changed"}], [{"code": "changed", "data": []}], [{"code": "prune", "data": {}}]):
+        saved["items"][0]["reasons"] = reasons  # somebody else may have written it
+        saved["items"][1]["reasons"] = reasons
+        assert said(saved, world) == [(A, "something else is asked for")]
+
+
+def test_a_plan_of_another_version_says_so_when_it_is_stale() -> None:
+    world = World([release()])
+    saved = saved_of(world) | {"saesync": "0.0.9\x1b"}
+    check(saved, world.plan())
+    world.wanted[A] = wanted_of(sae(dtype="bfloat16"))
+    with pytest.raises(PlanStale, match=r"It was made by saesync 0\.0\.9\\x1b, and this is "):
+        check(saved, world.plan())
+
+
 def test_where_evidence_goes_is_asked_too() -> None:
     world = published()
     saved = saved_of(world)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from planning import (
@@ -77,6 +78,48 @@ def test_a_record_that_cannot_be_read_locks_its_release_only() -> None:
     assert world.item("mlp/layer_1").status is Status.CURRENT
 
 
+def _versions(world: World, converter: int, metrics: str, weights_format: str = "goodfire") -> None:
+    """Let this saesync be one that converts and measures by these versions."""
+    inputs = inputs_of(sae(), {"source.format": weights_format, "source.converter": converter})
+    measure = {**(inputs.measure or {}), "metrics": metrics}
+    world.wanted[A] = replace(world.wanted[A], inputs=replace(inputs, measure=measure))
+
+
+@pytest.mark.parametrize(
+    ("made", "ours", "held"),
+    [
+        ((2, "l0:1,rows:1"), (1, "l0:1,rows:1"), {"name": "source.converter", "found": 2, "known": 1}),
+        ((1, "l0:1,rows:2"), (1, "l0:1,rows:1"), {"name": "metrics.rows", "found": "2", "known": "1"}),
+        ((1, "l0:1,rows:1"), (1, "l0:1"), {"name": "metrics.rows", "found": "1", "known": None}),
+        ((1, "l0:1,rows:9"), (1, "l0:1,rows:10"), None),
+        ((1, "l0:1"), (2, "l0:1,rows:1"), None),
+        ((2, "l0:1", "saelens"), (1, "l0:1", "goodfire"), None),
+        ((1, "l0:1,rows:" + "9" * 50), (1, "l0:1,rows:1"), None),
+    ],
+)
+def test_what_a_newer_saesync_made_is_not_put_back(made: Any, ours: Any, held: Any) -> None:
+    world = World([release()])
+    _versions(world, *made)
+    world.apply()
+    assert world.item(A).status is Status.CURRENT
+    _versions(world, *ours)
+    item = world.item(A)
+    assert (item.held, bool(item.steps)) == (held is not None, held is None)
+    if held is not None:
+        assert item.reasons == (Reason(ReasonCode.MADE_NEWER, held),)
+
+
+def test_a_metric_whose_definition_changed_is_named_alone() -> None:
+    world = World([release()])
+    _versions(world, 1, "cossim:1,l0:1,rows:1")
+    world.apply()
+    _versions(world, 1, "cossim:1,errors:2,l0:2,rows:1")
+    assert [dict(reason.data) for reason in world.item(A).reasons] == [
+        {"name": "metrics.errors", "before": None, "after": "2"},
+        {"name": "metrics.l0", "before": "1", "after": "2"},
+    ]
+
+
 @pytest.mark.parametrize("theirs", ["layer_0", "Layer_0", "layer_0/width_16k"])
 def test_a_folder_of_another_release_is_taken(theirs: str) -> None:
     world = World([release()])
@@ -85,6 +128,9 @@ def test_a_folder_of_another_release_is_taken(theirs: str) -> None:
     item = world.item(A, adopt=("*",), replace=("*",))
     assert (item.status, item.held) == (Status.TAKEN, True)
     assert item.reasons == (Reason(ReasonCode.TAKEN_BY, {"release": "other", "asked": True}),)
+    freed = world.item(A, prune=("other",))
+    assert freed.reasons == (Reason(ReasonCode.TAKEN_BY, {"release": "other", "asked": True, "pruned": True}),)
+    assert freed.held, "what is deleted in this run is free in the next one"
 
 
 def test_a_folder_inside_another_releases_folder_is_taken() -> None:

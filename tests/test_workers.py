@@ -153,6 +153,7 @@ def test_errors_come_back_as_they_were_and_the_process_goes_on(worker: Worker) -
     ("job", "summary", "words"),
     [
         ("fail", "Worker failed unexpectedly", "ValueError: third-party trouble"),
+        ("exhaust", "Worker failed unexpectedly", "MemoryError: memory ran out."),
         ("die", "Worker process died", "about to run out of memory"),
         ("segfault", "Worker process died", "SIGSEGV"),
     ],
@@ -165,7 +166,9 @@ def test_every_end_is_a_diagnostic_and_the_next_job_gets_a_new_process(
     assert caught.value.diagnostics[0].summary == summary
     assert words in caught.value.diagnostics[0].detail
     said = "\n".join(traceback.format_exception(caught.value))  # what --debug shows
-    assert {"fail": ", in fail\n", "die": "\nabout to run out of memory", "segfault": "SIGSEGV"}[job] in said
+    assert {"fail": ", in fail\n", "exhaust": ", in exhaust\n", "die": "\nabout to run out of memory", "segfault": "SIGSEGV"}[
+        job
+    ] in said
     assert worker.run("look", {"again": 1})["given"] == {"again": 1}
 
 

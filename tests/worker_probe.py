@@ -76,6 +76,10 @@ def fail(data: Mapping[str, Any], progress: Progress) -> None:
     raise ValueError("third-party trouble")
 
 
+def exhaust(data: Mapping[str, Any], progress: Progress) -> None:
+    bytearray(1 << 62)
+
+
 def fill(data: Mapping[str, Any], progress: Progress) -> None:
     """Write to a full disk, as a library would."""
     with Path("/dev/full").open("wb", buffering=0) as stream:
@@ -110,7 +114,10 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
     return data["module"] in sys.modules
 
 
-FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, fill, unreadable, die, segfault, wait)
+FUNCTIONS = (
+    *(native, peek, threads, loaded, look, dial, swallow, interfaces),
+    *(refuse, fail, exhaust, fill, unreadable, die, segfault, wait),
+)
 
 if __name__ == "__main__":
     main({**JOBS, **{function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS}})

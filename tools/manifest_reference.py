@@ -138,7 +138,7 @@ def manifest_reference() -> str:
 
 
 _INTRODUCTION = (
-    "One YAML file each, under `manifests/`. `saesync check` reads them offline; an editor that understands the first line",
+    "One YAML file each, directly in `manifests/`. `saesync check` reads them offline; an editor that understands the first line",
     "of the example completes keys and shows their meaning.",
 )
 

@@ -12,7 +12,7 @@ from saesync.ci.form import wrong
 from saesync.errors import Refused
 
 PLAN_FILE = "plan.json"
-MAX_BYTES = 32 << 20
+MAX_BYTES = 128 << 20  # a plan of as many SAEs as there may be in one run (20,000) has 60 MB
 
 
 def read(folder: Path) -> dict[str, Any]:

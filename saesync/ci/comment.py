@@ -19,8 +19,9 @@ ACTIONS_BOT = "github-actions[bot]"
 """Who a workflow's own token comments as. Such a token cannot ask who it is."""
 
 
-def comment(github: GitHub, run: Run, folder: Path, workflow: str = WORKFLOW) -> str:
+def comment(github: GitHub, run: Run, folder: Path, workflow: str = WORKFLOW, manifests: str = pulls.MANIFESTS) -> str:
     """Say what a run planned, where it belongs; ``folder`` holds the run's artefact. Returns what was done, in a sentence.
+    ``manifests`` is the folder of manifests in the repository, with a slash at its end.
 
     Running it again changes nothing; a run that is not of the pull request's head any more does nothing.
 
@@ -37,7 +38,7 @@ def comment(github: GitHub, run: Run, folder: Path, workflow: str = WORKFLOW) ->
     number = found[0].number
     if found[0].base_ref != run.default_branch:
         return f"Nothing to do: pull request #{number} is not against {run.default_branch}."
-    verdict = _verdict(github, run, number, folder)
+    verdict = _verdict(github, run, number, folder, manifests)
     if not pulls.read(github, run.repository, number).is_of(run):
         return f"Nothing to do: pull request #{number} has moved on from commit {run.head_sha}."
     check.put(github, run.repository, run.head_sha, verdict, run.page)
@@ -45,8 +46,8 @@ def comment(github: GitHub, run: Run, folder: Path, workflow: str = WORKFLOW) ->
     return f"Pull request #{number}: comment {done}, check {check.NAME!r} concludes {verdict.conclusion}."
 
 
-def _verdict(github: GitHub, run: Run, number: int, folder: Path) -> Verdict:
-    changes = pulls.changes(github, run, pulls.read(github, run.repository, number))
+def _verdict(github: GitHub, run: Run, number: int, folder: Path, manifests: str) -> Verdict:
+    changes = pulls.changes(github, run, pulls.read(github, run.repository, number), manifests)
     if not changes.only_manifests:
         return verdicts.unverified(run, changes)
     try:

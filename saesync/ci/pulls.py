@@ -34,10 +34,11 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a pull request changes. ``outside`` are paths outside ``manifests/``; ``whole`` is False when the list is not all."""
+    """What a pull request changes. ``outside`` are paths outside ``manifests``; ``whole`` is False when the list is not all."""
 
     outside: tuple[str, ...]
     whole: bool
+    manifests: str = MANIFESTS
 
     @property
     def only_manifests(self) -> bool:
@@ -56,22 +57,23 @@ def read(github: GitHub, repository: str, number: int) -> Pull:
     return _pull(github.get(f"/repos/{repository}/pulls/{number}"))
 
 
-def changes(github: GitHub, run: Run, pull: Pull) -> Changes:
+def changes(github: GitHub, run: Run, pull: Pull, manifests: str = MANIFESTS) -> Changes:
     """What the run's commit changes against the default branch: both names of what was renamed, and what was removed.
+    ``manifests`` is the folder of manifests, with a slash at its end.
 
     The comparison is of the commit itself, so a push between two requests cannot slip other files under it.
     """
     found = github.get(f"/repos/{run.repository}/compare/{part(run.default_branch)}...{part(run.head_sha)}")
     files = found.get("files") if isinstance(found, dict) else None
     if not isinstance(files, list):
-        return Changes((), whole=False)
+        return Changes((), False, manifests)
     paths: list[str] = []
     whole = len(files) < MOST_FILES and len(files) == pull.changed_files
     for file in files:
         names = _names(file)
         whole = whole and bool(names)
         paths += names
-    return Changes(tuple(dict.fromkeys(path for path in paths if not path.startswith(MANIFESTS))), whole)
+    return Changes(tuple(dict.fromkeys(path for path in paths if not path.startswith(manifests))), whole, manifests)
 
 
 def _names(file: Any) -> list[str]:

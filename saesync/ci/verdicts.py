@@ -8,7 +8,7 @@ from typing import Any
 from saesync import planfile, render
 from saesync.ci.check import Conclusion, Digests, Verdict
 from saesync.ci.event import Run
-from saesync.ci.pulls import MANIFESTS, MOST_FILES, Changes
+from saesync.ci.pulls import MOST_FILES, Changes
 from saesync.digest import short
 from saesync.inert import code
 from saesync.render.fold import LAST, counted, totals_said
@@ -23,17 +23,17 @@ _FAILED = "the plan could not be made"
 
 def unverified(run: Run, changes: Changes) -> Verdict:
     """For a pull request that may have changed what planned it: nothing of the run's result is shown."""
-    lines = []
+    lines, manifests = [], code(changes.manifests)
     if changes.outside:
         files = counted(len(changes.outside), "file")
-        lines = [f"This pull request changes {files} outside `{MANIFESTS}`:", ""]
+        lines = [f"This pull request changes {files} outside {manifests}:", ""]
         lines += [f"- {code(path)}" for path in changes.outside[:_LISTED]]
         lines += [f"- and {len(changes.outside) - _LISTED:,} more"] if len(changes.outside) > _LISTED else []
     if not changes.whole:
         cut = f"GitHub's list of changed files is cut short ({MOST_FILES} is the most it holds) or disagrees with its own count."
         lines += ["", cut] if lines else [cut]
     why = "What is changed may have changed how the plan was made, so nothing of the run's result is shown."
-    todo = f"Review these changes by hand, and put manifests into a pull request that changes only `{MANIFESTS}`."
+    todo = f"Review these changes by hand, and put manifests into a pull request that changes only {manifests}."
     return Verdict(Conclusion.ACTION_REQUIRED, _UNVERIFIED, _page(run, _UNVERIFIED, [*lines, "", f"{why} {todo}"]))
 
 

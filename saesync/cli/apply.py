@@ -6,10 +6,11 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,7 +20,7 @@ from saesync.apply import apply as run
 from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, debugging, is_terminal, lost, put, say
-from saesync.cli.scope import policy_of, policy_option
+from saesync.cli.scope import Whose, policy_of, policy_option
 from saesync.errors import Diagnostic, Interrupted, Missing, Refused, SaesyncError, os_trouble
 from saesync.planner import keep, part
 from saesync.policy import Policy
@@ -206,8 +207,16 @@ def _approved_by_file(file: Path, policy: Policy) -> World:
     world = look(asked, again=True, policy=policy)
     changed, releases = bool(saved.get("changed")), world.plan.releases
     manifests = {one.manifest: blob_id(Path(one.manifest)) for one in releases if changed and one.manifest}
-    planfile.check(saved, world.plan, str(file), world.asked.words(), manifests)
+    planfile.check(saved, world.plan, str(file), _words_of(saved, world.asked, policy), manifests)
     return replace(world, plan=keep(world.plan, planfile.approved(saved)))
+
+
+def _words_of(saved: Mapping[str, Any], asked: Asked, policy: Policy) -> tuple[str, ...]:
+    """The command-line words that make a plan of the same things again."""
+    since = (saved.get("changed") or {}).get("since")
+    file = None if policy.file is None else Path(policy.file)
+    whose = Whose(file, untrusted=False, since=since if isinstance(since, str) else None, base=None)
+    return (*asked.words(), *whose.words())
 
 
 def _approved_here(ctx: click.Context, asked: Asked, policy: Policy, yes: bool, format_: str) -> World | None:

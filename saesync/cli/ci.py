@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import click
 
@@ -16,6 +16,14 @@ _event = click.option(
     "--event", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The run's event: $GITHUB_EVENT_PATH."
 )
 _repository = click.option("--repository", envvar="GITHUB_REPOSITORY", metavar="OWNER/REPO", help="Refuse events of any other.")
+
+
+def _inside(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """A folder of the repository, with a slash at its end. All of it would count the workflows among the manifests."""
+    path = PurePosixPath(value)
+    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0] == ".github":
+        raise click.BadParameter("Manifests have to be in a folder of their own in the repository.", ctx, param)
+    return f"{path}/"
 
 
 @click.group()
@@ -31,9 +39,12 @@ def ci() -> None:
 @click.option(
     "--workflow", default=".github/workflows/plan.yml", show_default=True, help="The workflow whose runs are commented on."
 )
+@click.option(
+    "--manifests", default="manifests", show_default=True, callback=_inside, help="The folder of manifests in the repository."
+)
 @api_option
 @_repository
-def comment(event: Path, artifact: Path, workflow: str, api: str, repository: str | None) -> None:
+def comment(event: Path, artifact: Path, workflow: str, manifests: str, api: str, repository: str | None) -> None:
     """Comment a plan on the pull request it was made of, and conclude the check `saesync plan`.
 
     Which pull request that is, and whether it changes nothing but manifests, is decided from the event and from GitHub's API.
@@ -43,7 +54,7 @@ def comment(event: Path, artifact: Path, workflow: str, api: str, repository: st
     from saesync.ci.comment import comment as say_it
     from saesync.ci.event import read_run
 
-    put(say_it(connect(api, os.environ), read_run(event, repository), artifact, workflow))
+    put(say_it(connect(api, os.environ), read_run(event, repository), artifact, workflow, manifests))
 
 
 @ci.command()

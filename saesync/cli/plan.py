@@ -61,7 +61,7 @@ def plan(
         with writing(out):
             planfile.write(out, saved)
     words = (*asked.words(), *whose.words())
-    text = partial(render.plan_text, arguments=words, plan_file=out, next_commands=not whose.untrusted)
+    text = partial(render.plan_text, arguments=words, approval=whose.approval(), plan_file=out, next_commands=not whose.untrusted)
     put(_shown(saved, format_, partial(text, verbose=verbose, color=colored(ctx, sys.stdout))))
     if out is not None:
         say(f"Wrote {out}.")

@@ -93,7 +93,12 @@ class Whose:
     base: str | None
 
     def words(self) -> tuple[str, ...]:
-        """The command-line words that later commands need, too."""
+        """The command-line words that ask this again."""
+        options = (("--changed-since", self.since), ("--base", self.base))
+        return (*(word for flag, value in options if value is not None for word in (flag, value)), *self.approval())
+
+    def approval(self) -> tuple[str, ...]:
+        """The command-line words that ``saesync apply`` needs beside a plan file."""
         return () if self.policy_file is None else ("--policy", str(self.policy_file))
 
     def check(self, roots: Sequence[Path]) -> None:

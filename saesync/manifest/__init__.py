@@ -9,7 +9,7 @@ import codecs
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from saesync.errors import Diagnostic, ManifestError
@@ -26,12 +26,14 @@ __all__ = ["DEFAULT_FOLDER", "find", "load", "load_confined", "looks_like_one", 
 
 DEFAULT_FOLDER = Path("manifests")
 _SUFFIXES = (".yaml", ".yml")
+_MOST_LOOKED_AT = 10_000
 _LOOKS_LIKE_ONE = re.compile(
     rb"^(\xef\xbb\xbf)?([\"']?apiVersion[\"']?\s*:\s*[\"']?saesync/|[\"']?(release|saes)[\"']?\s*:)"
     rb"|(^|[{,])\s*\"apiVersion\"\s*:\s*\"saesync/"  # as JSON
     rb"|\A\s*\{\s*apiVersion\s*:\s*saesync/",
     re.MULTILINE,
 )
+_SAES = re.compile(rb"\bsaes[\"']?\s*:")
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -41,13 +43,15 @@ def find(paths: Sequence[Path]) -> list[Path]:
     YAML may stand beside them); hidden files are left out.
 
     Raises:
-        ManifestError: a path does not exist, a folder holds no manifest, or a file in it is a link that leads out of it.
+        ManifestError: a path does not exist, a folder holds no manifest, a folder below it holds one that is not named, or a file
+            in it is a link that leads out of it.
     """
     found: dict[Path, None] = {}
     wrong: list[Diagnostic] = []
-    for path in paths or (DEFAULT_FOLDER,):
+    named = paths or (DEFAULT_FOLDER,)
+    for path in named:
         try:
-            found.update(dict.fromkeys(_in_folder(path) if path.is_dir() else [_existing(path)]))
+            found.update(dict.fromkeys(_in_folder(path, named) if path.is_dir() else [_existing(path)]))
         except ManifestError as error:
             wrong += error.diagnostics
     if wrong:
@@ -156,6 +160,11 @@ def _is_like_one(data: bytes) -> bool:
     return _LOOKS_LIKE_ONE.search(data.replace(b"\r", b"\n")) is not None
 
 
+def _asks_for_saes(data: bytes) -> bool:
+    """A policy looks like a manifest from its first line."""
+    return _is_like_one(data) and _SAES.search(data.replace(b"\0", b"")) is not None
+
+
 def _existing(path: Path) -> Path:
     if not os.path.lexists(path):
         if path == DEFAULT_FOLDER:
@@ -171,13 +180,35 @@ def _once(files: Iterable[Path]) -> list[Path]:
     return sorted({real(path): path for path in reversed(list(files))}.values())
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """The manifests directly in a folder, of which there must be some."""
+def _in_folder(folder: Path, named: Sequence[Path]) -> list[Path]:
+    """The manifests directly in a folder, of which there must be some, and none further below that nobody named."""
     found = _listed(folder)
+    if (overlooked := _below(folder, {real(path) for path in named})) is not None:
+        why = f"Of {folder}, only the manifests directly in it are read, and {overlooked} is not one of them."
+        raise ManifestError("Manifest would be overlooked", f"{why} Move it, or name {overlooked.parent}, too.")
     if not found:
         detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`."
         raise ManifestError("No manifest found", detail)
     return found
+
+
+def _below(folder: Path, named: Collection[Path]) -> Path | None:
+    """The first manifest in the folders below one, but for hidden ones, links, and what is named itself.
+
+    Large trees are data, and are not looked through to their end.
+    """
+    seen = 0
+    for place, inside, names in os.walk(folder):
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        at = Path(place)
+        files = [] if at == folder or real(at) in named else [at / name for name in sorted(names) if may_be_one(name)]
+        for path in files:
+            if not path.is_symlink() and path.is_file() and real(path) not in named and _asks_for_saes(read_bytes(path)):
+                return path
+        seen += len(inside) + len(names)
+        if seen > _MOST_LOOKED_AT:
+            break
+    return None
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -153,7 +153,10 @@ def _found_by_name(official: str, folder: Path) -> Iterator[None]:
 
     It takes a relative path that has config.json before anything else, so a link of that name in the working folder will do.
     """
-    before = Path.cwd()
+    try:
+        before = Path.cwd()
+    except FileNotFoundError:  # it went with a cache that is being cleaned: what is missing of the model is then told by name
+        before = Path(os.sep)
     with tempfile.TemporaryDirectory() as place:
         link = Path(place, official)
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from saesync import __version__
 from saesync.digest import short
 from saesync.errors import PlanStale
 from saesync.inert import pad, plain, width
@@ -122,6 +123,10 @@ def check(
     if len(differences) > _LISTED:
         lines.append(f"  … and {len(differences) - _LISTED} more")
     head = f"{file} was made from other inputs than the ones here now. Nothing was done."
+    if (by := saved.get("saesync")) != __version__:
+        lines.insert(
+            0, f"  It was made by saesync {plain(by, 20)}, and this is {__version__}: what is asked may differ by that alone."
+        )
     again = f"Make a new plan:  {command('saesync', 'plan', *words, '--out', file)}"
     raise PlanStale("Plan is stale", "\n".join([head, *lines, again]))
 
@@ -154,7 +159,7 @@ def _asked(old: Saved, item: Item, sae: Sae | None) -> list[Difference]:
         found.append(Difference(item.address, _changed(name, before.get(name), after.get(name)), _place(name, item, sae)))
     if keys_differ and not found:
         untouched = _part(old["basis"], OBSERVED) == _part(item.basis, OBSERVED)
-        named = _since(item, sae) if untouched else []
+        named = (_since(item, sae) or _back(old, item, sae)) if untouched else []
         found = named or [Difference(item.address, "something else is asked for", _place("", item, sae))]
     return list(dict.fromkeys(found))
 
@@ -171,6 +176,19 @@ def _since(item: Item, sae: Sae | None) -> list[Difference]:
         )
         for data in changed
     ]
+
+
+def _back(old: Saved, item: Item, sae: Sae | None) -> list[Difference]:
+    """What is asked otherwise of an SAE that is as asked by now, because what stands there is asked for again: why something was
+    to be done when the plan was made, the other way round."""
+    reasons = old.get("reasons")
+    found = []
+    for reason in reasons if isinstance(reasons, list) else ():
+        data = reason.get("data") if isinstance(reason, dict) and reason.get("code") == ReasonCode.CHANGED else None
+        if isinstance(data, dict):
+            said = f"{data.get('name')} {_value(data.get('after'))} → {_value(data.get('before'))}"
+            found.append(Difference(item.address, said, _place(f"{INPUTS}.{data.get('name')}", item, sae)))
+    return found
 
 
 def _part(basis: Mapping[str, Any], prefix: str) -> Basis:

@@ -14,7 +14,7 @@ from saesync.model import Item, Observed, Release
 from saesync.nothing import nothing
 from saesync.planning.case import Case, Files, Place
 from saesync.record import SaeRecord
-from saesync.verdict import shown
+from saesync.verdict import by_name, shown
 
 ASKED = "asked."
 OBSERVED = "observed."
@@ -48,7 +48,9 @@ def of_sae(case: Case, choice: str | None, full: bool) -> Basis:
     if full and case.wanted.inputs is not None:
         inputs = case.wanted.inputs
         parts = {"weights": inputs.weights, "build": inputs.build, "measure": inputs.measure or nothing()}
-        basis.update({f"{INPUTS}{part}.{name}": shown(value) for part, flat in parts.items() for name, value in flat.items()})
+        basis.update(
+            {f"{INPUTS}{part}.{name}": shown(value) for part, flat in parts.items() for name, value in by_name(flat).items()}
+        )
     return basis
 
 

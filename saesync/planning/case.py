@@ -84,7 +84,7 @@ class Case:
     """One SAE before the table. ``damage`` says how the files differ from what the record says.
 
     ``spares`` maps build_key to an undamaged orphan of the same release: what a moved SAE can be copied from. ``elsewhere`` is
-    what stands at ``records:``, if the release has such a place.
+    what stands at ``records:``, if the release has such a place. ``freed``: all releases that have its folder are pruned.
     """
 
     release: Release
@@ -98,6 +98,7 @@ class Case:
     build_key: str | None
     measure_key: str | None
     others: tuple[str, ...]
+    freed: bool
     adopt: bool
     replace: bool
     spares: Mapping[str, str]
@@ -224,6 +225,7 @@ def make_case(
     entry = None if record is None else record.saes.get(sae.id)
     files = place.folders.get(sae.id, nothing())
     inputs = wanted.inputs
+    others = tuple(place.others(release.name, sae.id))
     return Case(
         release,
         sae,
@@ -235,7 +237,8 @@ def make_case(
         None if entry is None else damage(entry, files),
         None if inputs is None else inputs.build_key,
         None if inputs is None else inputs.measure_key,
-        tuple(place.others(release.name, sae.id)),
+        others,
+        set(others) <= set(choices.prune),
         matches(choices.adopt, sae.address),
         matches(choices.replace, sae.address),
         spares,

@@ -13,12 +13,17 @@ from saesync.keys import Wanted
 from saesync.model import Choices, Item, Observed, Release, Status, StepKind
 from saesync.planning import basis
 from saesync.planning.case import Case, Place, index, make_case
-from saesync.planning.table import Decision, blocked, current, decide, locked, unknown
+from saesync.planning.table import Decision, blocked, current, decide, locked, made_newer, unknown
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence
 from saesync.verdict import changed, judge, unmeasured
 
 _STEPS = (StepKind.FETCH, StepKind.CONVERT, StepKind.VALIDATE, StepKind.PUBLISH)
+
+
+def newer(case: Case) -> Decision | None:
+    """What a newer saesync measured is not measured again by an older one."""
+    return made_newer(case, unproven=True) if case.entry is not None and _unproven_because(case) else None
 
 
 def unproven(case: Case) -> Decision | None:
@@ -34,7 +39,7 @@ def failing(case: Case) -> Decision | None:
     return Decision(Status.FAILING, reasons=reasons) if reasons else None
 
 
-ROWS: tuple[Callable[[Case], Decision | None], ...] = (unknown, locked, blocked, unproven, failing, current)
+ROWS: tuple[Callable[[Case], Decision | None], ...] = (unknown, locked, blocked, newer, unproven, failing, current)
 
 
 def items(release: Release, observed: Observed, wanted: Mapping[str, Wanted], choices: Choices) -> list[Item]:

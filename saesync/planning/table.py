@@ -8,10 +8,13 @@ from typing import Any
 
 from saesync.folders import is_native
 from saesync.model import SAE_FILES, WEIGHTS_FILE, Observed, Release, Status, StepKind
+from saesync.nothing import nothing
 from saesync.planning.case import Case
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Record, SaeRecord
-from saesync.verdict import changed, judge, misses_of_native, unmeasured
+from saesync.verdict import changed, judge, misses_of_native, newer_version, unmeasured, versions
+
+_FORMAT, _CONVERTER = "source.format", "source.converter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,10 @@ def locked(case: Case) -> Decision | None:
 
 def taken(case: Case) -> Decision | None:
     """The folder belongs to another release."""
-    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": case.others[0], "asked": True})) if case.others else None
+    if not case.others:
+        return None
+    freed = {"pruned": True} if case.freed else {}
+    return hold(Status.TAKEN, Reason(ReasonCode.TAKEN_BY, {"release": case.others[0], "asked": True, **freed}))
 
 
 def blocked(case: Case) -> Decision | None:
@@ -141,6 +147,23 @@ def drifted(case: Case) -> Decision | None:
     return hold(Status.DRIFTED, case.damage)
 
 
+def newer(case: Case) -> Decision | None:
+    """A newer saesync converts or measures otherwise: what it published is not put back to what this one knows."""
+    return made_newer(case, bool(unproven_because(case, case.sae.id)))
+
+
+def made_newer(case: Case, unproven: bool) -> Decision | None:
+    """Held where the record names a higher version of the converter than ours, or, where the numbers asked for are not there, of
+    a metric's definition."""
+    entry = _entry(case)
+    recorded, ours = entry.inputs.get("weights", nothing()), case.inputs.weights
+    same_format = recorded.get(_FORMAT) == ours.get(_FORMAT)
+    found = newer_version({_CONVERTER: recorded.get(_CONVERTER)}, ours) if same_format else None
+    if found is None and unproven and entry.evidence and case.inputs.measure is not None:
+        found = newer_version(versions(entry.evidence[0].inputs), versions(case.inputs.measure))
+    return None if found is None else hold(Status.HELD, found)
+
+
 def native(case: Case) -> Decision | None:
     """Its authors' own files are published, for SAELens cannot express it: as asked, while the same is asked and allowed. Its
     keys hold the converter's version, so that a converter that learned more is asked again. Requirements are never met."""
@@ -205,6 +228,7 @@ ROWS: tuple[Callable[[Case], Decision | None], ...] = (
     absent,
     foreign,
     drifted,
+    newer,
     native,
     outdated,
     relabel,

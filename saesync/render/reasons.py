@@ -141,7 +141,9 @@ def _visibility(data: Data) -> Parts:
 def _taken(data: Data) -> Parts:
     """An SAE that is asked for here is asked for by no manifest of the other release: two that do are refused."""
     other = Quoted(data.get("release"))
-    remedy = (": --prune ", other, " deletes it there, if nobody needs it under that name") if data.get("asked") else ()
+    remedy: Parts = (": --prune ", other, " deletes it there, if nobody needs it under that name") if data.get("asked") else ()
+    if data.get("pruned"):
+        remedy = (", which --prune deletes there: the next apply publishes here",)
     return ("the folder belongs to release ", other, *remedy)
 
 
@@ -212,6 +214,10 @@ _WORDS: Mapping[ReasonCode, Callable[[Data], Parts]] = MappingProxyType(
         ReasonCode.NOT_VISIBLE: _not_visible,
         ReasonCode.RECORD_NEWER: lambda data: (
             f"record version {number(_float(data.get('found')))}, this saesync reads {number(_float(data.get('known')))}",
+        ),
+        ReasonCode.MADE_NEWER: lambda data: (
+            *(Quoted(data.get("name")), " ", Quoted(_value(data.get("found"))), " is newer than this saesync's "),
+            *(Quoted(_value(data.get("known"))), ": upgrade saesync"),
         ),
         ReasonCode.RECORD_UNREADABLE: _record_unreadable,
         ReasonCode.TAKEN_BY: _taken,

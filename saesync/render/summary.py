@@ -88,12 +88,14 @@ def _named(addresses: Sequence[str]) -> str:
 
 
 def _folded(failures: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Failures with what they are called: more than two that say the same are one, named by the first."""
+    """Failures with what they are called: more than two that say the same are one, named by the first. What several tasks of one
+    name say (a model's activations, hook by hook) is said once."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for failure in failures:
         groups.setdefault((failure["step"], *(value["detail"] for value in failure["diagnostics"])), []).append(failure)
     found = []
-    for members in groups.values():
+    for group in groups.values():
+        members = list({member["address"]: member for member in reversed(group)}.values())[::-1]
         if len(members) > 2:
             found.append((f"{plain(members[0]['address'])} and {len(members) - 1:,} more", members[0]))
         else:

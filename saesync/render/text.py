@@ -24,6 +24,7 @@ def plan_text(
     data: Mapping[str, Any],
     *,
     arguments: Sequence[str] = (),
+    approval: Sequence[str] = (),
     plan_file: Path | str | None = None,
     next_commands: bool = True,
     verbose: bool = False,
@@ -31,8 +32,9 @@ def plan_text(
 ) -> str:
     """The plan in its JSON form as text.
 
-    ``arguments`` are the words the user gave to ``saesync plan``, for the next command; ``plan_file`` is where the plan
-    was saved. ``next_commands`` says which commands come next. ``verbose`` unfolds like changes, and lists what is current.
+    ``arguments`` are the words the user gave to ``saesync plan``, for the next command, and ``approval`` those that ``saesync
+    apply`` needs beside the plan file; ``plan_file`` is where the plan was
+    saved. ``next_commands`` says which commands come next. ``verbose`` unfolds like changes, and lists what is current.
     """
     style = Style(color)
     blocks = [_header(data), _review(data, style)]
@@ -44,7 +46,7 @@ def plan_text(
         blocks += [block] if block else []
     blocks.append("\n".join(_end(data, style)))
     if next_commands:
-        blocks.append("\n".join(_next(data, arguments, plan_file)))
+        blocks.append("\n".join(_next(data, arguments, approval, plan_file)))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -144,13 +146,13 @@ def _several(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def _next(data: Mapping[str, Any], arguments: Sequence[str], plan_file: Path | str | None) -> list[str]:
+def _next(data: Mapping[str, Any], arguments: Sequence[str], approval: Sequence[str], plan_file: Path | str | None) -> list[str]:
     """The commands that come next, with the user's own words."""
     rows = []
     if any(item["steps"] for item in data["items"]):
         saved = str(plan_file or _PLAN_FILE)
         plan = "" if plan_file else f"{command('saesync', 'plan', *arguments, '--out', saved)} && "
-        rows.append(f"To do exactly this:  {plan}{command('saesync', 'apply', saved)}")
+        rows.append(f"To do exactly this:  {plan}{command('saesync', 'apply', saved, *approval)}")
     seen = set()
     for item in data["items"]:
         if item["id"] is None or not (item["held"] or item["status"] == "native") or item["status"] in seen:

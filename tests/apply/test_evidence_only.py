@@ -208,9 +208,17 @@ def test_publishing_later_does_not_measure_again(world: TinyWorld, look: Look, l
 def test_a_record_of_a_newer_version_locks(world: TinyWorld, look: Look, local: Path) -> None:
     look(local).apply()
     path = world.folder / "records" / "saesync" / "tiny-theirs.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 99}))
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "version": 99}))
     items = look(local).plan().items
     assert {(item.status, item.held) for item in items} == {(Status.LOCKED, True)}
+    for entry in found["saes"].values():
+        (evidence,) = entry["evidence"]
+        evidence["inputs"]["metrics"] = evidence["inputs"]["metrics"].replace("rows:", "rows:9")
+        evidence["measure_key"] = "0" * 64
+    path.write_text(json.dumps(found))
+    items = [item for item in look(local).plan().items if item.id is not None]
+    assert {(item.held, item.steps, item.reasons[0].code) for item in items} == {(True, (), ReasonCode.MADE_NEWER)}
 
 
 def program(world: TinyWorld, cache: Path, *words: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +32,27 @@ def saesync(checkout: Checkout, *words: str) -> tuple[int, str]:
     done = subprocess.run(command, cwd=checkout.folder, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
+
+
+def test_the_commands_that_come_next_are_of_the_same_plan(checkout: Checkout) -> None:
+    """Without the words that it was made with a plan is of more, and what a policy holds is asked for."""
+    (checkout.folder / "p.yaml").write_text("apiVersion: saesync/v1\ntargets: {local: [./**]}\n")
+    (checkout.folder / "ae.pth").write_bytes(b"weights")
+    here = manifest("one", "local: ../published", "path: ../ae.pth")
+    words = ("plan", "--changed-since", "HEAD", "--base", "HEAD", "--policy", "p.yaml")
+    checkout.write("one.yaml", here)
+    checkout.write("three.yaml", manifest("three"))
+    code, said = saesync(checkout, *words)
+    assert code == 0, said
+    assert "p.yaml does not allow publish.huggingface" in said
+    made = f"saesync {' '.join(words)} --out plan.json && saesync apply plan.json --policy p.yaml"
+    assert f"To do exactly this:  {made}\n" in said
+    assert saesync(checkout, *words, "--out", "plan.json")[0] == 0
+    checkout.write("one.yaml", here.replace("mit", "isc"))
+    code, said = saesync(checkout, "apply", "plan.json", "--policy", "p.yaml")
+    assert code == STALE
+    head = json.loads((checkout.folder / "plan.json").read_text())["changed"]["since"]
+    assert f"Make a new plan:  saesync plan --changed-since {head} --policy p.yaml --out plan.json" in said
 
 
 def test_as_it_was_it_is_not_stale(checkout: Checkout) -> None:

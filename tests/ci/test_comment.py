@@ -12,6 +12,7 @@ from ci_support import BOT, FORK, MARKER, PLAN, REPO, TOKEN, Done, Forge, a_plan
 
 from saesync.ci import comment as commenting
 from saesync.ci.api import GitHub
+from saesync.ci.artifact import MAX_BYTES, read
 from saesync.ci.check import Digests
 from saesync.ci.event import read_run
 from saesync.errors import NotVisible, Refused, Unavailable
@@ -214,6 +215,39 @@ def test_anything_outside_of_manifests_is_not_verified(
     assert "text" not in run["output"]
 
 
+def test_manifests_in_another_folder(forge: Forge, tmp_path: Path) -> None:
+    """The action's input `manifests` says which."""
+    sha = forge.push("new", {"research/saes/new.yaml": "release: new\n"})
+    number = forge.open("new")
+    done = saesync(forge, *words_for(tmp_path, sha))
+    assert "concludes action_required" in done.out
+    assert "outside `manifests/`" in forge.said(number)[0]
+    done = saesync(forge, *words_for(tmp_path, sha), "--manifests", "./research/saes/")
+    assert "concludes success" in done.out, done
+    sha = forge.push("new", {"research/saes.py": "evil\n"})
+    done = saesync(forge, *words_for(tmp_path, sha), "--manifests", "research/saes")
+    assert "concludes action_required" in done.out
+    assert "outside `research/saes/`" in forge.said(number)[0]
+
+
+@pytest.mark.parametrize("folder", ["", ".", "./", "/", "a/../..", "/manifests", ".github", ".github/workflows"])
+def test_workflows_are_never_counted_among_the_manifests(forge: Forge, tmp_path: Path, folder: str) -> None:
+    done = saesync(forge, *words_for(tmp_path, "1" * 40), "--manifests", folder)
+    assert done.code == 2
+    assert "a folder of their own" in done.err
+
+
+def test_a_plan_of_as_many_saes_as_one_run_handles_is_shown(tmp_path: Path) -> None:
+    """Real ones have 3 kB for each, of 20,000."""
+    plan = a_plan(*(f"layer_{number}" for number in range(200)))
+    asked = [item for item in plan["items"] if item["id"] is not None]
+    for item in asked:
+        item["basis"]["about"] = "x" * 2_500
+    plan["items"] = [{**item, "id": f"{item['id']}/{more}"} for item in asked for more in range(100)]
+    plan["digest"] = digests(plan).whole
+    assert len(read(artifact(tmp_path / "artifact", plan))["items"]) == 20_000
+
+
 def test_a_verified_plan_is_withdrawn_when_code_comes_along(forge: Forge, tmp_path: Path, proposed: tuple[int, str]) -> None:
     number, first = proposed
     say(forge, tmp_path, first)
@@ -391,9 +425,9 @@ def test_artefact_that_is_no_file(forge: Forge, tmp_path: Path, proposed: tuple[
     assert "concludes neutral" in say(forge, tmp_path, sha, "")
     (folder / "plan.json").rmdir()
     with (folder / "plan.json").open("wb") as stream:
-        stream.truncate(40 << 20)
+        stream.truncate(MAX_BYTES + 1)
     assert "concludes neutral" in say(forge, tmp_path, sha, "")
-    assert "more than 33,554,432 bytes" in forge.said(number)[0]
+    assert f"more than {MAX_BYTES:,} bytes" in forge.said(number)[0]
     (folder / "plan.json").unlink()
     assert "concludes neutral" in say(forge, tmp_path, sha, "")
     assert "The run left no plan." in forge.said(number)[0]

@@ -327,6 +327,34 @@ def test_a_manifest_of_a_folder_is_not_overlooked(here: Path, name: str, data: b
     assert [path.name for path in find([Path("mine")])] == [name]
 
 
+def test_a_manifest_further_below_is_not_overlooked(here: Path) -> None:
+    """Nor is it read unasked: local paths start at its folder. It would be one whose SAEs nobody asks for."""
+    inside = here / "manifests" / "team" / "a"
+    inside.mkdir(parents=True)
+    (here / "manifests" / "a.yaml").write_text(GOOD)
+    (inside / "policy.yaml").write_text("apiVersion: saesync/v1\ntargets: {huggingface: [acme/*-saes]}\n")
+    (inside / ".hidden.yaml").write_text(GOOD)
+    (inside / "link.yaml").symlink_to("../../a.yaml")
+    os.mkfifo(inside / "pipe.yaml")
+    (here / "manifests" / ".old").mkdir()
+    (here / "manifests" / ".old" / "b.yaml").write_text(GOOD)
+    assert find([]) == [Path("manifests/a.yaml")]
+    (inside / "b.yaml").write_text(GOOD)
+    with pytest.raises(
+        ManifestError, match=r"manifests/team/a/b\.yaml is not one of them\. Move it, or name manifests/team/a, too"
+    ):
+        find([])
+    (inside / "link.yaml").unlink()
+    (inside / "policy.yaml").unlink()
+    both = [Path("manifests/a.yaml"), Path("manifests/team/a/b.yaml")]
+    assert find([Path("manifests"), Path("manifests/team/a")]) == both
+    assert find([Path("manifests"), both[1]]) == both
+    assert find([both[0]]) == [both[0]]
+    (here / "manifests" / "a.yaml").unlink()
+    with pytest.raises(ManifestError, match=r"manifests/team/a/b\.yaml is not one of them"):
+        find([])
+
+
 def test_find_says_what_is_missing(here: Path) -> None:
     (here / "empty").mkdir()
     with pytest.raises(ManifestError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.measure.devices import device_for
 from saesync.measure.loaders import LOADERS, check_loader
-from saesync.measure.models import load_model
+from saesync.measure.models import _found_by_name, load_model
 
 pytestmark = [pytest.mark.filterwarnings(note) for note in THIRD_PARTY]
 CPU = torch.device("cpu")
@@ -219,3 +220,14 @@ def test_devices() -> None:
     assert device_for("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(Missing, match=r"There is no device 'cuda:99'. This machine has cpu"):
         device_for("cuda:99")
+
+
+def test_a_working_folder_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's folder is in the cache, which may be deleted at any time: nameless trouble would tell nobody so."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    os.chdir("home")
+    (tmp_path / "home").rmdir()
+    with _found_by_name("acme/small", tmp_path):
+        assert Path("acme/small").samefile(tmp_path)
+    assert Path.cwd().is_dir()

@@ -107,6 +107,15 @@ def test_numbers_are_promised_only_where_something_was_measured() -> None:
     assert "saesync show" not in text
 
 
+@pytest.mark.parametrize("times", [2, 26])
+def test_what_tasks_of_one_name_failed_with_is_said_once(times: int) -> None:
+    """The activations of a model are captured hook by hook, and memory runs out at each of them."""
+    failed = [failure("activations of gpt2", "Memory ran out."), failure("res/a", "Memory ran out.")]
+    summary = {"outcomes": {"failed": 3}, "failures": failed * times, "exit_code": 1, "seconds": 1.0}
+    lines = [line for line in summary_text(summary).splitlines() if "ran out" in line]
+    assert [line.split("  ")[1] for line in lines] == ["activations of gpt2", "res/a"]
+
+
 def test_summary_of_nothing() -> None:
     assert summary_text({"outcomes": {}, "failures": [], "exit_code": 0, "seconds": 0.1}) == "Done in 0.1s. Nothing to do."
 
