@@ -33,8 +33,8 @@ def plan_text(
     """The plan in its JSON form as text.
 
     ``arguments`` are the words the user gave to ``saesync plan``, for the next command, and ``approval`` those that ``saesync
-    apply`` needs beside the plan file; ``plan_file`` is where the plan was
-    saved. ``next_commands`` says which commands come next. ``verbose`` unfolds like changes, and lists what is current.
+    apply`` needs beside the plan file; ``plan_file`` is where the plan was saved. ``next_commands`` says which commands come
+    next. ``verbose`` unfolds like changes, and lists what is current.
     """
     style = Style(color)
     blocks = [_header(data), _review(data, style)]
