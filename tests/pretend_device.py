@@ -232,6 +232,8 @@ class _Calls(TorchFunctionMode):
                 return _GUARDED[func](*args, **given)
         if own is not None and func in _WAYS_OUT:
             return _WAYS_OUT[func](self.machine, own)
+        if own is not None and func is torch.nn.functional.linear and self.machine.kind == "mps":
+            pretend_mps.check("linear", args, given)  # where torch has an operation of its own for it
         if own is not None and func is torch.nn.functional.scaled_dot_product_attention:
             # Which kernel is taken is asked of the device itself, below where we can answer.
             if {leaf.device for leaf in tree_leaves((args, given)) if isinstance(leaf, torch.Tensor)} != {own.device}:

@@ -1,7 +1,7 @@
-"""What torch 2.13.0 refuses on MPS, or takes wrongly, for some numbers and shapes only: ``tests/pretend_device.py`` asks here.
+"""What torch refuses on MPS, or takes wrongly, for some numbers and shapes only: ``tests/pretend_device.py`` asks here.
 
-Facts from its sources (aten/src/ATen/native/mps, torch/testing/_internal/common_mps.py), from the names of the Metal kernels in
-its macOS wheel, and from its issues where the sources know nothing of it.
+Facts of torch 2.13.0, where no other version is named: from its sources (aten/src/ATen/native/mps, and common_mps.py of
+torch.testing), from the names of the Metal kernels in its macOS wheel, and from its issues where the sources know nothing of it.
 """
 
 from __future__ import annotations
@@ -84,16 +84,25 @@ def _softmax(args: Sequence[Any], given: Mapping[str, Any]) -> Found:
 
 
 def _attention(args: Sequence[Any], given: Mapping[str, Any]) -> Found:
-    """Attention.mm: no dropout, and only three dtypes."""
+    """Attention.mm: no dropout, and only three dtypes. Before torch 2.13 causal attention is wrong in 16 bits: issue 195910."""
     if _argument(args, given, 4, "dropout_p", 0.0):
         return "attention with dropout"
     dtype = args[0].dtype
+    if dtype in (torch.float16, torch.bfloat16) and _argument(args, given, 5, "is_causal", False):
+        return "tokens see later ones in 16 bits"
     return None if dtype in (torch.float32, torch.float16, torch.bfloat16) else f"attention in {dtype}"
 
 
 def _linear(args: Sequence[Any], given: Mapping[str, Any]) -> Found:
-    """Linear.mm."""
+    """Linear.mm; and, on macOS 26, issues 188438, 189495 and 192934."""
+    if args[0].dim() > 2 and _argument(args, given, 2, "bias") is not None:
+        return f"wrong numbers for an input of {args[0].dim()} dimensions and a bias"
     return None if args[0].is_floating_point() or args[0].is_complex() else f"linear for {args[0].dtype}"
+
+
+def _embedding(args: Sequence[Any], given: Mapping[str, Any]) -> Found:
+    """Issue 188756, until torch 2.14."""
+    return "zeros for a table of more than INT_MAX numbers" if args[0].numel() > INT_MAX else None
 
 
 def _bincount(args: Sequence[Any], given: Mapping[str, Any]) -> Found:
@@ -107,6 +116,8 @@ _RULES: Mapping[str, Callable[[Sequence[Any], Mapping[str, Any]], Found]] = {
     "addmm": _product(1, 2),
     "baddbmm": _product(1, 2),
     "linear": _linear,
+    "embedding": _embedding,
+    "index_select": _embedding,
     "scatter_reduce": _scatter_reduce,
     "scatter_reduce_": _scatter_reduce,
     "index_reduce": _index_reduce,

@@ -52,8 +52,8 @@ def why_no_cuda() -> str:
 
 
 def why_not_mps() -> str | None:
-    """Why Apple's GPU, where torch sees one, cannot be used: in a virtual machine (GitHub's Macs are some) not a byte can be
-    allocated on it. None where it can be, or there is none."""
+    """Why Apple's GPU, where torch sees one, cannot be used: in some virtual machines not a byte can be allocated on it. None
+    where it can be, or there is none."""
     return _refusal("mps") if torch.backends.mps.is_available() else None
 
 

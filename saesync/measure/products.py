@@ -1,17 +1,23 @@
-"""Matrix products that are right on Apple's GPUs.
+"""Matrix products and attention that are right on Apple's GPUs, where some of torch's kernels give wrong numbers without a word.
 
-On M1 and M2 the system's own kernels sum what lies behind the operands in memory into a product whose inner dimension has 32,767
-numbers or more, without a word (pytorch issues 193487 and 195163; torch 2.14 avoids them for two-dimensional products only). The
-inner dimension of an SAE's decoding is d_sae. So there, such products are taken in parts, and the parts are summed.
+- On M1 and M2 what lies behind the operands in memory is summed into a product whose inner dimension has 32,767 numbers or more
+  (pytorch issues 193487 and 195163; torch 2.14 avoids it for two-dimensional products only). The inner dimension of an SAE's
+  decoding is d_sae. Such products are taken in parts, and the parts are summed.
+- Linear layers of inputs with more than two dimensions are wrong with a bias on macOS 26 (188438, 189495; 192934 is open), and
+  were in 16 bits (180776) and for some strides (161640). They are products of matrices here.
+- The kernels for attention let tokens see later ones in bfloat16 and float16 before torch 2.13 (195910), and were wrong for some
+  lengths and strides (163597, 174861, 181133). Attention is made of products here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 LONGEST = 1 << 14  # of the inner dimension of one part
@@ -19,9 +25,45 @@ _TOO_LONG = 32_767
 aten = torch.ops.aten
 
 
-def right_products(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """While it lasts, products on ``device`` are right; gradients are not recorded."""
-    return _InParts() if device.type == "mps" else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+@contextlib.contextmanager
+def right_products(device: torch.device) -> Iterator[None]:
+    """While it lasts, products and attention on ``device`` are right; gradients are not recorded."""
+    with contextlib.ExitStack() as modes:
+        if device.type == "mps":
+            modes.enter_context(_InParts())  # type: ignore[no-untyped-call]
+            modes.enter_context(_OfMatrices())
+        yield
+
+
+class _OfMatrices(TorchFunctionMode):
+    """Above autograd, where torch chooses a kernel: linear layers and attention as products of matrices."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        taken = {linear: _linear, scaled_dot_product_attention: _attention}.get(func, func)
+        return taken(*args, **(kwargs or {}))
+
+
+def _linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:  # torch's names
+    flat = input.reshape(-1, input.shape[-1])
+    found = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)
+    return found.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    given = {"scale": scale, "enable_gqa": enable_gqa}
+    if attn_mask is not None and attn_mask.dtype is torch.bool:  # the operation below adds what it is given
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+    found: torch.Tensor = aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, **given)[0]
+    return found
 
 
 class _InParts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -61,16 +103,10 @@ def _added(product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return taken
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    total = _sum(aten.linear.default, x, weight, -1)
-    return (total if bias is None else total + bias).to(x.dtype)
-
-
 _PRODUCTS: Mapping[Any, Callable[..., torch.Tensor]] = {
     aten.mm.default: _plain(aten.mm.default),
     aten.bmm.default: _plain(aten.bmm.default),
     aten.addmm.default: _added(aten.mm.default),
     aten.baddbmm.default: _added(aten.bmm.default),
-    aten.linear.default: _linear,  # on MPS an operation of its own
 }
 _LEFT = {aten.addmm.default: 1, aten.baddbmm.default: 1}  # which argument is the left one

@@ -73,6 +73,13 @@ def test_it_refuses_what_mps_refuses() -> None:
             torch.nn.functional.scaled_dot_product_attention(*[x.view(1, 1, 2, 2)] * 3, dropout_p=0.5)
         with pytest.raises(TypeError, match=r"convert torch\.float8_e5m2 to the MPS backend"):
             torch.empty(2, dtype=torch.float8_e5m2, device="mps")
+        whole = torch.ones(1, 2, 4, dtype=torch.bfloat16, device="mps")
+        with pytest.raises(RuntimeError, match="tokens see later ones"):
+            torch.nn.functional.scaled_dot_product_attention(whole, whole, whole, is_causal=True)
+        with pytest.raises(RuntimeError, match="an input of 3 dimensions and a bias"):
+            torch.nn.Linear(4, 4, dtype=torch.bfloat16, device="mps")(whole)
+        with pytest.raises(RuntimeError, match="a table of more than INT_MAX"):
+            torch.nn.functional.embedding(index, x[:1].expand(1 << 29, 4))
         long = torch.ones(16, 32_767, device="mps")
         with pytest.raises(RuntimeError, match="wrong numbers for an inner dimension of 32767"):
             long @ long.T
@@ -96,14 +103,37 @@ def test_long_products_are_taken_in_parts() -> None:
         assert near(x @ y, exact)
         assert near(torch.stack([x, x]) @ torch.stack([y, y]), torch.stack([exact, exact]))
         assert near(torch.nn.functional.linear(x, y.T.contiguous(), z), exact + bias)
-        assert near(torch.ops.aten.linear(x, y.T.contiguous(), z), exact + bias)
+        assert near(torch.nn.functional.linear(x[None], y.T.contiguous(), bias=z), (exact + bias)[None])
         assert near(torch.addmm(z, x, y, beta=0.5, alpha=2), 0.5 * bias + 2 * exact)
         assert near(torch.addmm(z * torch.nan, x, y, beta=0), exact)
         assert near(torch.baddbmm(z, x[None], y[None]), (exact + bias)[None])
         half = x.to(torch.bfloat16) @ y.to(torch.bfloat16)
         assert half.dtype is torch.bfloat16
         assert float((half.cpu().float() - exact).norm() / exact.norm()) < 0.01
-    assert not isinstance(right_products(torch.device("cpu")), type(right_products(torch.device("mps"))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_made_of_products(dtype: torch.dtype, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 5, heads, 8, generator=generator).to(dtype).transpose(1, 2) for heads in (4, 2, 2))
+    mask = None if causal else torch.rand(5, 5, generator=generator) > 0.3
+    options = {"is_causal": causal, "scale": 0.4, "enable_gqa": True}
+    attend = torch.nn.functional.scaled_dot_product_attention
+    expected = attend(q.float(), k.float(), v.float(), mask, **options)
+    with pretend("mps"), right_products(torch.device("mps")):
+        there = [None if each is None else each.to("mps") for each in (q, k, v, mask)]
+        found = attend(*there, **options)
+        assert str(found.device) == "mps:0"
+        assert found.dtype is dtype
+        assert torch.allclose(found.cpu().float(), expected, atol=1e-6 if dtype is torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_models_in_16_bits(world: SimpleNamespace, loader: str) -> None:
+    found, expected = on_both(replace(only(job_for(world, loader), "topk"), dtype="bfloat16"))
+    for name in ("ce_loss_without_sae", "ce_loss_with_sae", "explained_variance"):
+        assert found["rel/topk"][name]["value"] == pytest.approx(expected["rel/topk"][name]["value"], rel=0.01), name
 
 
 @pytest.mark.parametrize("d_sae", [32_767, 40_000])
@@ -135,7 +165,7 @@ def test_diagnosing(world: SimpleNamespace, name: str) -> None:
 
 
 def test_a_gpu_that_holds_nothing_is_none() -> None:
-    """As in GitHub's virtual machines: torch sees it, and can allocate nothing on it."""
+    """As in some virtual machines: torch sees it, and can allocate nothing on it."""
     with pretend("mps", memory=0):
         assert torch.backends.mps.is_available()
         assert device_for("auto") == torch.device("cpu")
