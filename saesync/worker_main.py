@@ -87,28 +87,18 @@ def encode(value: Any) -> Any:
 
 
 def devices(_data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Which torch devices this machine has, best first, with their names, and ``why`` no CUDA device is among them."""
+    """Which torch devices this machine has that can be used, best first, with their names; ``why`` no CUDA device is among them,
+    and ``why_not_mps``, where there is an Apple GPU that cannot be used."""
     import torch
+
+    from saesync.measure.devices import why_no_cuda, why_not_mps
 
     found = {f"cuda:{i}": torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    if torch.backends.mps.is_available():
+    unusable = why_not_mps()
+    if torch.backends.mps.is_available() and unusable is None:
         found["mps"] = "Apple GPU"
-    why = None if torch.cuda.device_count() else _why_no_cuda()
-    return {"devices": {**found, "cpu": f"{torch.get_num_threads()} threads"}, "why": why}
-
-
-def _why_no_cuda() -> str:
-    """In torch's own words, the first of them."""
-    import torch
-
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"torch {torch.__version__} is built without CUDA"
-    try:
-        torch.zeros(1, device="cuda")
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).strip() or type(error).__name__
-        return f"torch {torch.__version__} says: {said.splitlines()[0][:300].rstrip('.')}"
-    return f"torch {torch.__version__} does not see it"
+    why = None if torch.cuda.device_count() else why_no_cuda()
+    return {"devices": {**found, "cpu": f"{torch.get_num_threads()} threads"}, "why": why, "why_not_mps": unusable}
 
 
 def preload(data: Mapping[str, Any]) -> None:

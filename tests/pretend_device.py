@@ -5,7 +5,8 @@ ones.
 
 - an operation whose tensors are on different devices (a CPU tensor without dimensions may take part in pointwise operations, a
   CPU tensor may index, ``copy_`` may cross; nothing else);
-- float64 on MPS; an operation that torch has no kernel for on that device (as ATen's own list of kernels says);
+- numbers that MPS does not know, and operations that it refuses or takes wrongly (``pretend_mps``); an operation that torch has
+  no kernel for on that device (as ATen's own list of kernels says);
 - turning a tensor into a numpy array; a device number that is not there; tensors that leave the machine's memory full.
 
 Copies between host and device and points where the host has to wait for the device are counted. The numbers themselves are those
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pretend_mps
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,7 +36,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 GIB = 1 << 30
 aten = torch.ops.aten
-_NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
 _COPYING = ("tensor", "as_tensor", "asarray", "new_tensor")  # what they are given comes from the host
 _INDEXING = ("index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put")
 _WAITING = ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "_unique2", "unique_consecutive", "equal")
@@ -85,15 +86,17 @@ class Machine:
             TypeError: MPS has no such numbers.
             torch.OutOfMemoryError: they do not fit (on MPS a RuntimeError, as there).
         """
-        if self.kind == "mps" and held.dtype in (torch.float64, torch.complex128):
-            raise TypeError(_NO_FLOAT64)
+        if self.kind == "mps":
+            pretend_mps.check_dtype(held.dtype)
         store = held.untyped_storage()
         known, size = store._cdata, store.nbytes()
         if known not in self._stores:
             if self.used[device] + size > self.memory:
                 self.refused += 1
                 said = f"out of memory. Tried to allocate {size / 2**20:.2f} MiB."
-                raise torch.OutOfMemoryError(f"CUDA {said}") if self.kind == "cuda" else RuntimeError(f"MPS backend {said}")
+                if self.kind == "mps":
+                    raise RuntimeError(pretend_mps.TOO_LARGE if size >= self.memory else f"MPS backend {said}")
+                raise torch.OutOfMemoryError(f"CUDA {said}")
             self.used[device] += size
             self.most[device] = max(self.most[device], self.used[device])
             self._stores[known] = weakref.finalize(store, self._gone, known, size, device)
@@ -156,6 +159,8 @@ class _Kernels(TorchDispatchMode):
             given["device"] = torch.device("cpu")
         if device is not None:
             _check_kernel(func, self.machine.kind)
+            if self.machine.kind == "mps":
+                pretend_mps.check(name, args, given)
         if name in _WAITING:
             self.machine.waits[name] += 1
         return self._done(func, name, args, given, device)
@@ -227,10 +232,14 @@ class _Calls(TorchFunctionMode):
                 return _GUARDED[func](*args, **given)
         if own is not None and func in _WAYS_OUT:
             return _WAYS_OUT[func](self.machine, own)
+        if own is not None and func is torch.nn.functional.linear and self.machine.kind == "mps":
+            pretend_mps.check("linear", args, given)  # where torch has an operation of its own for it
         if own is not None and func is torch.nn.functional.scaled_dot_product_attention:
             # Which kernel is taken is asked of the device itself, below where we can answer.
             if {leaf.device for leaf in tree_leaves((args, given)) if isinstance(leaf, torch.Tensor)} != {own.device}:
                 raise RuntimeError("Expected query, key, value and attn_mask to be on the same device")
+            if self.machine.kind == "mps":
+                pretend_mps.check("scaled_dot_product_attention", args, given)
             return self.machine.hold(func(*tree_map(_held, args), **tree_map(_held, given)), own.device)
         if own is not None and func is torch.Tensor.__getitem__:
             return self.machine.hold(own.held[self._index(own, args[1], func)], own.device)

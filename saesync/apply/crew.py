@@ -51,10 +51,12 @@ class Crew:
         if "auto" in self.devices:
             return
         gpus.wake()
-        here = tuple(self._probe.run("devices", {})["devices"])
+        said = self._probe.run("devices", {})
+        here = tuple(said["devices"])
         absent = [name for name in self.devices if name not in here]
         if absent:
-            detail = f"There is no {', '.join(absent)}. This machine has {', '.join(here)}; name one of them with --device."
+            why = f" ({said['why_not_mps']})" if "mps" in absent and said["why_not_mps"] else ""
+            detail = f"There is no {', '.join(absent)}{why}. This machine has {', '.join(here)}; name one of them with --device."
             raise Missing("Device is not here", detail)
 
     def warm(self, convert: bool, measure: bool) -> None:
@@ -107,8 +109,9 @@ def devices_here(worker: Worker, tell: Callable[[str], None]) -> tuple[str, ...]
         return ("cpu",)
     said = worker.run("devices", {})
     chosen = best(tuple(said["devices"]))
-    if chosen == ("cpu",) and gpus.nodes(gpus.NVIDIA):
-        tell(f"Measuring on the CPU: this machine has an NVIDIA GPU, but {said['why']}. With --device cpu this is not said.")
+    here = ("an NVIDIA", said["why"]) if gpus.nodes(gpus.NVIDIA) else ("an Apple", said["why_not_mps"])
+    if chosen == ("cpu",) and here[1]:
+        tell(f"Measuring on the CPU: this machine has {here[0]} GPU, but {here[1]}. With --device cpu this is not said.")
     return chosen
 
 

@@ -35,13 +35,14 @@ def run(job: DiagnoseJob, progress: Progress | None = None) -> DiagnoseResult:
     import torch
 
     from saesync.measure.findings import findings, ranked
+    from saesync.measure.products import right_products
     from saesync.measure.semantics import Condition, Reading, trials
 
     model = model_for(job)
     sae = _loaded(job, model)
     engines = _engines(job, model)
     declared = Condition(job.hook, job.prepend_bos)
-    with torch.no_grad():
+    with torch.no_grad(), right_products(model.device):
         first = torch.from_numpy(engines[job.prepend_bos].rows[:1]).to(model.device, torch.long)
         _require_fit(model, sae, first)
         reading = Reading(sae)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saesync.cache import Cache, remove
 from saesync.digest import FileDigest
+from saesync.errors import Refused
 
 BLOBS, FOLDERS = "blob", "folder"
 
@@ -19,11 +20,17 @@ def lay_out(cache: Cache, key: str, files: Mapping[str, Path], digests: Mapping[
 
     Raises:
         OSError: no space, no permission.
+        Refused: names of several files are one to the file system (macOS does not tell "A" from "a").
     """
     with cache.making(FOLDERS, key) as folder:
         for name, path in files.items():
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(place):  # a copy would write over the other file, and through its link over that in the cache
+                detail = (
+                    f"{name} and another file have one name on the disk of {cache.root}, which does not tell all names apart."
+                )
+                raise Refused("Names are not told apart", f"{detail} Set SAESYNC_CACHE to a disk that does.")
             try:
                 os.link(path, place)
             except OSError:

@@ -61,11 +61,18 @@ def main() -> int:
 
 
 def _limit(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + size, MEMORY + size))  # the file itself is mapped
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    most = size + MAX_PLAIN + (64 << 20)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Limits, where somebody else set none that is tighter."""
+    if sys.platform != "darwin":  # macOS refuses this one: a process is larger than that when it starts
+        _lower(resource.RLIMIT_AS, MEMORY + size)  # the file itself is mapped
+    _lower(resource.RLIMIT_CPU, SECONDS)
+    _lower(resource.RLIMIT_FSIZE, size + MAX_PLAIN + (64 << 20))
+    _lower(resource.RLIMIT_CORE, 0)
+
+
+def _lower(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
 
 
 def _rewrite(path: Path, name: str, out: Path) -> str:

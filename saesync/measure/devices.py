@@ -21,7 +21,8 @@ _MATRICES = 5  # [rows, d_sae] in float32 that encoding holds at a time
 _LEAST_LOGITS, _MOST_LOGITS = 256 * MIB, 8 * GIB
 _LEAST_DENSE = 1 << 20
 _WRONG_ON_MPS = "2.8."  # linear layers give wrong numbers there for inputs that are not contiguous (pytorch issue 161640)
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")  # as the allocators say it
+# As the allocators say it; MPS says "Invalid buffer size" of what is larger than one buffer may be.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "invalid buffer size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +44,48 @@ class Limits:
         return Limits(self.tokens // 2, self.logits // 2, max(_LEAST_DENSE, self.dense // 2), self.resident // 2)
 
 
+def why_no_cuda() -> str:
+    """Why there is no CUDA device, in torch's own words where it has some."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    return _refusal("cuda") or f"torch {torch.__version__} does not see it"
+
+
+def why_not_mps() -> str | None:
+    """Why Apple's GPU, where torch sees one, cannot be used: in some virtual machines not a byte can be allocated on it. None
+    where it can be, or there is none."""
+    return _refusal("mps") if torch.backends.mps.is_available() else None
+
+
+def _refusal(device: str) -> str | None:
+    """What torch says when asked to hold a number on a device; None where it does."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).strip() or type(error).__name__
+        return f"torch {torch.__version__} says: {said.splitlines()[0][:300].rstrip('.')}"
+    return None
+
+
 def device_for(name: str) -> torch.device:
     """The device of that name; ``auto`` takes the first CUDA GPU, else Apple's, else the CPU.
 
     Raises:
-        Missing: there is no such device on this machine.
+        Missing: there is no such device on this machine, or it cannot be used.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    here = ["cpu"]
+    if name == "cpu":
+        return torch.device(name)
+    here, unusable = ["cpu"], why_not_mps()
     if torch.cuda.is_available():
         here += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
+    if torch.backends.mps.is_available() and unusable is None:
         here.append("mps")
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if kind in here)
     if name not in here:
+        why = f" ({unusable})" if name == "mps" and unusable else ""
         raise Missing(
-            "Device is not here", f"There is no device {name!r}. This machine has {', '.join(here)}; choose one of them."
+            "Device is not here", f"There is no device {name!r}{why}. This machine has {', '.join(here)}; choose one of them."
         )
     if name == "mps" and torch.__version__.startswith(_WRONG_ON_MPS):
         raise Refused(

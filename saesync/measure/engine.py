@@ -39,6 +39,7 @@ from saesync.measure.dataset import Tokens
 from saesync.measure.devices import Limits, give_back, limits_for, out_of_memory, wide
 from saesync.measure.metrics import OF_FEATURES
 from saesync.measure.passes import LanguageModel, Route, Seen, layer_of
+from saesync.measure.products import right_products
 from saesync.measure.saes import LoadedSae, load_sae, weights_size
 from saesync.measure.sites import Site
 from saesync.measure.statistics import Estimate, Firing, Tally, ce_loss_score, explained_variance, ratio
@@ -108,14 +109,15 @@ class Engine:
         self._sites: dict[Site, Tally] = {}
 
     def fitting(self, work: Callable[[], T]) -> T:
-        """``work()``; again, with smaller batches, while the device's memory does not suffice.
+        """``work()``, with products that are right; again, with smaller batches, while the device's memory does not suffice.
 
         Raises:
             Missing: it does not suffice for small batches either.
         """
         for _ in range(_SMALLER):
             try:
-                return work()
+                with right_products(self.model.device):
+                    return work()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from saesync.errors import Missing, Refused, SaesyncError
-from saesync.measure.devices import out_of_memory
+from saesync.measure.devices import out_of_memory, wide
 from saesync.measure.folder import check_folder
 from saesync.measure.loaders import PROCESSING, check_loader
 from saesync.measure.passes import LanguageModel
@@ -41,6 +41,8 @@ def load_model(
     wrong = check_loader(loader, dtype, kwargs)
     if wrong:
         raise Refused.of(wrong)
+    if dtype == "float64" and wide(device) is not torch.float64:
+        raise Refused("Device has no float64", f"{device} has none. Measure with --device cpu, or set `dtype: float32`.")
     config = check_folder(folder)
     load = {"TransformerBridge": _bridge, "HookedTransformer": _hooked, "AutoModelForCausalLM": _proxy}[loader]
     with _quietly():

@@ -72,7 +72,9 @@ class LoadedSae:
         if features.is_sparse:
             features = features.to_dense()
         row, column = features.reshape(-1, self.d_sae).nonzero(as_tuple=True)
-        active = torch.bincount(row, minlength=cluster.shape[0])
+        # Rows come in order. (bincount would have the host wait for CUDA, and MPS compile a graph for every new number of them.)
+        ends = torch.arange(1, cluster.shape[0] + 1, device=row.device)
+        active = torch.searchsorted(row.contiguous(), ends).diff(prepend=row.new_zeros(1))
         where = cluster[row]
         counts = where >= 0
         firing.add(column[counts], where[counts])

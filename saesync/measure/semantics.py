@@ -174,8 +174,8 @@ def add(reading: Reading, sums: Sums, batch: Batch, x: torch.Tensor, y: torch.Te
         part = slice(start, start + step)
         for flags, output, active in reading.outputs(flat_x[part], sums.scale, variants):
             error = torch.where(weights[part], (flat_y[part] - output).square().sum(1), 0.0)
-            found[flags]["error"].append(error.double().cpu())
-            found[flags]["active"].append(torch.where(weights[part], active, 0).double().cpu())
+            found[flags]["error"].append(error.cpu().double())  # MPS has no float64
+            found[flags]["active"].append(torch.where(weights[part], active, 0).cpu().double())
     for flags, parts in found.items():
         tally = sums.trials.setdefault(flags, Tally(sums.moments.clusters))
         tally.add(batch.clusters, {name: torch.cat(values).reshape(len(x), -1).sum(1) for name, values in parts.items()})

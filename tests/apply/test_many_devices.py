@@ -19,6 +19,9 @@ from tiny import TinyWorld
 
 from saesync import worker_main
 from saesync.apply import StopFlag, apply, gpus
+from saesync.apply.crew import Crew
+from saesync.cache import Cache
+from saesync.errors import Missing
 from saesync.executors import validate
 from saesync.jobs import CaptureJob, CaptureResult, MeasureJob, MeasureResult
 from saesync.record import SaeRecord, parse_record
@@ -109,6 +112,35 @@ def test_a_gpu_that_torch_cannot_use_is_told(world: TinyWorld, look: Look, monke
             assert notes[0].endswith(". With --device cpu this is not said.")
         shutil.rmtree(world.published)
         shutil.rmtree(run.cache.root)
+
+
+def nothing_on_it(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    with pretend("mps", memory=0):
+        return worker_main.devices(data)
+
+
+def test_an_apple_gpu_that_holds_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in virtual machines."""
+    monkeypatch.setattr(gpus, "_ALL", ("null",))
+    monkeypatch.setattr(gpus, "NVIDIA", ("no-such-file",))
+    start = partial(fork, jobs={**JOBS, "devices": Job(__name__, "nothing_on_it", dict, tells=False)})
+    said: list[str] = []
+    crew = Crew(Cache(tmp_path), start, 1, ())
+    crew.find_devices(said.append)
+    assert crew.devices == ("cpu",)
+    (note,) = said
+    assert re.fullmatch(
+        r"Measuring on the CPU: this machine has an Apple GPU, but torch \S+ says: Invalid buffer size: .*"
+        r"\. With --device cpu this is not said\.",
+        note,
+    )
+    asked = Crew(Cache(tmp_path), start, 1, ("mps",))
+    with pytest.raises(
+        Missing, match=r"There is no mps \(torch \S+ says: Invalid buffer size.*\)\. This machine has cpu; name one"
+    ):
+        asked.check_devices()
+    for each in (crew, asked):
+        each.close()
 
 
 @pytest.mark.parametrize(

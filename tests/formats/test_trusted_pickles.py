@@ -260,6 +260,35 @@ def test_a_child_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.
         _quarantine.rewrite(path, path.name)
 
 
+def limits(before: str) -> list[list[int]]:
+    """Of a child that starts after ``before``: address space, processor time and file size, soft and hard."""
+    code = (
+        f"import json, resource, sys; from saesync.formats import _quarantine_child as child; {before}; child._limit(1000); "
+        "print(json.dumps([resource.getrlimit(kind) for kind in "
+        "(resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: list[list[int]] = json.loads(done.stdout)
+    return found
+
+
+def test_limits_that_are_tighter_stay() -> None:
+    """``ulimit`` of a shell or a batch system: raising them fails, and for root it would undo them."""
+    tight = (
+        "[resource.setrlimit(kind, (most, most)) for kind, most in ((resource.RLIMIT_AS, 3 << 30), (resource.RLIMIT_CPU, 99))]"
+    )
+    memory, seconds, size = limits(tight)
+    assert (memory, seconds) == ([3 << 30] * 2, [99, 99])
+    assert size == limits("pass")[2]
+
+
+def test_macos_limits_no_address_space() -> None:
+    """It refuses to: every process there has more of it."""
+    memory, seconds, _ = limits("sys.platform = 'darwin'")
+    assert memory[0] not in (_quarantine_child.MEMORY, _quarantine_child.MEMORY + 1000)
+    assert seconds == [_quarantine_child.SECONDS] * 2
+
+
 def test_the_child_has_no_network_no_token_and_limits(tmp_path: Path) -> None:
     code = (
         "import json, os, resource, socket, sys; from saesync.formats import _quarantine_child as child; "
