@@ -92,6 +92,7 @@ def speeds(job: MeasureJob) -> tuple[float, float]:
     from benchmarks.bench_validate import evals
     from saesync.executors import validate
     from saesync.measure.engine import Engine
+    from saesync.measure.products import right_products
 
     model = validate.model_for(job)
     tokens = validate.rows_for(job, model, job.tokens // CONTEXT, None)
@@ -99,7 +100,8 @@ def speeds(job: MeasureJob) -> tuple[float, float]:
     begun = time.perf_counter()
     assert len(engine.run(job.saes).metrics) == len(job.saes)
     own = time.perf_counter() - begun
-    theirs, _ = evals(model, tokens, [Path(sae.folder) for sae in job.saes], time.perf_counter)
+    with right_products(model.device):  # both compute the same
+        theirs, _ = evals(model, tokens, [Path(sae.folder) for sae in job.saes], time.perf_counter)
     return job.tokens / own, job.tokens / theirs
 
 

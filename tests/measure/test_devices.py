@@ -219,7 +219,10 @@ def test_captured_activations_are_those_of_the_cpu(world: SimpleNamespace, tmp_p
         assert not validate.capture(replace(job, device=device, out={hook: str(tmp_path / "gpu")})).failures
     found, expected = load_file(tmp_path / "gpu")["x"], load_file(tmp_path / "cpu")["x"]
     assert found.shape == (50, D_MODEL)
-    assert torch.equal(found, expected)
+    if device == "mps":  # where attention is made of products, which round otherwise
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    else:
+        assert torch.equal(found, expected)
 
 
 # --------------------------------------------------------------------------------------------------- waiting and memory
