@@ -20,7 +20,9 @@ GIB = 1 << 30
 _MATRICES = 5  # [rows, d_sae] in float32 that encoding holds at a time
 _LEAST_LOGITS, _MOST_LOGITS = 256 * MIB, 8 * GIB
 _LEAST_DENSE = 1 << 20
-_WRONG_ON_MPS = "2.8."  # linear layers give wrong numbers there for inputs that are not contiguous (pytorch issue 161640)
+# Before, sums, means and masks gave wrong numbers on MPS now and then, and linear layers in 2.8 (pytorch issues 178497, 181867,
+# 161640). What is still wrong in it, ``products`` avoids.
+_FIRST_RIGHT_ON_MPS = (2, 13)
 # As the allocators say it; MPS says "Invalid buffer size" of what is larger than one buffer may be.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "invalid buffer size")
 
@@ -87,10 +89,11 @@ def device_for(name: str) -> torch.device:
         raise Missing(
             "Device is not here", f"There is no device {name!r}{why}. This machine has {', '.join(here)}; choose one of them."
         )
-    if name == "mps" and torch.__version__.startswith(_WRONG_ON_MPS):
+    if name == "mps" and tuple(map(int, torch.__version__.split(".")[:2])) < _FIRST_RIGHT_ON_MPS:
+        first = ".".join(map(str, _FIRST_RIGHT_ON_MPS))
         raise Refused(
             "Device computes wrongly",
-            f"torch {torch.__version__} gives wrong numbers on mps. Install another version, or measure with --device cpu.",
+            f"torch {torch.__version__} gives wrong numbers on mps. Install {first} or newer, or measure with --device cpu.",
         )
     device = torch.device("cuda:0" if name == "cuda" else name)
     if device.type == "cuda":

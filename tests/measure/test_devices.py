@@ -330,8 +330,10 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
             device_for("cuda:3")
     with pretend("mps"):
         assert device_for("auto") == torch.device("mps")
-        monkeypatch.setattr(torch, "__version__", "2.8.0")
-        with pytest.raises(Refused, match=r"2\.8\.0 gives wrong numbers on mps"):
+        monkeypatch.setattr(torch, "__version__", "2.14.0.dev20260901")
+        assert device_for("mps") == torch.device("mps")
+        monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
+        with pytest.raises(Refused, match=r"2\.12\.1\+cpu gives wrong numbers on mps\. Install 2\.13 or newer"):
             device_for("mps")
 
 
