@@ -106,11 +106,20 @@ def wait(data: Mapping[str, Any], progress: Progress) -> None:
     time.sleep(60)
 
 
+def hold(data: Mapping[str, Any], progress: Progress) -> None:
+    """Native code that keeps the interpreter to itself: no other thread of the process runs."""
+    import ctypes
+
+    libc = ctypes.PyDLL(None)
+    progress(os.getpid(), 1 << 40)
+    libc.sleep(60)
+
+
 def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
     return data["module"] in sys.modules
 
 
-FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, fill, unreadable, die, segfault, wait)
+FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, fill, unreadable, die, segfault, wait, hold)
 
 if __name__ == "__main__":
     main({**JOBS, **{function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS}})
