@@ -119,7 +119,24 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
     return data["module"] in sys.modules
 
 
-FUNCTIONS = (native, peek, threads, loaded, look, dial, swallow, interfaces, refuse, fail, fill, unreadable, die, segfault, wait, hold)
+FUNCTIONS = (
+    native,
+    peek,
+    threads,
+    loaded,
+    look,
+    dial,
+    swallow,
+    interfaces,
+    refuse,
+    fail,
+    fill,
+    unreadable,
+    die,
+    segfault,
+    wait,
+    hold,
+)
 
 if __name__ == "__main__":
     main({**JOBS, **{function.__name__: Job("worker_probe", function.__name__, dict) for function in FUNCTIONS}})
