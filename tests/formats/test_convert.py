@@ -201,6 +201,23 @@ def test_a_mistake_of_ours_fails_the_proof(mistake: str, tmp_path: Path, monkeyp
         run(job(source, tmp_path / "out"))
 
 
+def test_a_feature_that_switches_fails_the_proof_also_where_it_decodes_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs are the same then, and features differ only by firing or not."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    t = load_file(source / "sae_weights.safetensors")
+    t["W_dec"][::2] = 0
+    edit_tensors(source, **t)
+    right, lower = weights_of(source), t["threshold"].clone()
+    lower[::2] *= 0.5
+    tensors = {**right.tensors, "threshold": _lazy.Mapped(right.tensors["threshold"], lambda *_: lower)}
+    run(job(source, tmp_path / "right"))
+    monkeypatch.setattr(type(get("saelens")), "read", lambda *_: replace(right, tensors=tensors))
+    with pytest.raises(ProofFailed, match=r"[1-9]\d* features switch in"):
+        run(job(source, tmp_path / "out"))
+
+
 def test_bytes_on_disk_are_what_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that stores something else than it was given is found out."""
     honest = writer._blocks
