@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from convert_support import HOOK, METADATA, adopt_job, convert, edit_cfg, edit_tensors, files_of, saelens
+from sae_lens import StandardSAE
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -216,6 +217,26 @@ def test_a_feature_that_switches_fails_the_proof_also_where_it_decodes_to_nothin
     monkeypatch.setattr(type(get("saelens")), "read", lambda *_: replace(right, tensors=tensors))
     with pytest.raises(ProofFailed, match=r"[1-9]\d* features switch in"):
         run(job(source, tmp_path / "out"))
+
+
+def test_features_that_depend_on_the_rows_beside_them_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As BatchTopK does while training: a SAELens that did so would agree with its reference, batch by batch."""
+    source = saelens(tmp_path / "source", architecture="standard")
+    decoder = load_file(source / "sae_weights.safetensors")
+    honest, authors = StandardSAE.encode, type(get("saelens")).reference
+
+    def chosen_by_the_batch(f: torch.Tensor) -> torch.Tensor:
+        return f * (f > f.mean(dim=0))
+
+    def reference(self: Any, files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f = chosen_by_the_batch(authors(self, files, options, x)[0])
+        return f, f @ decoder["W_dec"].double() + decoder["b_dec"].double()
+
+    monkeypatch.setattr(StandardSAE, "encode", lambda self, x: chosen_by_the_batch(honest(self, x)))
+    monkeypatch.setattr(type(get("saelens")), "reference", reference)
+    with pytest.raises(ProofFailed) as caught:
+        run(job(source, tmp_path / "out"))
+    assert caught.value.diagnostics[0].summary == "Depends on its batch"
 
 
 def test_bytes_on_disk_are_what_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
