@@ -461,6 +461,24 @@ def test_what_fails_says_whether_it_is_published_already(world: TinyWorld, look:
     assert told == {"tiny-res/layer_0/standard": True, "tiny-res/layer_0/topk": False}
 
 
+def test_what_is_measured_while_it_is_stopped_is_published(world: TinyWorld, look: Look) -> None:
+    stop = StopFlag()
+    run = look(world.good)
+    emit = run.events.append
+
+    def press(event: Mapping[str, Any]) -> None:
+        emit(event)
+        if event["type"] == "step_started" and event["step"] == "validate" and not stop.stopping:
+            stop.request()
+
+    plan, context = run.look()
+    result = apply(plan, context, press, stop)
+    assert result.interrupted
+    measured = {event["address"] for event in run.told("step_started") if event["step"] == "validate"}
+    assert measured == {address for address, outcome in result.outcomes.items() if outcome is Outcome.PUBLISHED}
+    assert {f"tiny-res/{name}" for name in record(world).saes} == measured
+
+
 def test_stopping_publishes_what_passed_and_the_next_run_does_the_rest(world: TinyWorld, look: Look) -> None:
     uninterrupted = look(world.good)
     stop = StopFlag()
