@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from apply_world import Run
+from safetensors.torch import load_file, save_file
 from tiny import TinyWorld
 
 from saesync import preflight
@@ -388,6 +389,24 @@ def test_adopt_is_proved_on_real_activations_also_where_the_conversion_is_cached
     assert run.apply().exit_code == 0
     assert [event["cached"] for event in run.told("step_finished") if event["step"] == "convert"].count(True) == 3
     assert {entry.proof["real_rows"] for entry in record(world).saes.values()} == {512}
+
+
+def test_what_was_measured_of_our_own_bytes_says_nothing_of_those_that_are_adopted(world: TinyWorld, look: Look) -> None:
+    """The same function under the same key, and other bytes: the cache knows numbers, of a conversion of ours."""
+    look(world.good).apply()
+    weights = world.published / "layer_0" / "topk" / "sae_weights.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    (world.published / "saesync" / "tiny-res.json").unlink()
+    run = look(world.good, choices=Choices(adopt=("*",)))
+    assert run.apply().exit_code == 0
+    assert {event["address"]: event["cached"] for event in run.told("step_finished") if event["step"] == "validate"} == {
+        "tiny-res/layer_0/topk": False,
+        "tiny-res/layer_0/standard": True,
+        "tiny-res/layer_1/batchtopk": True,
+    }
+    for entry in record(world).saes.values():
+        assert entry.adopted
+        assert entry.evidence[0].weights_sha256 == entry.files["sae_weights.safetensors"].sha256
 
 
 def test_a_damaged_target_is_told_of_its_place_and_of_publish(world: TinyWorld, look: Look) -> None:
