@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from apply_world import Run
 from safetensors.torch import load_file, save_file
 from tiny import TinyWorld
@@ -457,14 +458,26 @@ def test_a_broken_source_stops_itself_alone(world: TinyWorld, look: Look) -> Non
     assert failure.diagnostics[0].origin is not None
 
 
-def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld, look: Look) -> None:
+@pytest.mark.parametrize("begins", ["plan", "convert"])
+def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld, look: Look, begins: str) -> None:
+    """Also where it does only after it was looked at again: its weights would stand under the key of others."""
     run = look(world.good)
-    plan, context = run.look()
     path = world.sources / "goodfire" / "layer_0.pth"
-    path.write_bytes(path.read_bytes() + b" ")
-    result = apply(plan, context, run.events.append, StopFlag())
+
+    def change(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        started = (
+            event.get("step") if event["type"] == "step_started" and event["address"].endswith("standard") else event["type"]
+        )
+        if started == begins:
+            state = torch.load(path)
+            torch.save({name: tensor + 0.001 for name, tensor in state.items()}, path)
+
+    plan, context = run.look()
+    result = apply(plan, context, change, StopFlag())
     assert result.outcomes["tiny-res/layer_0/standard"] is Outcome.FAILED
     assert {d.summary for f in result.failures for d in f.diagnostics} == {"Source changed meanwhile"}
+    assert "layer_0/standard" not in record(world).saes
 
 
 def test_what_fails_says_whether_it_is_published_already(world: TinyWorld, look: Look) -> None:
