@@ -480,6 +480,22 @@ def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld,
     assert "layer_0/standard" not in record(world).saes
 
 
+def test_weights_that_change_while_they_are_measured_are_not_published(world: TinyWorld, look: Look) -> None:
+    """Numbers count for the bytes that were proved; the cache is a folder like any other."""
+    run = look(world.failing)
+
+    def change(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        if event["type"] == "step_started" and event["step"] == "validate":
+            for path in (run.cache.root / "build").rglob("sae_weights.safetensors"):
+                save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+
+    plan, context = run.look()
+    result = apply(plan, context, change, StopFlag())
+    assert {d.summary for f in result.failures for d in f.diagnostics} == {"Weights changed while they were measured"}
+    assert not list(world.published.rglob("*.safetensors"))
+
+
 def test_what_fails_says_whether_it_is_published_already(world: TinyWorld, look: Look) -> None:
     for path in (world.sources / "legacy" / "sae_weights.safetensors", world.sources / "goodfire" / "layer_0.pth"):
         path.write_bytes(path.read_bytes()[:-2000])  # the second one after its SAE was published
