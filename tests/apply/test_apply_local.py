@@ -367,6 +367,11 @@ def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, lo
     before = tree(world.published / "layer_0")
     held = look(world.good).apply()
     assert held.outcomes["tiny-res/layer_0/topk"] is Outcome.HELD
+    (why,) = next(failure.diagnostics for failure in held.failures if failure.address == "tiny-res/layer_0/topk")
+    assert why.summary == "Held by the plan"
+    assert "--adopt" in why.detail
+    assert why.origin is not None, "the summary names it, with its place"
+    assert held.exit_code == 1
     run = look(world.good, choices=Choices(adopt=("tiny-res/layer_0/*",)))
     result = run.apply()
     assert result.outcomes["tiny-res/layer_0/topk"] is Outcome.PUBLISHED
