@@ -219,6 +219,26 @@ def test_a_feature_that_switches_fails_the_proof_also_where_it_decodes_to_nothin
         run(job(source, tmp_path / "out"))
 
 
+def test_authors_who_keep_negative_features_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The k largest are positive in nearly all rows: only one in which fewer are shows that SAELens keeps no others."""
+    source = saelens(tmp_path / "source", 1, architecture="topk", k=13, rescale_acts_by_decoder_norm=False)
+    t = {name: tensor.double() for name, tensor in load_file(source / "sae_weights.safetensors").items()}
+    config = json.loads((source / "cfg.json").read_text())
+
+    def reference(_self: Any, _files: SourceFiles, _options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = (x - t["b_dec"] if config["apply_b_dec_to_input"] else x) @ t["W_enc"] + t["b_enc"]
+        kept = h.topk(config["k"])
+        f = torch.zeros_like(h).scatter(1, kept.indices, kept.values if keeps_negative else kept.values.relu())
+        return f, f @ t["W_dec"] + t["b_dec"]
+
+    monkeypatch.setattr(type(get("saelens")), "reference", reference)
+    keeps_negative = False
+    run(job(source, tmp_path / "positive"))
+    keeps_negative = True
+    with pytest.raises(ProofFailed, match="is not the authors' function"):
+        run(job(source, tmp_path / "out"))
+
+
 def test_features_that_depend_on_the_rows_beside_them_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As BatchTopK does while training: a SAELens that did so would agree with its reference, batch by batch."""
     source = saelens(tmp_path / "source", architecture="standard")
