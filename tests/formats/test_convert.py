@@ -396,6 +396,19 @@ def test_adopting_refuses_another_k_however_coarse_the_weights_are(architecture:
         adopt(adopt_job("saelens", source, tmp_path / "narrow"))
 
 
+def test_adopting_refuses_features_of_another_scale_whose_outputs_are_the_same(tmp_path: Path) -> None:
+    """What a feature of theirs is called 2, the source calls 1: dashboards and thresholds would be wrong."""
+    source = saelens(tmp_path / "source", architecture="standard")
+    run(job(source, tmp_path / "out"))
+    t = load_file(tmp_path / "out" / "sae_weights.safetensors")
+    t["W_enc"][:, 7] *= 2
+    t["b_enc"][7] *= 2
+    t["W_dec"][7] /= 2
+    edit_tensors(tmp_path / "out", **t)
+    with pytest.raises(ProofFailed, match="is not the source's function"):
+        adopt(adopt_job("saelens", source, tmp_path / "out"))
+
+
 def test_adopting_refuses_what_is_no_number_also_where_it_never_shows(tmp_path: Path) -> None:
     """A feature whose threshold is infinite never fires: the function is the same, and a conversion refuses it all the same."""
     source = saelens(tmp_path / "source", architecture="jumprelu")
