@@ -156,6 +156,22 @@ def test_each_thing_that_is_asked_stands_in_its_keys(disk: Disk, what: str) -> N
     assert changed(keys(disk, asked), keys(disk, edit(asked))) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("source/ae.pth", WEIGHTS),
+        ("model/config.json", BUILD | MEASURE),
+        ("model/model.safetensors", BUILD | MEASURE),
+        ("data/part.jsonl", MEASURE),
+    ],
+)
+def test_local_files_are_keyed_by_content(disk: Disk, name: str, expected: set[str]) -> None:
+    """One byte is another, and the length is the same."""
+    before = keys(disk, disk.release.saes[0])
+    disk.put(name, (disk.folder / name).read_text()[:-1] + "#")
+    assert changed(before, keys(disk, disk.release.saes[0])) == expected
+
+
 @pytest.mark.parametrize("what", ["converter", "writer", "metrics"])
 def test_versions_of_what_makes_and_measures_stand_in_the_keys(disk: Disk, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(disk, disk.release.saes[0])
