@@ -172,6 +172,17 @@ def test_local_files_are_keyed_by_content(disk: Disk, name: str, expected: set[s
     assert changed(before, keys(disk, disk.release.saes[0])) == expected
 
 
+def test_a_link_in_a_source_does_not_lead_out_of_it(disk: Disk) -> None:
+    """A source may come from anybody, and what it is made of is published."""
+    disk.put("private/key", "secret")
+    (disk.folder / "source" / "ae.pth").unlink()
+    (disk.folder / "source" / "ae.pth").symlink_to(disk.folder / "private" / "key")
+    blocked = disk.wanted().blocked
+    assert blocked is not None
+    assert "is a link to" in str(blocked.data["detail"])
+    assert disk.item().steps == ()
+
+
 @pytest.mark.parametrize("what", ["converter", "writer", "metrics"])
 def test_versions_of_what_makes_and_measures_stand_in_the_keys(disk: Disk, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = keys(disk, disk.release.saes[0])
