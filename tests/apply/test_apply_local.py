@@ -83,11 +83,14 @@ def test_publish_then_nothing_to_do(world: TinyWorld, look: Look) -> None:
 
 
 def test_metadata_says_which_hook_of_which_model(world: TinyWorld, look: Look) -> None:
-    look(world.good).apply()
+    world.good.write_text(world.good.read_text().replace("  path: ../model", "  kwargs: {fold_ln: true}\n  path: ../model", 1))
+    assert look(world.good).apply().failures == ()
     cfg = json.loads((world.published / "layer_1" / "batchtopk" / "cfg.json").read_text())
     assert cfg["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
     assert cfg["metadata"]["hf_hook_name"] == "transformer.h.1"
     assert cfg["metadata"]["model_name"] == "model"
+    assert cfg["metadata"]["model_class_name"] == "HookedTransformer"
+    assert cfg["metadata"]["model_from_pretrained_kwargs"] == {"fold_ln": True}
 
 
 def test_a_lost_cache_costs_nothing_that_is_published(world: TinyWorld, look: Look) -> None:
