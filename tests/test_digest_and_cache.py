@@ -96,6 +96,20 @@ def test_digests_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
     assert cache.digest_of(path).sha256 == hashlib.sha256(b"two!").hexdigest()
 
 
+def test_a_file_of_the_same_size_is_told_by_its_time_and_by_its_inode(tmp_path: Path) -> None:
+    cache, path = Cache(tmp_path / "cache"), tmp_path / "weights"
+    path.write_bytes(b"one")
+    first = path.stat()
+    assert cache.digest_of(path) == digest_bytes(b"one")
+    path.write_bytes(b"two")
+    os.utime(path, ns=(first.st_atime_ns, first.st_mtime_ns + 1))
+    assert cache.digest_of(path) == digest_bytes(b"two")
+    (tmp_path / "other").write_bytes(b"six")
+    os.utime(tmp_path / "other", ns=(first.st_atime_ns, first.st_mtime_ns + 1))
+    (tmp_path / "other").replace(path)
+    assert cache.digest_of(path) == digest_bytes(b"six")
+
+
 def test_a_damaged_entry_is_made_again(tmp_path: Path) -> None:
     cache, path = Cache(tmp_path / "cache"), tmp_path / "file"
     path.write_bytes(b"one")

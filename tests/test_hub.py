@@ -89,6 +89,16 @@ def test_without_a_token_absent_is_not_claimed(hub: Hub, hub_server: HubServer, 
     assert hub_server.log("repo.info")[-1]["auth"] is None
 
 
+def test_what_is_not_found_without_a_token_is_not_called_absent(
+    hub: Hub, hub_server: HubServer, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Hub may call a private repo "not found"; only whoever has a token may believe it."""
+    monkeypatch.delenv("HF_TOKEN")
+    hub_server.fault(route="repo.info", status=404, headers={"X-Error-Code": "RepoNotFound"}, times=1)
+    with pytest.raises(NotVisible, match="needs a token"):
+        hub.head(REPO)
+
+
 def test_bad_tokens_are_named_and_not_shown(hub: Hub, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_revoked_canary")
     with pytest.raises(NotVisible, match="Token is not valid") as caught:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import saesync.record
 from saesync.digest import FileDigest, canonical, digest_bytes
 from saesync.folders import path_of, roots_of
 from saesync.record import (
@@ -143,6 +144,18 @@ def test_a_newer_record_is_told_from_an_unreadable_one() -> None:
 def test_a_record_of_another_release_is_unreadable() -> None:
     with pytest.raises(RecordUnreadable):
         parse_record(Record("other").to_bytes(), "r")
+
+
+def test_a_record_that_is_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = digest_bytes(b"w")
+    many = Record("r", {f"layer_{n}": SaeRecord("0" * 64, "1" * 64, {"cfg.json": digest}) for n in range(3)}).to_bytes()
+    assert len(parse_record(many, "r").saes) == 3
+    monkeypatch.setattr(saesync.record, "MAX_SAES", 2)
+    with pytest.raises(RecordUnreadable, match="lists 3 SAEs; at most 2 are read"):
+        parse_record(many, "r")
+    monkeypatch.setattr(saesync.record, "MAX_RECORD_BYTES", len(many) - 1)
+    with pytest.raises(RecordUnreadable, match="bytes; at most"):
+        parse_record(many, "r")
 
 
 def test_only_one_earlier_evidence_is_kept() -> None:

@@ -7,18 +7,35 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planning import SPEC, entry_of, evidence_of, files_of, release, sae
 from unprivileged import no_override
 
+from saesync import formats, resolve
 from saesync.apply.builds import keep_evidence
 from saesync.cache import Cache
 from saesync.digest import digest_bytes
 from saesync.keys import Inputs, Wanted
-from saesync.model import WEIGHTS_FILE, Choices, DatasetSpec, Item, ModelSpec, Observed, PublishSpec, Release, SourceSpec, Status
+from saesync.measure import metrics
+from saesync.model import (
+    WEIGHTS_FILE,
+    Choices,
+    DatasetSpec,
+    Item,
+    ModelSpec,
+    Observed,
+    PublishSpec,
+    Release,
+    Requirement,
+    Sae,
+    SourceSpec,
+    Status,
+)
 from saesync.planfile import show_json
 from saesync.planner import plan
 from saesync.reason import ReasonCode
@@ -72,6 +89,114 @@ class Disk:
 @pytest.fixture
 def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path)
+
+
+HUB_MODEL, HUB_DATA = ModelSpec("acme/model", None, "a" * 40), DatasetSpec("acme/text", None, "a" * 40, "en")
+WEIGHTS, BUILD, MEASURE = {"weights", "build", "measure"}, {"build"}, {"measure"}
+EDITS: dict[str, tuple[Callable[[Sae], Sae], set[str]]] = {
+    "dtype": (lambda one: replace(one, dtype="bfloat16"), WEIGHTS),
+    "cfg": (lambda one: replace(one, cfg={"apply_b_dec_to_input": True}), WEIGHTS),
+    "an option": (lambda one: replace(one, source=replace(source_of(one), options={"k": 3})), WEIGHTS),
+    "hook": (lambda one: replace(one, hook="blocks.1.hook_resid_post"), BUILD | MEASURE),
+    "hook_out": (lambda one: replace(one, hook_out="blocks.1.hook_mlp_out"), BUILD | MEASURE),
+    "neuronpedia": (lambda one: replace(one, neuronpedia_id="tiny/0-res"), BUILD),
+    "model": (lambda one: replace(one, model=HUB_MODEL), BUILD | MEASURE),
+    "loader": (lambda one: replace(one, model=replace(one.model, loader="AutoModelForCausalLM")), BUILD | MEASURE),
+    "model's dtype": (lambda one: replace(one, model=replace(one.model, dtype="bfloat16")), BUILD | MEASURE),
+    "kwargs": (lambda one: replace(one, model=replace(one.model, kwargs={"fold_ln": True})), BUILD | MEASURE),
+    "dataset": (lambda one: measuring(one, dataset=HUB_DATA), MEASURE),
+    "split": (lambda one: measuring(one, dataset=replace(text_of(one), split="test")), MEASURE),
+    "column": (lambda one: measuring(one, dataset=replace(text_of(one), column="code")), MEASURE),
+    "tokens": (lambda one: measuring(one, tokens=123_456), MEASURE),
+    "context": (lambda one: measuring(one, context=17), BUILD | MEASURE),
+    "BOS": (lambda one: measuring(one, prepend_bos=False), BUILD | MEASURE),
+    "requirements": (lambda one: measuring(one, require=(Requirement("l0", "max", 3.0),)), set()),
+}
+ON_THE_HUB: dict[str, tuple[Callable[[Sae], Sae], set[str]]] = {
+    "model's revision": (lambda one: replace(one, model=replace(one.model, revision="b" * 40)), BUILD | MEASURE),
+    "model's name": (lambda one: replace(one, model=replace(one.model, name="acme/other")), BUILD | MEASURE),
+    "dataset's revision": (lambda one: measuring(one, dataset=replace(text_of(one), revision="b" * 40)), MEASURE),
+    "dataset's name": (lambda one: measuring(one, dataset=replace(text_of(one), repo="acme/other")), MEASURE),
+    "config": (lambda one: measuring(one, dataset=replace(text_of(one), config="de")), MEASURE),
+}
+
+
+def source_of(one: Sae) -> SourceSpec:
+    assert one.source is not None
+    return one.source
+
+
+def text_of(one: Sae) -> DatasetSpec:
+    assert one.validate is not None
+    return one.validate.dataset
+
+
+def measuring(one: Sae, **changes: Any) -> Sae:
+    assert one.validate is not None
+    return replace(one, validate=replace(one.validate, **changes))
+
+
+def keys(disk: Disk, one: Sae) -> Mapping[str, str | None]:
+    disk.release = replace(disk.release, saes=(one,))
+    found = disk.inputs()
+    return {"weights": found.weights_key, "build": found.build_key, "measure": found.measure_key}
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize("what", [*EDITS, *ON_THE_HUB])
+def test_each_thing_that_is_asked_stands_in_its_keys(disk: Disk, what: str) -> None:
+    """What is missing in a key would never be made, or measured, again; what is too much in it would be for nothing."""
+    asked = disk.release.saes[0]
+    if what in ON_THE_HUB:
+        asked = measuring(replace(asked, model=HUB_MODEL), dataset=HUB_DATA)
+    edit, expected = {**EDITS, **ON_THE_HUB}[what]
+    assert changed(keys(disk, asked), keys(disk, edit(asked))) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("source/ae.pth", WEIGHTS),
+        ("model/config.json", BUILD | MEASURE),
+        ("model/model.safetensors", BUILD | MEASURE),
+        ("data/part.jsonl", MEASURE),
+    ],
+)
+def test_local_files_are_keyed_by_content(disk: Disk, name: str, expected: set[str]) -> None:
+    """One byte is another, and the length is the same."""
+    before = keys(disk, disk.release.saes[0])
+    disk.put(name, (disk.folder / name).read_text()[:-1] + "#")
+    assert changed(before, keys(disk, disk.release.saes[0])) == expected
+
+
+def test_a_link_in_a_source_does_not_lead_out_of_it(disk: Disk) -> None:
+    """A source may come from anybody, and what it is made of is published."""
+    disk.put("private/key", "secret")
+    (disk.folder / "source" / "ae.pth").unlink()
+    (disk.folder / "source" / "ae.pth").symlink_to(disk.folder / "private" / "key")
+    blocked = disk.wanted().blocked
+    assert blocked is not None
+    assert "is a link to" in str(blocked.data["detail"])
+    assert disk.item().steps == ()
+
+
+@pytest.mark.parametrize("what", ["converter", "writer", "metrics"])
+def test_versions_of_what_makes_and_measures_stand_in_the_keys(disk: Disk, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = keys(disk, disk.release.saes[0])
+    if what == "converter":
+        monkeypatch.setattr(type(formats.get("goodfire")), "version", 99)
+    elif what == "writer":
+        monkeypatch.setattr(formats, "WRITER_VERSION", 99)
+    else:
+        monkeypatch.setattr(metrics, "ROWS_VERSION", 99)
+        resolve._metrics.cache_clear()
+    after = keys(disk, disk.release.saes[0])
+    monkeypatch.undo()
+    resolve._metrics.cache_clear()
+    assert changed(before, after) == (MEASURE if what == "metrics" else WEIGHTS)
 
 
 AWAY = [("source", "source"), ("model", "model"), ("data", "dataset")]

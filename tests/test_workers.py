@@ -11,11 +11,12 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+from unprivileged import no_privilege
 
 from saesync.apply.crew import shares
 from saesync.errors import Interrupted, Origin, Refused, SaesyncError
@@ -96,20 +97,45 @@ def test_native_code_has_no_network_either(worker: Worker) -> None:
     assert worker.run("native", {"families": [socket.AF_UNIX]}) == [0], "drivers talk to their daemons"
 
 
+def test_where_the_kernel_takes_nothing_away_pythons_own_sockets_are_refused(listener: socket.socket) -> None:
+    """As on macOS, in a process of its own: the hook is all there is."""
+    program = f"""
+        import os, socket, sys
+        from saesync.isolation import isolate
+        sys.platform = "darwin"
+        isolate(os.getppid())
+        try:
+            socket.create_connection(("127.0.0.1", {listener.getsockname()[1]}), timeout=5)
+        except PermissionError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert "worker processes have no network" in done.stdout, done.stderr
+    listener.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        listener.accept()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="what the kernel of Linux offers")
-def test_the_environment_of_the_parent_is_hidden(tmp_path: Path) -> None:
-    """In a process of its own: the environment a process was started with is what the kernel shows."""
+@pytest.mark.parametrize(
+    ("module", "user"), [("worker_probe", None), ("bare_probe", no_privilege)], ids=["by-the-worker", "by-the-parent"]
+)
+def test_the_environment_of_the_parent_is_hidden(module: str, user: Callable[[], None] | None, tmp_path: Path) -> None:
+    """In a process of its own: the environment a process was started with is what the kernel shows. A worker gives up root's
+    right to see it; of an ordinary user, and where no namespaces are allowed, only the parent can hide it."""
     program = f"""
         from functools import partial
         from pathlib import Path
         from saesync.workers import Worker, spawn
-        worker = Worker(Path({str(tmp_path)!r}), partial(spawn, module="worker_probe"))
+        worker = Worker(Path({str(tmp_path)!r}), partial(spawn, module={module!r}))
         print(worker.run("peek", {{}}))
         worker.close()
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], env={**os.environ, "HF_TOKEN": CANARY},
-        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False,
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False, preexec_fn=user,
     )  # fmt: skip
     assert done.stdout == "PermissionError\n", done.stderr
 
@@ -190,19 +216,21 @@ def test_killed_on_request(worker: Worker) -> None:
         worker.run("wait", {}, lambda _done, _total: timer.start())
 
 
-def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["wait", pytest.param("hold", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux"))])
+def test_a_worker_dies_with_its_parent(job: str, tmp_path: Path) -> None:
     program = f"""
         import sys
         from functools import partial
         from pathlib import Path
         from saesync.workers import Worker, spawn
         worker = Worker(Path({str(tmp_path)!r}), partial(spawn, module="worker_probe"))
-        worker.run("wait", {{}}, lambda pid, _: print(pid, flush=True))
+        worker.run({job!r}, {{}}, lambda pid, _: print(pid, flush=True))
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE, cwd=Path(__file__).parent)
     assert parent.stdout is not None
     with parent.stdout:
         pid = int(parent.stdout.readline())
+        time.sleep(0.5)  # until it is deep in what it does
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     assert gone(pid), "the worker outlived its parent"

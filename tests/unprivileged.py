@@ -1,4 +1,4 @@
-"""For tests of files that cannot be read: ``subprocess.run(..., preexec_fn=no_override)``."""
+"""For tests of what root may not do: ``subprocess.run(..., preexec_fn=no_override)``."""
 
 from __future__ import annotations
 
@@ -12,4 +12,11 @@ def no_override() -> None:
     """Root reads everything, unless it gives that up."""
     if os.geteuid() == 0:
         for capability in (_OVERRIDE, _READ_SEARCH):
+            ctypes.CDLL(None).prctl(_DROP, capability)
+
+
+def no_privilege() -> None:
+    """As an ordinary user, who has no capability that a worker would give up."""
+    if os.geteuid() == 0:
+        for capability in range(64):
             ctypes.CDLL(None).prctl(_DROP, capability)

@@ -110,13 +110,41 @@ def wait(data: Mapping[str, Any], progress: Progress) -> None:
     time.sleep(60)
 
 
+def hold(data: Mapping[str, Any], progress: Progress) -> None:
+    """Native code that keeps the interpreter to itself: no other thread of the process runs."""
+    import ctypes
+
+    libc = ctypes.PyDLL(None)
+    progress(os.getpid(), 1 << 40)
+    libc.sleep(60)
+
+
 def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
     return data["module"] in sys.modules
 
 
 FUNCTIONS = (
+<<<<<<< HEAD
     *(native, peek, threads, loaded, look, dial, swallow, interfaces),
     *(refuse, fail, exhaust, fill, unreadable, die, segfault, wait),
+=======
+    native,
+    peek,
+    threads,
+    loaded,
+    look,
+    dial,
+    swallow,
+    interfaces,
+    refuse,
+    fail,
+    fill,
+    unreadable,
+    die,
+    segfault,
+    wait,
+    hold,
+>>>>>>> wt-prover
 )
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ def pin(file: Path, everything: bool) -> None:
         head = hub.head(repo, revision, kind)
         if head is None:
             raise NotVisible("Repository not found", f"There is no {kind} {repo} with revision {revision or 'main'} on the Hub.")
+        if head.renamed_to is not None:
+            detail = f"{repo} is called {head.renamed_to} now. Write the new name; old names are not followed."
+            raise NotVisible("Repository was renamed", detail)
         return head.sha
 
     changes = pin_file(file, resolve, everything)

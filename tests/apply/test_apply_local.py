@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from apply_world import Run
+from safetensors.torch import load_file, save_file
 from tiny import TinyWorld
 
 from saesync import preflight
@@ -81,11 +83,14 @@ def test_publish_then_nothing_to_do(world: TinyWorld, look: Look) -> None:
 
 
 def test_metadata_says_which_hook_of_which_model(world: TinyWorld, look: Look) -> None:
-    look(world.good).apply()
+    world.good.write_text(world.good.read_text().replace("  path: ../model", "  kwargs: {fold_ln: true}\n  path: ../model", 1))
+    assert look(world.good).apply().failures == ()
     cfg = json.loads((world.published / "layer_1" / "batchtopk" / "cfg.json").read_text())
     assert cfg["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
     assert cfg["metadata"]["hf_hook_name"] == "transformer.h.1"
     assert cfg["metadata"]["model_name"] == "model"
+    assert cfg["metadata"]["model_class_name"] == "HookedTransformer"
+    assert cfg["metadata"]["model_from_pretrained_kwargs"] == {"fold_ln": True}
 
 
 def test_a_lost_cache_costs_nothing_that_is_published(world: TinyWorld, look: Look) -> None:
@@ -376,6 +381,11 @@ def test_adopt_keeps_the_bytes_and_refuses_another_function(world: TinyWorld, lo
     before = tree(world.published / "layer_0")
     held = look(world.good).apply()
     assert held.outcomes["tiny-res/layer_0/topk"] is Outcome.HELD
+    (why,) = next(failure.diagnostics for failure in held.failures if failure.address == "tiny-res/layer_0/topk")
+    assert why.summary == "Held by the plan"
+    assert "--adopt" in why.detail
+    assert why.origin is not None, "the summary names it, with its place"
+    assert held.exit_code == 1
     run = look(world.good, choices=Choices(adopt=("tiny-res/layer_0/*",)))
     result = run.apply()
     assert result.outcomes["tiny-res/layer_0/topk"] is Outcome.PUBLISHED
@@ -399,6 +409,24 @@ def test_adopt_is_proved_on_real_activations_also_where_the_conversion_is_cached
     assert run.apply().exit_code == 0
     assert [event["cached"] for event in run.told("step_finished") if event["step"] == "convert"].count(True) == 3
     assert {entry.proof["real_rows"] for entry in record(world).saes.values()} == {512}
+
+
+def test_what_was_measured_of_our_own_bytes_says_nothing_of_those_that_are_adopted(world: TinyWorld, look: Look) -> None:
+    """The same function under the same key, and other bytes: the cache knows numbers, of a conversion of ours."""
+    look(world.good).apply()
+    weights = world.published / "layer_0" / "topk" / "sae_weights.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt"})
+    (world.published / "saesync" / "tiny-res.json").unlink()
+    run = look(world.good, choices=Choices(adopt=("*",)))
+    assert run.apply().exit_code == 0
+    assert {event["address"]: event["cached"] for event in run.told("step_finished") if event["step"] == "validate"} == {
+        "tiny-res/layer_0/topk": False,
+        "tiny-res/layer_0/standard": True,
+        "tiny-res/layer_1/batchtopk": True,
+    }
+    for entry in record(world).saes.values():
+        assert entry.adopted
+        assert entry.evidence[0].weights_sha256 == entry.files["sae_weights.safetensors"].sha256
 
 
 def test_a_damaged_target_is_told_of_its_place_and_of_publish(world: TinyWorld, look: Look) -> None:
@@ -449,14 +477,42 @@ def test_a_broken_source_stops_itself_alone(world: TinyWorld, look: Look) -> Non
     assert failure.diagnostics[0].origin is not None
 
 
-def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld, look: Look) -> None:
+@pytest.mark.parametrize("begins", ["plan", "convert"])
+def test_a_source_that_changes_after_the_plan_is_not_published(world: TinyWorld, look: Look, begins: str) -> None:
+    """Also where it does only after it was looked at again: its weights would stand under the key of others."""
     run = look(world.good)
-    plan, context = run.look()
     path = world.sources / "goodfire" / "layer_0.pth"
-    path.write_bytes(path.read_bytes() + b" ")
-    result = apply(plan, context, run.events.append, StopFlag())
+
+    def change(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        started = (
+            event.get("step") if event["type"] == "step_started" and event["address"].endswith("standard") else event["type"]
+        )
+        if started == begins:
+            state = torch.load(path)
+            torch.save({name: tensor + 0.001 for name, tensor in state.items()}, path)
+
+    plan, context = run.look()
+    result = apply(plan, context, change, StopFlag())
     assert result.outcomes["tiny-res/layer_0/standard"] is Outcome.FAILED
     assert {d.summary for f in result.failures for d in f.diagnostics} == {"Source changed meanwhile"}
+    assert "layer_0/standard" not in record(world).saes
+
+
+def test_weights_that_change_while_they_are_measured_are_not_published(world: TinyWorld, look: Look) -> None:
+    """Numbers count for the bytes that were proved; the cache is a folder like any other."""
+    run = look(world.failing)
+
+    def change(event: Mapping[str, Any]) -> None:
+        run.events.append(event)
+        if event["type"] == "step_started" and event["step"] == "validate":
+            for path in (run.cache.root / "build").rglob("sae_weights.safetensors"):
+                save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+
+    plan, context = run.look()
+    result = apply(plan, context, change, StopFlag())
+    assert {d.summary for f in result.failures for d in f.diagnostics} == {"Weights changed while they were measured"}
+    assert not list(world.published.rglob("*.safetensors"))
 
 
 def test_what_fails_says_whether_it_is_published_already(world: TinyWorld, look: Look) -> None:
@@ -470,6 +526,24 @@ def test_what_fails_says_whether_it_is_published_already(world: TinyWorld, look:
         if event["type"] == "sae_finished" and event["outcome"] == "failed"
     }
     assert told == {"tiny-res/layer_0/standard": True, "tiny-res/layer_0/topk": False}
+
+
+def test_what_is_measured_while_it_is_stopped_is_published(world: TinyWorld, look: Look) -> None:
+    stop = StopFlag()
+    run = look(world.good)
+    emit = run.events.append
+
+    def press(event: Mapping[str, Any]) -> None:
+        emit(event)
+        if event["type"] == "step_started" and event["step"] == "validate" and not stop.stopping:
+            stop.request()
+
+    plan, context = run.look()
+    result = apply(plan, context, press, stop)
+    assert result.interrupted
+    measured = {event["address"] for event in run.told("step_started") if event["step"] == "validate"}
+    assert measured == {address for address, outcome in result.outcomes.items() if outcome is Outcome.PUBLISHED}
+    assert {f"tiny-res/{name}" for name in record(world).saes} == measured
 
 
 def test_stopping_publishes_what_passed_and_the_next_run_does_the_rest(world: TinyWorld, look: Look) -> None:

@@ -183,3 +183,16 @@ def test_what_was_damaged_since_it_was_fetched_is_fetched_again(
     second = fetch.bring(parcel, hub, cache)
     assert second == first
     assert {name: (second / name).read_bytes() for name in files} == {"ae.pt": weights, "deep/config.json": b"{}"}
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/tmp/evil", "a\\..\\evil", ".."])
+def test_no_name_leaves_the_folder_it_is_laid_out_in(hub_server: HubServer, tmp_path: Path, name: str) -> None:
+    """The names are the server's, which no git need have checked."""
+    hub_server.create_repo("alice/thing")
+    sha = hub_server.push("alice/thing", {"ae.pt": b"weights"})
+    cache = Cache(tmp_path / "in" / "cache")
+    hub = Hub(cache)
+    files = {name: SourceFile("ae.pt", hub.tree("alice/thing", sha)["ae.pt"])}
+    with pytest.raises(Refused, match="would leave its folder"):
+        fetch.bring(fetch.Parcel("alice/thing", sha, "model", files), hub, cache)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"weights"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,17 @@ def test_on_a_narrow_terminal_a_task_stays_on_one_line(monkeypatch: pytest.Monke
     for line in lines[1:]:
         assert line.startswith("  ▸ validating gemma-2-2b-res")
     assert any("143,360" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize(("unit", "rate"), [("tokens", r" \d[\d,]* tokens/s"), ("B", r" [\d.]+ [kM]B/s")])
+def test_a_terminal_shows_the_rate(monkeypatch: pytest.MonkeyPatch, unit: str, rate: str) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    stream = Terminal()
+    with reporter("terminal", stream, Look()) as emit:
+        for done in range(10_000, 200_000, 20_000):
+            emit({**PROGRESS, "done": done, "unit": unit})
+            time.sleep(0.05)
+    assert re.search(rate, stream.getvalue())
 
 
 def test_unknown_kinds_are_refused() -> None:

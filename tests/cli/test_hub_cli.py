@@ -155,6 +155,12 @@ def test_pin_fills_in_what_the_hub_says(hub_place: Place, hub_server: HubServer)
     unknown = hub_place.run("pin", "manifests/failing.yaml")
     assert unknown.code == 1
     assert "alice/nothing" in unknown.err
+    hub_server.move("alice/model", "sae-org/model")
+    path.write_text(before)
+    renamed = hub_place.run("pin", "manifests/failing.yaml")
+    assert renamed.code == 1
+    assert "alice/model is called sae-org/model now. Write the new name; old names are not followed." in renamed.err
+    assert path.read_text() == before
 
 
 @pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from convert_support import HOOK, METADATA, adopt_job, convert, edit_cfg, edit_tensors, files_of, saelens
+from sae_lens import StandardSAE
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -201,6 +202,63 @@ def test_a_mistake_of_ours_fails_the_proof(mistake: str, tmp_path: Path, monkeyp
         run(job(source, tmp_path / "out"))
 
 
+def test_a_feature_that_switches_fails_the_proof_also_where_it_decodes_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs are the same then, and features differ only by firing or not."""
+    source = saelens(tmp_path / "source", architecture="jumprelu")
+    t = load_file(source / "sae_weights.safetensors")
+    t["W_dec"][::2] = 0
+    edit_tensors(source, **t)
+    right, lower = weights_of(source), t["threshold"].clone()
+    lower[::2] *= 0.5
+    tensors = {**right.tensors, "threshold": _lazy.Mapped(right.tensors["threshold"], lambda *_: lower)}
+    run(job(source, tmp_path / "right"))
+    monkeypatch.setattr(type(get("saelens")), "read", lambda *_: replace(right, tensors=tensors))
+    with pytest.raises(ProofFailed, match=r"[1-9]\d* features switch in"):
+        run(job(source, tmp_path / "out"))
+
+
+def test_authors_who_keep_negative_features_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The k largest are positive in nearly all rows: only one in which fewer are shows that SAELens keeps no others."""
+    source = saelens(tmp_path / "source", 1, architecture="topk", k=13, rescale_acts_by_decoder_norm=False)
+    t = {name: tensor.double() for name, tensor in load_file(source / "sae_weights.safetensors").items()}
+    config = json.loads((source / "cfg.json").read_text())
+
+    def reference(_self: Any, _files: SourceFiles, _options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = (x - t["b_dec"] if config["apply_b_dec_to_input"] else x) @ t["W_enc"] + t["b_enc"]
+        kept = h.topk(config["k"])
+        f = torch.zeros_like(h).scatter(1, kept.indices, kept.values if keeps_negative else kept.values.relu())
+        return f, f @ t["W_dec"] + t["b_dec"]
+
+    monkeypatch.setattr(type(get("saelens")), "reference", reference)
+    keeps_negative = False
+    run(job(source, tmp_path / "positive"))
+    keeps_negative = True
+    with pytest.raises(ProofFailed, match="is not the authors' function"):
+        run(job(source, tmp_path / "out"))
+
+
+def test_features_that_depend_on_the_rows_beside_them_fail_the_proof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As BatchTopK does while training: a SAELens that did so would agree with its reference, batch by batch."""
+    source = saelens(tmp_path / "source", architecture="standard")
+    decoder = load_file(source / "sae_weights.safetensors")
+    honest, authors = StandardSAE.encode, type(get("saelens")).reference
+
+    def chosen_by_the_batch(f: torch.Tensor) -> torch.Tensor:
+        return f * (f > f.mean(dim=0))
+
+    def reference(self: Any, files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f = chosen_by_the_batch(authors(self, files, options, x)[0])
+        return f, f @ decoder["W_dec"].double() + decoder["b_dec"].double()
+
+    monkeypatch.setattr(StandardSAE, "encode", lambda self, x: chosen_by_the_batch(honest(self, x)))
+    monkeypatch.setattr(type(get("saelens")), "reference", reference)
+    with pytest.raises(ProofFailed) as caught:
+        run(job(source, tmp_path / "out"))
+    assert caught.value.diagnostics[0].summary == "Depends on its batch"
+
+
 def test_bytes_on_disk_are_what_is_proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that stores something else than it was given is found out."""
     honest = writer._blocks
@@ -336,6 +394,19 @@ def test_adopting_refuses_another_k_however_coarse_the_weights_are(architecture:
     edit_cfg(tmp_path / "narrow", k=k)
     with pytest.raises(ProofFailed, match="not the source's function"):
         adopt(adopt_job("saelens", source, tmp_path / "narrow"))
+
+
+def test_adopting_refuses_features_of_another_scale_whose_outputs_are_the_same(tmp_path: Path) -> None:
+    """What a feature of theirs is called 2, the source calls 1: dashboards and thresholds would be wrong."""
+    source = saelens(tmp_path / "source", architecture="standard")
+    run(job(source, tmp_path / "out"))
+    t = load_file(tmp_path / "out" / "sae_weights.safetensors")
+    t["W_enc"][:, 7] *= 2
+    t["b_enc"][7] *= 2
+    t["W_dec"][7] /= 2
+    edit_tensors(tmp_path / "out", **t)
+    with pytest.raises(ProofFailed, match="is not the source's function"):
+        adopt(adopt_job("saelens", source, tmp_path / "out"))
 
 
 def test_adopting_refuses_what_is_no_number_also_where_it_never_shows(tmp_path: Path) -> None:

@@ -255,6 +255,18 @@ def test_paths_outside_the_project_are_refused(here: Path, path: str) -> None:
     assert "--root /`" not in found.detail, "nobody is told to allow everything"
 
 
+def test_whoever_works_at_the_root_of_the_disk_allows_no_more(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose working directory nobody set: all paths would be inside it."""
+    files = [path.absolute() for path in write(here, m=LOCAL.replace("./w/l{layer:02d}/ae.pt", "/etc/passwd"))]
+    monkeypatch.chdir("/")
+    with pytest.raises(ManifestError, match="outside the project") as caught:
+        load(files)
+    assert str(here) in caught.value.diagnostics[0].detail
+    (found,) = load(files, roots=[Path("/")])
+    assert found.saes[0].source is not None
+    assert found.saes[0].source.path == "/etc/passwd", "one that was typed does"
+
+
 def test_a_path_that_the_system_refuses_says_why(here: Path) -> None:
     (found,) = complaints(here, LOCAL.replace("./w/l{layer:02d}/ae.pt", "x" * 300))
     assert (found.summary, found.detail) == (

@@ -11,6 +11,7 @@ import pytest
 from servers.loopback import HubServer, running_hub
 from target_support import BEGIN, END, Place, batch, native_upload, upload
 
+import saesync.targets.reading
 from saesync.cache import Cache
 from saesync.digest import digest_bytes, digest_file
 from saesync.errors import Conflict, Missing, Refused
@@ -258,6 +259,20 @@ def test_record_of_a_newer_version_is_locked(place: Place, tmp_path: Path) -> No
     assert seen.locked["bad"].code is ReasonCode.RECORD_UNREADABLE
     with pytest.raises(Conflict, match="cannot be read"):
         place.publish(batch("res", {"layer_0": upload(tmp_path / "two", 2)}))
+
+
+def test_a_record_that_is_too_long_is_locked_and_not_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size stands in the listing: a file that says it is a record costs nothing, however long it is."""
+    place.exists()
+    place.somebody_else({record_path("res"): b" " * 3000})
+    monkeypatch.setattr(saesync.targets.reading, "MAX_RECORD_BYTES", 2999)
+    read: list[str] = []
+    files = place.observe().files
+    records, locked = saesync.targets.reading.read_records(files, lambda path: read.append(path) or b"")
+    assert not records
+    assert "3,000 bytes" in str(locked["res"].data["detail"])
+    assert not read
+    assert place.observe().locked.keys() == {"res"}
 
 
 def test_files_that_changed_after_the_proof_are_refused(place: Place, tmp_path: Path) -> None:
