@@ -129,6 +129,11 @@ class NotVisible(SaesyncError):
     """The Hub does not let us see it: no statement about existence is possible."""
 
 
+def renamed(name: str, now: str, what: str = "Repository") -> NotVisible:
+    """The refusal to follow the old name of what has a new one."""
+    return NotVisible(f"{what} was renamed", f"{name} is called {now} now. Write the new name; old names are not followed.")
+
+
 class Unavailable(SaesyncError):
     """Network, server or quota trouble that outlasted the bounded retries."""
 

@@ -124,27 +124,8 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
 
 
 FUNCTIONS = (
-<<<<<<< HEAD
     *(native, peek, threads, loaded, look, dial, swallow, interfaces),
-    *(refuse, fail, exhaust, fill, unreadable, die, segfault, wait),
-=======
-    native,
-    peek,
-    threads,
-    loaded,
-    look,
-    dial,
-    swallow,
-    interfaces,
-    refuse,
-    fail,
-    fill,
-    unreadable,
-    die,
-    segfault,
-    wait,
-    hold,
->>>>>>> wt-prover
+    *(refuse, fail, exhaust, fill, unreadable, die, segfault, wait, hold),
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from saesync.cache import Cache
 from saesync.cli.common import manifests_only
 from saesync.cli.named import Named
 from saesync.cli.output import put, say
-from saesync.errors import NotVisible
+from saesync.errors import NotVisible, renamed
 from saesync.hub import Hub
 from saesync.manifest import read_tree
 from saesync.pin import only_registers
@@ -34,8 +34,7 @@ def pin(file: Path, everything: bool) -> None:
         if head is None:
             raise NotVisible("Repository not found", f"There is no {kind} {repo} with revision {revision or 'main'} on the Hub.")
         if head.renamed_to is not None:
-            detail = f"{repo} is called {head.renamed_to} now. Write the new name; old names are not followed."
-            raise NotVisible("Repository was renamed", detail)
+            raise renamed(repo, head.renamed_to)
         return head.sha
 
     changes = pin_file(file, resolve, everything)

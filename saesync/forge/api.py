@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saesync import __version__
-from saesync.errors import NotVisible
+from saesync.errors import renamed
 from saesync.forge.api_trouble import Wanted, failures, is_trouble, rationed, said, stumbled
 from saesync.forge.credentials import Credentials
 from saesync.forge.identity import Identity
@@ -113,8 +113,7 @@ class Api:
         """
         found = self._call(Wanted(f"show {self.place.full_name}", self.place.registry), lambda g: _facts(self._repo(g)))
         if found.full_name.casefold() != self.place.full_name.casefold():
-            detail = f"{self.place.full_name} is called {found.full_name} now. Write the new name; old names are not followed."
-            raise NotVisible("Registry was renamed", detail)
+            raise renamed(self.place.full_name, found.full_name, "Registry")
         return found
 
     def pulls(self, owner: str, branch: str) -> list[Listed]:

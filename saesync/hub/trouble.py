@@ -15,7 +15,7 @@ import urllib.parse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
+from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable, renamed
 from saesync.hub.answers import reason_in, renamed_to, wait_of
 from saesync.hub.reach import Reach
 
@@ -263,9 +263,7 @@ def _renamed(response: httpx2.Response, asked: Asked) -> SaesyncError:
     now = renamed_to(response, asked.kind)
     if now is None:
         return Unavailable("Unexpected answer from the Hub", f"The Hub was asked to {asked.what} and pointed somewhere unknown.")
-    return NotVisible(
-        "Repository was renamed", f"{asked.repo} is called {now} now. Write the new name; old names are not followed."
-    )
+    return renamed(asked.repo, now)
 
 
 def _transport(error: httpx2.HTTPError, asked: Asked, host: str) -> Trouble:

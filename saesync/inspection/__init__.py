@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Missing, Refused
+from saesync.errors import Missing, Refused, renamed
 from saesync.formats import _npz, _safetensors, _torchzip, formats, get
 from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
 from saesync.formats.base import Candidate, Format, Headers, TensorInfo
@@ -108,7 +108,7 @@ def inspect_hub(hub: Hub, reference: Reference) -> Inspection:
     if head is None:
         raise Missing("Repository not found", f"There is no model repository {repo} on the Hub.")
     if head.renamed_to is not None:
-        raise Missing("Repository was renamed", f"{repo} is now {head.renamed_to}. Use that name.")
+        raise renamed(repo, head.renamed_to)
     return _inspect(HubPlace(hub, repo, head.sha), reference.path, reference, head.sha)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from saesync.digest import FileDigest
-from saesync.errors import Missing, Refused
+from saesync.errors import Missing, Refused, renamed
 from saesync.formats._checks import MAX_JSON, parse_json
 from saesync.formats._saelens_cfg import CFG, SCALED, parse_cfg
 from saesync.formats.saelens import SCALER, WEIGHTS
@@ -47,7 +47,7 @@ def saelens_folders(hub: Hub, reference: Reference) -> tuple[str, tuple[Folder, 
     if head is None:
         raise Missing("Repository not found", f"There is no model repository {repo} on the Hub.")
     if head.renamed_to is not None:
-        raise Missing("Repository was renamed", f"{repo} is now {head.renamed_to}. Use that name.")
+        raise renamed(repo, head.renamed_to)
     tree = hub.tree(repo, head.sha)
     paths = sorted(_paths(tree, reference.path), key=natural)
     if not paths:

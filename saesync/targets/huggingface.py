@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saesync.cache import Cache
 from saesync.digest import FileDigest, digest_bytes
-from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable
+from saesync.errors import Conflict, Missing, NotVisible, Refused, SaesyncError, Unavailable, renamed
 from saesync.hub import Add, Copy, Delete, Head, Hub, Operation, Patience, Proposal, Unsettled
 from saesync.hub.trouble import Trouble
 from saesync.model import CARD_FILE, HubPull, Observed
@@ -218,8 +218,7 @@ class HuggingFace:
                 detail = f"{location} was created but is not visible yet. Run the same command again."
                 raise Unavailable("Repository is not visible yet", detail)
         if head.renamed_to is not None:
-            detail = f"{location} is called {head.renamed_to} now. Write the new name; old names are not followed."
-            raise NotVisible("Repository was renamed", detail)
+            raise renamed(location, head.renamed_to)
         if batch.private and not head.private:
             detail = f"{location} is public, but the manifest asks for a private one. Make it private, or choose another name."
             raise Conflict("Repository is public", detail)
