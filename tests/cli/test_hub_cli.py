@@ -30,6 +30,14 @@ def hub_place(applied: Place, hub_server: HubServer, tmp_path: Path) -> Place:
     return Place(place.world, {**base, **hub_server.environment(ALICE), **home, **secrets})
 
 
+def test_checking_asks_nobody_and_needs_no_torch(hub_place: Place, hub_server: HubServer) -> None:
+    hub_server.restart_counters()
+    assert hub_place.run_without_torch("check").code == 0
+    assert hub_server.count() == 0
+    hub_place.run_without_torch("plan")
+    assert hub_server.count() > 0
+
+
 LOAD = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
