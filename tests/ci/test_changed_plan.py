@@ -61,6 +61,23 @@ def test_as_it_was_it_is_not_stale(checkout: Checkout) -> None:
     assert code == 1, "there is no Hub here"
 
 
+def test_nothing_is_done_but_what_the_plan_is_of(checkout: Checkout) -> None:
+    """Both releases are asked for and stand nowhere; their source is no SAE, which is told of the one that was approved."""
+    (checkout.folder / "ae.pth").write_bytes(b"weights")
+    for name in ("one", "two"):
+        text = manifest(name, "local: ../published", "path: ../ae.pth")
+        unmeasured = text[: text.index("validate:")] + text[text.index("publish:") :]
+        checkout.write(f"{name}.yaml", unmeasured)
+    checkout.commit("local")
+    checkout.write("one.yaml", unmeasured.replace("two", "one").replace("goodfire\n", "goodfire\n  dtype: bfloat16\n"))
+    code, said = saesync(checkout, "plan", "--changed-since", "HEAD", "--out", "plan.json")
+    assert code == 0, said
+    code, said = saesync(checkout, "apply", "plan.json")
+    assert code == 1
+    assert "one/" in said, said
+    assert "two/" not in said, said
+
+
 @pytest.mark.parametrize(("name", "what"), [("two", "was changed since"), ("three", "was added since")])
 def test_another_release_of_the_same_repository(checkout: Checkout, name: str, what: str) -> None:
     checkout.write(f"{name}.yaml", manifest(name, ev=0.1))
