@@ -13,8 +13,8 @@ from saesync.apply.scheduler import Pick, Task
 from saesync.apply.steps import Steps
 from saesync.apply.tagging import ReleaseTag
 from saesync.apply.work import Work
-from saesync.errors import Refused, SaesyncError
-from saesync.executors.publish import Change, TagOf, no_tag, publish
+from saesync.errors import Conflict, Refused, SaesyncError
+from saesync.executors.publish import AllChanged, Change, TagOf, no_tag, publish
 from saesync.model import Observed, Release, StepKind
 from saesync.nothing import nothing
 from saesync.targets.base import Tagging
@@ -79,13 +79,15 @@ class CommitLane:
                     self._tag_of(release.name),
                     self._note,
                 )
+        except AllChanged as error:
+            return _of_tasks(waiting, error.conflicts)
         finally:
             self.batching.committed(self.steps.context.clock())
         done = change.without(frozenset(conflicts))
         if release.name in self.tags:
             self.tags[release.name].committed(done.ids, after)
         self._tell(release, done, after)
-        return {key: conflicts[sae_id] for key, item in waiting.items() if (sae_id := _id_of(item)) in conflicts}
+        return _of_tasks(waiting, conflicts)
 
     def _note(self, said: str) -> None:
         if said not in self._noted:
@@ -124,6 +126,10 @@ class CommitLane:
         self.cards += not change.ids
         about = {"release": release.name, "location": after.location, "commit": after.head}
         self.steps.emit({"type": "committed", **about, "saes": sorted(change.ids), "bytes": sum(sizes)})
+
+
+def _of_tasks(waiting: Mapping[str, Waiting], conflicts: Mapping[str, Conflict]) -> Mapping[str, SaesyncError]:
+    return {key: conflicts[sae_id] for key, item in waiting.items() if (sae_id := _id_of(item)) in conflicts}
 
 
 def _id_of(item: Waiting) -> str:

@@ -13,7 +13,7 @@ from saesync.record import Record, SaeRecord
 from saesync.targets.base import Batch, Progress, Target, Upload, look_at
 
 TagOf = Callable[[Record, frozenset[str]], str | None]
-_NAMED = 3
+_CHANGED, _NAMED = "Target changed meanwhile", 3
 _FRONT_STAYS = (
     f"the front matter of {CARD_FILE} cannot be edited safely and stays as it is, without license, tags, models and datasets. "
     "Write it as YAML with one key per line, each key once; the next change of the card puts them in."
@@ -43,6 +43,14 @@ class Change:
         return frozenset(self.uploads) | self.removed
 
 
+class AllChanged(Conflict):
+    """Somebody else changed every SAE of a commit: ``conflicts`` says it of each."""
+
+    def __init__(self, conflicts: Mapping[str, Conflict]) -> None:
+        self.conflicts = conflicts
+        super().__init__(_CHANGED, f"{', '.join(sorted(conflicts))} were changed since the plan looked. Make a new plan.")
+
+
 def no_tag(record: Record, put: frozenset[str]) -> str | None:
     """The card names no tag."""
     return None
@@ -64,7 +72,8 @@ def publish(
     An SAE that somebody else changed since then is left out and named in the second value; the others go on.
 
     Raises:
-        Conflict: none of the SAEs could be published.
+        AllChanged: that are all of them.
+        Conflict: somebody else changed something, and it is none of them.
         NotVisible, Unavailable, Missing, Refused: as the target says.
     """
     try:
@@ -72,17 +81,19 @@ def publish(
     except Conflict as error:
         proposed = release.publish is not None and release.publish.pull_request
         touched = _touched(change, release.name, expect, look_at(target, location, proposed))
-        if not touched or touched == change.ids:
+        if not touched:
             raise
+        conflicts = {sae_id: error if len(touched) == 1 else _changed(sae_id, location) for sae_id in touched}
+        if touched == change.ids:
+            raise AllChanged(conflicts) from error
         rest = change.without(touched)
-        after = target.publish(location, _batch(release, rest, tag, note), expect, progress)
-        return after, {sae_id: error if len(touched) == 1 else _changed(sae_id, location) for sae_id in touched}
+        return target.publish(location, _batch(release, rest, tag, note), expect, progress), conflicts
 
 
 def _changed(sae_id: str, location: str) -> Conflict:
     """The target names the first file it stumbles over, which is one SAE's."""
     detail = f"{sae_id} in {location} was changed since the plan looked. Make a new plan."
-    return Conflict("Target changed meanwhile", detail)
+    return Conflict(_CHANGED, detail)
 
 
 def publish_evidence(

@@ -99,7 +99,7 @@ def test_wrong_use_is_told_with_exit_code_2(applied: Place, words: list[str], sa
         (["show", "tiny-res"], ["That is a release. Its SAEs: tiny-res/layer_0/topk, tiny-res/layer_0/standard,"]),
         (["show", "?"], ["`saesync plan -v` lists the addresses"]),
         (["inspect", "nope"], ["Source not found"]),
-        (["init", "https://huggingface.co/acme/saes"], ["Source not found", "named hf://owner/repo"]),
+        (["init", "https://huggingface.co/acme/saes"], ["Not a Hub reference", "Write `hf://acme/saes`."]),
         (["inspect", "manifests"], ["Nothing to inspect"]),
         (["inspect", "hf://"], ["Not a Hub reference", "hf://owner/repo[/path][@revision]"]),
         (["inspect", "hf://acme/saes@"], ["Not a Hub reference", "names no revision"]),
