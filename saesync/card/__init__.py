@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -55,26 +55,30 @@ def card_found(release: Release, record: Record, readme: str | None) -> str | No
     return record.card if readme is not None and blocks.stands(readme, release.name) else None
 
 
-def make_card(release: Release, record: Record, existing_readme: str | None, tag: str | None = None) -> tuple[str, str]:
+def make_card(
+    release: Release,
+    record: Record,
+    existing_readme: str | None,
+    tag: str | None = None,
+    unedited: Callable[[], None] | None = None,
+) -> tuple[str, str]:
     """README.md for a target that holds ``record``, and the digest of what it was made of.
 
     ``tag`` names the commit that holds this very record (``tags.shown_tag``), for those who want these bytes and no others.
 
     ``existing_readme`` is what stands there now: other releases' blocks and everything written by hand are kept byte for
     byte. An empty record takes the release's block out. In the front matter the manifest wins where it says something (its
-    license, above all); where it does not, what people wrote stays, and what an earlier manifest said goes.
+    license, above all); where it does not, what people wrote stays, and what an earlier manifest said goes. ``unedited`` is
+    called where it cannot be edited, and so stays as it is.
     """
     front, body = frontmatter.split(existing_readme or "")
     merged, noted = _edited(release, record, front, body)
+    if merged is None and unedited is not None:
+        unedited()
     body = blocks.put(body, release.name, _block(release, record, noted, tag) if record.saes else None)
     head = front if merged is None else merged
     text = body if head is None or (front is None and not head.strip()) else frontmatter.joined(head, body)
     return text, card_digest(release, record, tag)
-
-
-def front_is_left(release: Release, record: Record, existing_readme: str | None) -> bool:
-    """Whether the front matter that stands there cannot be edited, and so does not get what this release would put into it."""
-    return _edited(release, record, *frontmatter.split(existing_readme or ""))[0] is None
 
 
 def _edited(release: Release, record: Record, front: str | None, body: str) -> tuple[str | None, dict[str, list[str]]]:

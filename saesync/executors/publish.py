@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from saesync.card import front_is_left, make_card
+from saesync.card import make_card
 from saesync.digest import key_of
 from saesync.errors import Conflict
 from saesync.model import CARD_FILE, Observed, PublishSpec, Release
@@ -114,9 +115,8 @@ def _batch(release: Release, change: Change, tag: TagOf, note: Callable[[str], N
         return _evidence_batch(release, release.home, change)
 
     def card(record: Record, readme: str | None) -> tuple[str, str]:
-        if note is not None and front_is_left(release, record, readme):
-            note(f"{release.name}: {_FRONT_STAYS}")
-        return make_card(release, record, readme, tag(record, change.ids))
+        tell = None if note is None else partial(note, f"{release.name}: {_FRONT_STAYS}")
+        return make_card(release, record, readme, tag(record, change.ids), tell)
 
     return Batch(
         release.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,23 +25,14 @@ from saesync.measure.metrics import METRICS
 from saesync.measure.models import load_model
 
 MPS_NOTE = "ignore:MPS backend may produce silently incorrect results:UserWarning"  # TransformerLens, whatever the version
-pytestmark = [pytest.mark.filterwarnings(note) for note in (*THIRD_PARTY, MPS_NOTE)]
+pytestmark = [pytest.mark.usefixtures("no_model_stays"), *(pytest.mark.filterwarnings(note) for note in (*THIRD_PARTY, MPS_NOTE))]
 KINDS = ("cuda", "mps")
 DEVICES = ("cuda:1", "mps")  # the second GPU, so that nothing is right by being on the first
 
 
 @pytest.fixture(scope="module")
-def world(world: SimpleNamespace) -> SimpleNamespace:
-    """The world that all share, with a cache of this module's own."""
-    return SimpleNamespace(**{**vars(world), "job": replace(world.job, cache=str(world.root / "devices-cache"))})
-
-
-@pytest.fixture(autouse=True)
-def no_model_stays() -> Iterator[None]:
-    """The executor keeps the last model; one on a pretended device must not outlive it, nor one of the CPU be taken for it."""
-    validate.forget()
-    yield
-    validate.forget()
+def world(own_world: SimpleNamespace) -> SimpleNamespace:
+    return own_world
 
 
 def machine(device: str, **more: Any) -> Any:

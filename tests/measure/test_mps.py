@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -21,21 +20,13 @@ from saesync.measure.devices import device_for, out_of_memory
 from saesync.measure.products import LONGEST, right_products
 
 MPS_NOTE = "ignore:MPS backend may produce silently incorrect results:UserWarning"  # TransformerLens, whatever the version
-pytestmark = [pytest.mark.filterwarnings(note) for note in (*THIRD_PARTY, MPS_NOTE)]
+pytestmark = [pytest.mark.usefixtures("no_model_stays"), *(pytest.mark.filterwarnings(note) for note in (*THIRD_PARTY, MPS_NOTE))]
 HOOK = "blocks.1.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def world(world: SimpleNamespace) -> SimpleNamespace:
-    """The world that all share, with a cache of this module's own."""
-    return SimpleNamespace(**{**vars(world), "job": replace(world.job, cache=str(world.root / "mps-cache"))})
-
-
-@pytest.fixture(autouse=True)
-def no_model_stays() -> Iterator[None]:
-    validate.forget()
-    yield
-    validate.forget()
+def world(own_world: SimpleNamespace) -> SimpleNamespace:
+    return own_world
 
 
 def on_both(job: MeasureJob) -> tuple[Any, Any]:
