@@ -12,7 +12,7 @@ import pytest
 TEST = "def test_there(tiny_cache):\n    assert tiny_cache.is_dir()\n    print(f'kept in {tiny_cache}')\n"
 
 
-@pytest.mark.parametrize(("options", "kept"), [([], ".pytest_cache"), (["-p", "no:cacheprovider"], "tiny-cache")])
+@pytest.mark.parametrize(("options", "kept"), [([], ".pytest_cache"), (["-p", "no:cacheprovider"], "made")])
 def test_with_and_without_pytests_cache(tmp_path: Path, options: list[str], kept: str) -> None:
     (tmp_path / "test_one.py").write_text(TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

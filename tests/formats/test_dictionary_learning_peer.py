@@ -1,16 +1,17 @@
-"""The authors' own package, in an environment of its own, against ours: trained objects saved as its training loop saves them.
+"""The authors' own package, kept apart, against ours: trained objects saved as its training loop saves them.
 
 It is taken from the package index; where that cannot be reached, the test says so and is skipped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from convert_support import HOOK, convert, files_of, saelens, source_files
-from peer_environment import peer_python, run_peer
+from peer_packages import peer_packages, run_peer
 
 from saesync import formats
 from saesync.convert.stock import Stock
@@ -78,14 +79,15 @@ KINDS = (
 )  # fmt: skip
 
 
-def peer(program: str, *words: Path | str) -> None:
-    run_peer(peer_python(f"dictionary-learning-{VERSION}", f"dictionary-learning=={VERSION}"), program, *words)
+@pytest.fixture(scope="module")
+def packages(kept: Callable[[str], Path]) -> Path:
+    return peer_packages(kept, f"dictionary-learning-{VERSION}", f"dictionary-learning=={VERSION}")
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("theirs")
-    peer(PROGRAM, out)
+    run_peer(packages, PROGRAM, out)
     return out
 
 
@@ -136,7 +138,7 @@ WRITTEN = (
 )  # fmt: skip
 
 
-def test_the_authors_own_classes_load_what_is_written(tmp_path: Path) -> None:
+def test_the_authors_own_classes_load_what_is_written(packages: Path, tmp_path: Path) -> None:
     """Strictly, and computing what stock SAELens computes from the same SAE."""
     x = torch.randn(200, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
     torch.save(x, tmp_path / "x.pt")
@@ -146,7 +148,7 @@ def test_the_authors_own_classes_load_what_is_written(tmp_path: Path) -> None:
         export(ExportJob("dictionary_learning", "saelens", {}, files_of("saelens", source), "float64", {}, str(out)))
         convert("saelens", source, tmp_path / f"stock{index}", "float64", metadata={})
         folders.append(str(out))
-    peer(LOADER, tmp_path / "x.pt", *folders)
+    run_peer(packages, LOADER, tmp_path / "x.pt", *folders)
     for index, folder in enumerate(folders):
         theirs = torch.load(Path(folder) / "theirs.pt", weights_only=True)
         features, output = Stock(tmp_path / f"stock{index}", "float64").forward(x)

@@ -1,16 +1,17 @@
-"""EleutherAI's own package, in an environment of its own, against ours: SAEs saved by its classes, and what these compute.
+"""EleutherAI's own package, kept apart, against ours: SAEs saved by its classes, and what these compute.
 
 It is taken from the package index; where that cannot be reached, the test says so and is skipped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from convert_support import HOOK, HOOK_OUT, convert, refused, source_files
-from peer_environment import peer_python, run_peer
+from peer_packages import peer_packages, run_peer
 
 from saesync import formats
 
@@ -61,9 +62,9 @@ KINDS = ("expansion", "latents", "transcoder", "skip transcoder", "skip")
 
 
 @pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def theirs(kept: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("theirs")
-    run_peer(peer_python("sparsify-1.3.3", *PACKAGES), PROGRAM, out)
+    run_peer(peer_packages(kept, "sparsify-1.3.3", *PACKAGES), PROGRAM, out)
     return out
 
 

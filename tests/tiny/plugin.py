@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,16 @@ from tiny import TinyWorld, make
 
 
 @pytest.fixture(scope="session")
-def tiny_cache(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where trained worlds are kept: pytest's cache, or for this run alone where ``-p no:cacheprovider`` leaves it out."""
+def kept(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of what is made once: in pytest's cache, or for this run alone where ``-p no:cacheprovider`` leaves it out."""
     cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
-    return tmp_path_factory.mktemp("tiny-cache") if cache is None else cache.mkdir("tiny-worlds")
+    return tmp_path_factory.mktemp if cache is None else cache.mkdir
+
+
+@pytest.fixture(scope="session")
+def tiny_cache(kept: Callable[[str], Path]) -> Path:
+    """Where trained worlds are kept."""
+    return kept("tiny-worlds")
 
 
 @pytest.fixture(scope="session")
