@@ -17,7 +17,7 @@ from saesync.planning import basis, evidence_only, proposing, tagging
 from saesync.planning.case import Place, altered, damage, index, make_case, matches
 from saesync.planning.digests import digests_of
 from saesync.planning.registration import Seen, registration_item
-from saesync.planning.table import decide, visibility_differs
+from saesync.planning.table import item_of, visibility_differs
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Record
 
@@ -188,19 +188,7 @@ def _sae_items(
         asked = wanted.get(sae.address)
         if asked is None:
             continue
-        case = make_case(release, sae, asked, place, spares, elsewhere, choices)
-        decision = decide(case)
-        yield Item(
-            release.name,
-            sae.id,
-            decision.status,
-            decision.steps,
-            decision.held,
-            decision.reasons,
-            sae.origin,
-            basis.of_sae(case, decision.choice, full=decision.status is not Status.CURRENT),
-            decision.move_from,
-        )
+        yield item_of(make_case(release, sae, asked, place, spares, elsewhere, choices))
 
 
 def _stray(release: Release, place: Place) -> list[str]:

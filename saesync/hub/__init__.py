@@ -26,8 +26,8 @@ from saesync.hub import writes as _writes
 from saesync.hub.answers import renamed_to
 from saesync.hub.client import Client, check_name, failures, parsed, quoted
 from saesync.hub.discussions import Proposal
-from saesync.hub.trouble import Answered, Asked, Garbled, Patience
-from saesync.hub.writes import Add, Copy, Delete, Operation, Unsettled
+from saesync.hub.trouble import Answered, Asked, Garbled, Patience, Unsettled
+from saesync.hub.writes import Add, Copy, Delete, Operation
 
 if TYPE_CHECKING:
     import httpx2
@@ -255,20 +255,8 @@ class Hub:
         Raises:
             Missing: the token may not.
         """
-        from huggingface_hub.errors import HfHubHTTPError
-
         asked = Asked(f"create the repository {check_name(repo)}", repo, write=True)
-
-        def action(token: str | None) -> bool:
-            try:
-                self._api(token).create_repo(repo, private=private, exist_ok=False)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 409:
-                    raise
-                return False
-            return True
-
-        return self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+        return self._made(asked, lambda api: api.create_repo(repo, private=private, exist_ok=False))
 
     def create_tag(self, repo: str, name: str, commit: str) -> bool:
         """Name a commit of a model repo; False when there is a tag of that name already (look where it points).
@@ -276,20 +264,23 @@ class Hub:
         Raises:
             Missing: the token may not.
         """
-        from huggingface_hub.errors import HfHubHTTPError
-
         asked = Asked(f"tag a commit of {check_name(repo)}", repo, write=True)
+        return self._made(asked, lambda api: api.create_tag(repo, tag=name, revision=commit))
+
+    def _made(self, asked: Asked, make: Callable[[HfApi], object]) -> bool:
+        """Make something in a repo; False when it is there already (409)."""
+        from huggingface_hub.errors import HfHubHTTPError
 
         def action(token: str | None) -> bool:
             try:
-                self._api(token).create_tag(repo, tag=name, revision=commit)
+                make(self._client.api(token))
             except HfHubHTTPError as error:
                 if error.response.status_code != 409:
                     raise
                 return False
             return True
 
-        return self._client.attempt(asked, action, lambda: self._client.write_token(repo))
+        return self._client.attempt(asked, action, lambda: self._client.write_token(asked.repo))
 
     def delete_tag(self, repo: str, name: str) -> None:
         """Delete a tag of a model repo, if it is there.
@@ -303,7 +294,7 @@ class Hub:
 
         def action(token: str | None) -> None:
             with contextlib.suppress(RevisionNotFoundError):
-                self._api(token).delete_tag(repo, tag=name)
+                self._client.api(token).delete_tag(repo, tag=name)
 
         self._client.attempt(asked, action, lambda: self._client.write_token(repo))
 
@@ -330,12 +321,6 @@ class Hub:
             Refused, Missing, NotVisible: as named.
         """
         return _writes.commit(self._client, check_name(repo), operations, message, parent, progress, revision, ignores)
-
-    def _api(self, token: str | None) -> HfApi:
-        from huggingface_hub import HfApi
-
-        self._client.session()
-        return HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
 
 
 def _refs_of(data: Any) -> dict[str, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import urllib.parse
@@ -23,6 +24,7 @@ from saesync.hub.trouble import (
     Garbled,
     Patience,
     Trouble,
+    Unsettled,
     bad_token,
     diagnose,
     host_of,
@@ -33,6 +35,7 @@ from saesync.restraint import restrained
 
 if TYPE_CHECKING:
     import httpx2
+    from huggingface_hub import HfApi
 
 T = TypeVar("T")
 READ_SECONDS = 60.0
@@ -168,6 +171,31 @@ class Client:
                 if trouble is None:
                     raise
             patience.wait(trouble)
+
+    @contextlib.contextmanager
+    def once(self, asked: Asked, token: str | None) -> Iterator[None]:
+        """One attempt at a write that must not be repeated blindly.
+
+        Raises:
+            Unsettled: the outcome is not known.
+            SaesyncError: what stopped it.
+        """
+        try:
+            yield
+        except failures() as error:
+            trouble = self.trouble(error, asked, token)
+            if trouble is None:
+                raise
+            if not trouble.retry:
+                raise trouble.error from None
+            raise Unsettled(trouble) from None
+
+    def api(self, token: str | None) -> HfApi:
+        """huggingface_hub's own client, with this token or, where it is None, surely none."""
+        from huggingface_hub import HfApi
+
+        self.session()
+        return HfApi(endpoint=self.endpoint, token=token or False, library_name="saesync")
 
     def trouble(self, error: BaseException, asked: Asked, token: str | None, began: float | None = None) -> Trouble | None:
         """See ``trouble.diagnose``. ``began`` is when the attempt did (monotonic seconds): name servers may be slow to say no."""

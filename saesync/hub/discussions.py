@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saesync.errors import Refused
-from saesync.hub.client import Client, failures, parsed
+from saesync.hub.client import Client, parsed
 from saesync.hub.trouble import Asked, Garbled
-from saesync.hub.writes import Unsettled
 
 _MOST_PAGES = 200
 _STATUSES = ("draft", "open", "closed", "merged")
@@ -88,21 +87,11 @@ def propose(client: Client, repo: str, title: str, description: str) -> int:
         Unsettled: it may be there or not; list again, then decide.
         Refused, Missing, NotVisible: as named.
     """
-    from huggingface_hub import HfApi
-
     asked = Asked(f"open a pull request on {repo}", repo, write=True)
     token = client.token()
-    client.session()
-    api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
     try:
-        return int(api.create_pull_request(repo, title, description=description).num)
-    except failures() as error:
-        trouble = client.trouble(error, asked, token)
-        if trouble is None:
-            raise
-        if not trouble.retry:
-            raise trouble.error from None
-        raise Unsettled(trouble) from None
+        with client.once(asked, token):
+            return int(client.api(token).create_pull_request(repo, title, description=description).num)
     except (KeyError, ValueError) as error:
         raise Refused("Hub refused the request", f"The Hub was asked to {asked.what} and did not: {_line(error)}.") from None
 
@@ -113,16 +102,9 @@ def set_status(client: Client, repo: str, num: int, status: Literal["open", "clo
     Raises:
         SaesyncError: as ``Client.attempt`` says.
     """
-    from huggingface_hub import HfApi
-
     asked = Asked(f"make pull request #{num} of {repo} {status}", repo, write=True)
 
-    def action(token: str | None) -> None:
-        client.session()
-        api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
-        api.change_discussion_status(repo, num, status)
-
-    client.attempt(asked, action)
+    client.attempt(asked, lambda token: client.api(token).change_discussion_status(repo, num, status))
 
 
 def _line(error: Exception) -> str:

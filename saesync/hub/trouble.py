@@ -74,6 +74,17 @@ class Answered(Exception):
         super().__init__(f"status {response.status_code}")
 
 
+class Unsettled(Exception):
+    """A write may have taken effect or not, or somebody else's came first: look again, then decide.
+
+    ``trouble.error`` is what to raise when patience is used up.
+    """
+
+    def __init__(self, trouble: Trouble) -> None:
+        self.trouble = trouble
+        super().__init__(trouble.error.diagnostics[0].summary)
+
+
 class Garbled(Exception):
     """The answer is not of the form the Hub documents. Never leaves this package."""
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from saesync.digest import FileDigest, digest_bytes
 from saesync.errors import Refused, SaesyncError, Unavailable
-from saesync.hub.client import Client, failures
-from saesync.hub.trouble import Asked, Trouble
+from saesync.hub.client import Client
+from saesync.hub.trouble import Asked, Trouble, Unsettled
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
@@ -48,17 +48,6 @@ class Delete:
 Operation: TypeAlias = Add | Copy | Delete
 
 
-class Unsettled(Exception):
-    """The commit may have landed or not, or another one came first: read the head again, then decide.
-
-    ``trouble.error`` is what to raise when patience is used up.
-    """
-
-    def __init__(self, trouble: Trouble) -> None:
-        self.trouble = trouble
-        super().__init__(trouble.error.diagnostics[0].summary)
-
-
 def commit(
     client: Client,
     repo: str,
@@ -79,27 +68,20 @@ def commit(
         Refused: a local file changed since it was hashed; the Hub finds the card or an operation invalid.
         Missing: no token, no right to write, no space.
     """
-    from huggingface_hub import HfApi
-
     asked = Asked(f"commit {len(operations)} files to {repo}", repo, write=True)
     token = client.write_token(repo) if revision is None else client.token()
-    client.session()
-    api = HfApi(endpoint=client.endpoint, token=token or False, library_name="saesync")
+    api = client.api(token)
     put = [operation for operation in operations if isinstance(operation, Add)]
     adds = {operation.path: _addition(operation) for operation in put}
     rest = _copies_and_deletions(operations)
-    try:
-        _upload(api, repo, put, adds, progress, revision, ignores)
-        done = api.create_commit(repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent, revision=revision)
-    except ValueError as error:
-        raise _invalid(error, asked, client, token) from None
-    except failures() as error:
-        trouble = client.trouble(error, asked, token)
-        if trouble is None:
-            raise
-        if not trouble.retry:
-            raise trouble.error from None
-        raise Unsettled(trouble) from None
+    with client.once(asked, token):
+        try:
+            _upload(api, repo, put, adds, progress, revision, ignores)
+            done = api.create_commit(
+                repo, [*adds.values(), *rest], commit_message=message, parent_commit=parent, revision=revision
+            )
+        except ValueError as error:
+            raise _invalid(error, asked, client, token) from None
     return str(done.oid)
 
 

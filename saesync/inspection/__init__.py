@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saesync.errors import Missing, Refused, renamed
+from saesync.errors import Missing, Refused
 from saesync.formats import _npz, _safetensors, _torchzip, formats, get
 from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
 from saesync.formats.base import Candidate, Format, Headers, TensorInfo
-from saesync.inspection.places import HubPlace, LocalPlace, Place
+from saesync.inspection.places import HubPlace, LocalPlace, Place, commit_of
 from saesync.inspection.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
@@ -103,13 +103,8 @@ def inspect_local(path: Path) -> Inspection:
 
 def inspect_hub(hub: Hub, reference: Reference) -> Inspection:
     """Look at a Hub repo at the commit its revision points to now. See ``inspect_source``."""
-    repo = reference.repo or ""
-    head = hub.head(repo, reference.revision)
-    if head is None:
-        raise Missing("Repository not found", f"There is no model repository {repo} on the Hub.")
-    if head.renamed_to is not None:
-        raise renamed(repo, head.renamed_to)
-    return _inspect(HubPlace(hub, repo, head.sha), reference.path, reference, head.sha)
+    repo, sha = commit_of(hub, reference)
+    return _inspect(HubPlace(hub, repo, sha), reference.path, reference, sha)
 
 
 def headers(place: Place, files: Mapping[str, str], where: str = "") -> Headers:

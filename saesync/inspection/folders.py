@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from saesync.digest import FileDigest
-from saesync.errors import Missing, Refused, renamed
+from saesync.errors import Refused
 from saesync.formats._checks import MAX_JSON, parse_json
 from saesync.formats._saelens_cfg import CFG, SCALED, parse_cfg
 from saesync.formats.saelens import SCALER, WEIGHTS
 from saesync.hub import Hub
 from saesync.inspection import natural
+from saesync.inspection.places import commit_of
 from saesync.inspection.reference import Reference
 from saesync.lanes import in_lanes
 from saesync.nothing import nothing
@@ -42,18 +43,13 @@ def saelens_folders(hub: Hub, reference: Reference) -> tuple[str, tuple[Folder, 
         Refused: there is no such folder.
         NotVisible, Unavailable: the Hub does not say.
     """
-    repo = reference.repo or ""
-    head = hub.head(repo, reference.revision)
-    if head is None:
-        raise Missing("Repository not found", f"There is no model repository {repo} on the Hub.")
-    if head.renamed_to is not None:
-        raise renamed(repo, head.renamed_to)
-    tree = hub.tree(repo, head.sha)
+    repo, sha = commit_of(hub, reference)
+    tree = hub.tree(repo, sha)
     paths = sorted(_paths(tree, reference.path), key=natural)
     if not paths:
         detail = f"No folder at {reference} holds {CFG} beside {WEIGHTS}. `saesync init {reference}` looks for other formats."
         raise Refused("No SAELens folder", detail)
-    return head.sha, tuple(in_lanes("folders", partial(_look, hub, repo, head.sha, tree), paths))
+    return sha, tuple(in_lanes("folders", partial(_look, hub, repo, sha, tree), paths))
 
 
 def _paths(tree: Mapping[str, FileDigest], below: str) -> Iterator[str]:

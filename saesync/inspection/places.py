@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from saesync.errors import Missing, Refused, raised
+from saesync.errors import Missing, Refused, raised, renamed
 from saesync.formats._bytes import Bytes, LocalBytes, RangedBytes
+from saesync.inspection.reference import Reference
 
 if TYPE_CHECKING:
     from saesync.hub import Hub
@@ -86,3 +87,19 @@ class HubPlace:
         """See ``Place``."""
         size = self.hub.tree(self.repo, self.sha)[name].size
         return RangedBytes(size, partial(self.hub.read_range, self.repo, self.sha, name))
+
+
+def commit_of(hub: Hub, reference: Reference) -> tuple[str, str]:
+    """The repository that a reference names, and the commit its revision points to now.
+
+    Raises:
+        Missing: no such repo or revision.
+        NotVisible, Unavailable: it has another name now, or the Hub does not say.
+    """
+    repo = reference.repo or ""
+    head = hub.head(repo, reference.revision)
+    if head is None:
+        raise Missing("Repository not found", f"There is no model repository {repo} on the Hub.")
+    if head.renamed_to is not None:
+        raise renamed(repo, head.renamed_to)
+    return repo, head.sha

@@ -13,7 +13,7 @@ from saesync.keys import Wanted
 from saesync.model import Choices, Item, Observed, Release, Status, StepKind
 from saesync.planning import basis
 from saesync.planning.case import Case, Place, index, make_case
-from saesync.planning.table import Decision, blocked, current, decide, locked, made_newer, unknown
+from saesync.planning.table import Decision, blocked, current, item_of, locked, made_newer, unknown
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence
 from saesync.verdict import changed, judge, unmeasured
@@ -56,17 +56,7 @@ def _sae_items(release: Release, place: Place, wanted: Mapping[str, Wanted], cho
             continue
         # The record names no folders, so that other releases may hold evidence of SAEs that are called the same.
         case = replace(make_case(release, sae, asked, place, {}, None, choices), others=())
-        decision = decide(case, ROWS)
-        yield Item(
-            release.name,
-            sae.id,
-            decision.status,
-            decision.steps,
-            decision.held,
-            decision.reasons,
-            sae.origin,
-            basis.of_sae(case, None, full=decision.status is not Status.CURRENT),
-        )
+        yield item_of(case, ROWS)
 
 
 def _strays(release: Release, place: Place, choices: Choices) -> Iterator[Item]:

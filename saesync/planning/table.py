@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saesync.folders import is_native
-from saesync.model import SAE_FILES, WEIGHTS_FILE, Observed, Release, Status, StepKind
+from saesync.model import SAE_FILES, WEIGHTS_FILE, Item, Observed, Release, Status, StepKind
 from saesync.nothing import nothing
+from saesync.planning import basis
 from saesync.planning.case import Case
 from saesync.reason import Reason, ReasonCode
 from saesync.record import Evidence, Record, SaeRecord
@@ -238,12 +239,22 @@ ROWS: tuple[Callable[[Case], Decision | None], ...] = (
 )
 
 
-def decide(case: Case, rows: Iterable[Callable[[Case], Decision | None]] = ROWS) -> Decision:
-    """The first row that matches, then what this machine and this location may not do."""
+def item_of(case: Case, rows: Iterable[Callable[[Case], Decision | None]] = ROWS) -> Item:
+    """What the plan says of an SAE: the first row that matches, then what this machine and this location may not do."""
     decision = next(found for row in rows if (found := row(case)) is not None)
     for limit in (_over_others, _without_source, _without_trainer, _in_public):
         decision = limit(case, decision)
-    return decision
+    return Item(
+        case.release.name,
+        case.sae.id,
+        decision.status,
+        decision.steps,
+        decision.held,
+        decision.reasons,
+        case.sae.origin,
+        basis.of_sae(case, decision.choice, full=decision.status is not Status.CURRENT),
+        decision.move_from,
+    )
 
 
 def _over_others(case: Case, decision: Decision) -> Decision:
