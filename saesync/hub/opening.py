@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
@@ -34,7 +35,8 @@ def library_constants() -> ModuleType:
 
 def discreet() -> None:
     """No lines or bars of huggingface_hub's own among ours, unless they were asked for (``HF_HUB_VERBOSITY``, ``HF_DEBUG``). What
-    it says of requests holds their addresses, and those of uploads are signed."""
+    it says of requests holds their addresses, and those of uploads are signed. Nor does it warn of a README without front matter:
+    there is one but where nothing is published any more, or where it cannot be edited, which we tell."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
 
@@ -46,6 +48,7 @@ def discreet() -> None:
             handler.addFilter(_unsigned)
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled():
         disable_progress_bars()
+    warnings.filterwarnings("ignore", message="Warnings while validating metadata in README")
 
 
 def _unsigned(record: logging.LogRecord) -> bool:

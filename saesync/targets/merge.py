@@ -101,7 +101,7 @@ def merge(batch: Batch, expect: Observed, now: Observed) -> Merge:
         MappingProxyType(found.copies),
         frozenset(found.deletes),
         None if unchanged else record.to_bytes(),
-        None if text == now.readme else text.encode(),
+        None if text == (now.readme or "") else text.encode(),  # an empty README is not made where there is none
     )
 
 

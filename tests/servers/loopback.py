@@ -93,7 +93,7 @@ class HubServer:
         request = urllib.request.Request(f"{self.base}{path}", body, headers, method=method)
         with urllib.request.urlopen(request, timeout=30) as reply:
             data = reply.read()
-        return json.loads(data) if data[:1] in b"[{" else data
+        return json.loads(data) if data.startswith((b"[", b"{")) else data
 
     def create_repo(self, repo: str, private: bool = False, token: str = ALICE, kind: str = "model") -> None:
         owner, name = repo.split("/")

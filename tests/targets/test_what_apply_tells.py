@@ -81,3 +81,19 @@ def test_a_card_that_was_not_come_to_is_no_sae(shop: Shop) -> None:
     assert list(result.outcomes.values()) == [Outcome.UNSURE]
     assert (result.exit_code, result.cards, result.cards_left) == (130, 0, 1)
     assert summary_text(result.summary()).startswith("Stopped. 1 in doubt, 1 card not written.\n")
+
+
+def test_retiring_makes_no_empty_readme(shop: Shop) -> None:
+    """Nor does huggingface_hub's warning about a README without front matter reach anybody (warnings are errors here)."""
+    shop.apply()
+    shop.server.push(REPO, {"README.md": b"# By hand\n\nNothing else.\n"})
+    shop.releases = [replace(shop.releases[0], retire=True)]
+    assert shop.apply().exit_code == 0
+    assert shop.card() == "# By hand\n\nNothing else.\n"
+    shop.releases = [asked()]
+    shop.apply()
+    shop.server.push(REPO, {"README.md": None})
+    shop.releases = [replace(shop.releases[0], retire=True)]
+    assert shop.apply().exit_code == 0
+    assert "README.md" not in shop.server.tree_of(REPO)
+    assert shop.plan().pending == ()
