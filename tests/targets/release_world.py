@@ -22,7 +22,8 @@ from saesync.observe import Place
 from saesync.planner import plan as make_plan
 from saesync.planner import select
 from saesync.resolve import Resolver
-from saesync.targets.base import look_at
+from saesync.targets import open_target
+from saesync.targets.base import Target, look_at
 from saesync.targets.huggingface import HuggingFace
 
 REPO = "alice/saes"
@@ -47,9 +48,10 @@ class Shop:
     def cache(self) -> Cache:
         return Cache(self.folder / "cache")
 
-    def target(self) -> HuggingFace:
+    def target(self, name: str = "huggingface") -> Target:
         """As every command opens it: nothing is remembered but what is in the cache."""
-        return HuggingFace(self.cache, Hub(self.cache, patience=self.patience))
+        hub = HuggingFace(self.cache, Hub(self.cache, patience=self.patience))
+        return hub if name == hub.name else open_target(name, self.cache)
 
     def wanted(self, asked: Sae) -> Wanted:
         """The keys of an SAE, whose build and numbers are put into the cache."""
@@ -71,13 +73,12 @@ class Shop:
         wanted = {asked.address: self.wanted(asked) for one in self.releases for asked in one.saes}
         chosen = Choices(**choices)
         plan = select(make_plan(self.releases, wanted, observed, chosen), only)
-        context = Context(self.cache, Resolver(self.cache), wanted, observed, lambda name: self.target(), chosen, ("cpu",))
+        context = Context(self.cache, Resolver(self.cache), wanted, observed, self.target, chosen, ("cpu",))
         return plan, context
 
     def observe(self) -> Mapping[Place, Observed]:
-        target = self.target()
         specs = {(spec.target, spec.location): spec for one in self.releases if (spec := one.publish) is not None}
-        return {place: look_at(target, place[1], spec.pull_request) for place, spec in specs.items()}
+        return {place: look_at(self.target(place[0]), place[1], spec.pull_request) for place, spec in specs.items()}
 
     def seen(self, repo: str = REPO) -> Observed:
         return self.observe()["huggingface", repo]
@@ -116,9 +117,11 @@ class Shop:
         return self.server.file(repo, "README.md", revision.replace("/", "%2F")).decode()
 
 
-def asked(name: str = "res", ids: Sequence[str] = ("layer_0", "layer_1"), repo: str = REPO, **publish: Any) -> Release:
+def asked(
+    name: str = "res", ids: Sequence[str] = ("layer_0", "layer_1"), repo: str = REPO, target: str = "huggingface", **publish: Any
+) -> Release:
     """A release of tiny SAEs, published to ``repo``."""
-    made = release(name, (), location=repo, publish=PublishSpec("huggingface", repo, "mit", **publish))
+    made = release(name, (), location=repo, publish=PublishSpec(target, repo, "mit", **publish))
     return replace(
         made, saes=tuple(sae(name, sae_id, hook=f"blocks.{number}.hook_resid_post") for number, sae_id in enumerate(ids))
     )
