@@ -4,8 +4,7 @@ Layout under ``root`` (``$SAESYNC_CACHE``, else ``$XDG_CACHE_HOME/saesync``, els
 
     <kind>/<k[:2]>/<key>        a file or a folder, whole or not there at all
 
-Every entry is made under a temporary name and renamed into place. Temporary folders are locked by the process that fills them,
-and the kernel drops a lock with its process: what nobody holds is swept.
+Every entry is made under a temporary name (``scratch``) and renamed into place.
 """
 
 from __future__ import annotations
@@ -16,20 +15,19 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from saesync.digest import FileDigest, digest_file, key_of
 from saesync.errors import Missing
+from saesync.scratch import scratch, sweep
 
 _TEMPORARY = "tmp"
 _SEAL = "sealed.json"
 # What says that an entry is not whole. Other trouble, such as too many open files, says nothing of it.
 _NOT_WHOLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError, TypeError)
 _ANYBODY = 0o666  # less what the umask takes away
-_DIGITS = 10  # more has no process's number
 
 
 def default_root() -> Path:
@@ -153,19 +151,11 @@ class Cache:
         Raises:
             OSError: no space, no permission.
         """
-        self.sweep()
         place = self.root / _TEMPORARY
         if place.is_file():
             remove(place)
-        place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            try_lock(handle)
+        with scratch(place) as folder:
             yield folder
-        finally:
-            os.close(handle)
-            shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, kind: str, key: str, data: bytes, durable: bool = True) -> Path:
         """Store a small file as an entry. One that is not ``durable`` may be gone or damaged after power loss."""
@@ -226,13 +216,7 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-made."""
-        place = self.root / _TEMPORARY
-        if not place.is_dir():
-            return
-        for entry in place.iterdir():
-            owner = entry.name.split("-", 1)[0]
-            if owner.isdecimal() and len(owner) < _DIGITS and abandoned(entry, int(owner)):
-                shutil.rmtree(entry, ignore_errors=True)
+        sweep(self.root / _TEMPORARY)
 
 
 def _stat_key(path: Path, at: os.stat_result) -> str:
@@ -313,46 +297,3 @@ def settle(folder: Path) -> None:
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
-
-
-def try_lock(handle: int) -> bool:
-    """Lock an open file or folder for its holder alone, until it is closed or the process ends, however it ends.
-
-    False: somebody else holds it. Where the file system knows no locks, everybody gets one.
-    """
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return True
-
-
-def abandoned(folder: Path, process: int) -> bool:
-    """Whether the folder that this process filled is nobody's any more: it is gone, and nobody holds the folder's lock."""
-    return not _alive(process) and _free(folder)
-
-
-def _free(folder: Path) -> bool:
-    """Whether nobody fills a folder: a process in another container has a number that is nobody's here."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return try_lock(handle)
-    finally:
-        os.close(handle)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saesync.cache import abandoned, settle, try_lock
+from saesync.cache import settle
 from saesync.errors import Missing, Refused
+from saesync.scratch import abandoned, try_lock
 
 _MADE = "made"
 
