@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_wheel_works_outside_the_checkout(tmp_path: Path, own_tiny_world: TinyWorld) -> None:
     wheels, site = tmp_path / "wheels", tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--isolated", "--disable-pip-version-check"]
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(source)], check=True)
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(source)]
