@@ -18,6 +18,9 @@ _KEPT = {"GIT_EXEC_PATH"}  # where git is
 PROXIES = {name: value for name, value in os.environ.items() if name.lower() in _PROXIES}
 """The way to a package index, for pip alone: all other servers of tests are loopback ones."""
 
+GIT_ALONE = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+"""For git in tests: hooks, signatures and line ends that a user's settings name are not the test's."""
+
 
 def forget() -> None:
     """Take it out of this process's environment."""

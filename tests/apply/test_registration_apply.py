@@ -14,6 +14,7 @@ import pytest
 import yaml
 from apply_world import Run
 from hub_world import TARGET, HubWorld
+from surroundings import GIT_ALONE
 
 from saesync import preflight
 from saesync.apply import Outcome, StopFlag, apply
@@ -146,7 +147,8 @@ def test_a_git_repository_gets_a_branch_and_says_how_to_look_at_it(
 
 
 def git(repo: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(repo), *words], capture_output=True, text=True, check=True, env=os.environ)
+    command = ["git", "-C", str(repo), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | GIT_ALONE)
     return done.stdout
 
 

@@ -20,6 +20,7 @@ import yaml
 from ci_support import BOT, REPO, TOKEN, Forge, push_event, run_event
 from hub_world import TARGET, HubWorld
 from servers.loopback import ALICE
+from surroundings import GIT_ALONE
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)]
 
@@ -118,8 +119,9 @@ class Runner:
         """As actions/checkout does it: this commit, and no token in the folder."""
         folder = self.folder / name
         subprocess.run(["rm", "-rf", str(folder)], check=True)
-        subprocess.run(["git", "clone", "-q", str(self.forge.root / f"{REPO}.git"), str(folder)], check=True)
-        subprocess.run(["git", "-C", str(folder), "checkout", "-q", "--detach", sha], check=True)
+        for words in (["clone", "-q", str(self.forge.root / f"{REPO}.git"), str(folder)],
+                      ["-C", str(folder), "checkout", "-q", "--detach", sha]):  # fmt: skip
+            subprocess.run(["git", *words], check=True, env=os.environ | GIT_ALONE)
 
 
 @pytest.fixture
