@@ -292,8 +292,16 @@ def write_named(path: Path, data: bytes) -> None:
 
 
 def settle(folder: Path) -> None:
-    """fsync every file in a folder, so that a rename after it never exposes empty files."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    """fsync a folder and every file and folder in it, so that a rename after it never exposes one that is empty."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            sync(path)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
