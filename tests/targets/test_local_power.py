@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from local_killer import world
+from target_support import batch, upload
 
 from saesync.cache import Cache
 from saesync.targets.local import Local
@@ -79,9 +80,9 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_nothing_is_renamed_before_it_is_on_the_disk_and_the_record_comes_last(disk: Disk, tmp_path: Path) -> None:
-    first, second = world(tmp_path / "files")
+    alone = batch("alone", {"a/b/c": upload(tmp_path / "alone", 21)})
     target = Local(Cache(tmp_path / "cache"))
-    for work in (first, second):
+    for work in (*world(tmp_path / "files"), alone):
         target.publish(str(disk.root), work, target.observe(str(disk.root)))
         assert disk.unflushed == []
         assert disk.open_when_the_record_came == []
