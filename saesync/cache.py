@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def _real(typed: str) -> Path:
         )
     root = Path(os.path.realpath(named))
     if printable(str(root)) != str(root):  # libraries that write there take text alone
-        raise Missing("Cache has no place", f"{printable(str(root))} is not UTF-8. Set SAESYNC_CACHE to a folder whose name is.")
+        why = narrow(str(root)) or f"{printable(str(root))} is not UTF-8. Set SAESYNC_CACHE to a folder whose name is."
+        raise Missing("Cache has no place", why)
     return root
 
 
@@ -247,6 +249,16 @@ def existing(place: Path) -> Path:
 def printable(name: str) -> str:
     """A file's name as text that can be encoded: bytes of it that are no UTF-8 are spelled out."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def narrow(name: str) -> str | None:
+    """What to do about a name that is UTF-8 on the disk where Python takes names for something else; None where it is not."""
+    try:
+        os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    kind, shown = sys.getfilesystemencoding(), printable(name)
+    return f"Names of files are {kind} here, and {shown} is not. Set PYTHONUTF8=1, or LC_ALL to a UTF-8 locale."
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int | None = None) -> None:

@@ -101,9 +101,11 @@ def test_a_failing_sae_keeps_the_whole_release_out_and_partial_lets_the_others_i
     manifest = registering(hub_world, "../list/pretrained_saes.yaml")
     text = manifest.read_text().replace("l0: {max: 40}", "l0: {max: 8.5}")
     manifest.write_text(text)
-    result = look(manifest).apply()
+    run = look(manifest)
+    result = run.apply()
     assert result.exit_code == 1
     assert registry.read_bytes() == before
+    assert "register" not in {event["step"] for event in run.told("step_started")}, "it waits for all of its SAEs"
     assert register_items(look(manifest).plan()) == [(Status.WAITING, ())]
 
     manifest.write_text(text + "  partial: true\n")
