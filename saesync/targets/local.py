@@ -199,9 +199,9 @@ def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge
         _place_folder(root, staged, folder, {path for path in paths if staged[path].exists()})  # not what went with one above
     for path in sorted(change.deletes):
         (root / path).unlink(missing_ok=True)
-    for folder in sorted({(root / path).parent for path in change.deletes}):
+    for emptied in sorted({(root / path).parent for path in change.deletes}):
         with contextlib.suppress(FileNotFoundError):
-            sync(folder)
+            sync(emptied)
     if change.card_bytes is not None:
         _place(_write(staging / "card", change.card_bytes), root / CARD_FILE)
     if last is not None:

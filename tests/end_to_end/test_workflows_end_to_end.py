@@ -19,6 +19,7 @@ import pytest
 import yaml
 from ci_support import BOT, REPO, TOKEN, Forge, push_event, run_event
 from hub_world import TARGET, HubWorld
+from servers.holdings import holdings
 from servers.loopback import ALICE
 from surroundings import GIT_ALONE
 
@@ -200,6 +201,9 @@ def test_from_a_pull_request_to_the_registry(runner: Runner, hub_world: HubWorld
     assert hub_world.server.commits_landed() == 0
 
     assert not [text for text in runner.printed if any(secret in text for secret in SECRETS)]
+    for root in (hub_world.server.root, forge.root):
+        for where, data in holdings(root):
+            assert not [secret for secret in SECRETS if secret.encode() in data], where
     assert all(comment["user"]["login"] == BOT for comment in forge.comments(number))
 
 
