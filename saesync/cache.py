@@ -4,8 +4,7 @@ Layout under ``root`` (``$SAESYNC_CACHE``, else ``$XDG_CACHE_HOME/saesync``, els
 
     <kind>/<k[:2]>/<key>        a file or a folder, whole or not there at all
 
-Every entry is made under a temporary name and renamed into place. Temporary folders are locked by the process that fills them,
-and the kernel drops a lock with its process: what nobody holds is swept.
+Every entry is made under a temporary name (``scratch``) and renamed into place.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ import os
 import secrets
 import shutil
 import stat
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from saesync.digest import FileDigest, digest_file, key_of
 from saesync.errors import Missing
+from saesync.scratch import scratch, sweep
 
 _TEMPORARY = "tmp"
 _SEAL = "sealed.json"
 # What says that an entry is not whole. Other trouble, such as too many open files, says nothing of it.
 _NOT_WHOLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, ValueError, TypeError)
 _ANYBODY = 0o666  # less what the umask takes away
-_DIGITS = 10  # more has no process's number
 
 
 def default_root() -> Path:
@@ -55,7 +54,8 @@ def _real(typed: str) -> Path:
         )
     root = Path(os.path.realpath(named))
     if printable(str(root)) != str(root):  # libraries that write there take text alone
-        raise Missing("Cache has no place", f"{printable(str(root))} is not UTF-8. Set SAESYNC_CACHE to a folder whose name is.")
+        why = narrow(str(root)) or f"{printable(str(root))} is not UTF-8. Set SAESYNC_CACHE to a folder whose name is."
+        raise Missing("Cache has no place", why)
     return root
 
 
@@ -153,19 +153,11 @@ class Cache:
         Raises:
             OSError: no space, no permission.
         """
-        self.sweep()
         place = self.root / _TEMPORARY
         if place.is_file():
             remove(place)
-        place.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=place))
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            try_lock(handle)
+        with scratch(place) as folder:
             yield folder
-        finally:
-            os.close(handle)
-            shutil.rmtree(folder, ignore_errors=True)
 
     def write(self, kind: str, key: str, data: bytes, durable: bool = True) -> Path:
         """Store a small file as an entry. One that is not ``durable`` may be gone or damaged after power loss."""
@@ -226,13 +218,7 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-made."""
-        place = self.root / _TEMPORARY
-        if not place.is_dir():
-            return
-        for entry in place.iterdir():
-            owner = entry.name.split("-", 1)[0]
-            if owner.isdecimal() and len(owner) < _DIGITS and abandoned(entry, int(owner)):
-                shutil.rmtree(entry, ignore_errors=True)
+        sweep(self.root / _TEMPORARY)
 
 
 def _stat_key(path: Path, at: os.stat_result) -> str:
@@ -263,6 +249,16 @@ def existing(place: Path) -> Path:
 def printable(name: str) -> str:
     """A file's name as text that can be encoded: bytes of it that are no UTF-8 are spelled out."""
     return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def narrow(name: str) -> str | None:
+    """What to do about a name that is UTF-8 on the disk where Python takes names for something else; None where it is not."""
+    try:
+        os.fsencode(name).decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    kind, shown = sys.getfilesystemencoding(), printable(name)
+    return f"Names of files are {kind} here, and {shown} is not. Set PYTHONUTF8=1, or LC_ALL to a UTF-8 locale."
 
 
 def write_atomic(path: Path, data: bytes, durable: bool = True, mode: int | None = None) -> None:
@@ -308,51 +304,16 @@ def write_named(path: Path, data: bytes) -> None:
 
 
 def settle(folder: Path) -> None:
-    """fsync every file in a folder, so that a rename after it never exposes empty files."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+    """fsync a folder and every file and folder in it, so that a rename after it never exposes one that is empty."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            sync(path)
 
 
-def try_lock(handle: int) -> bool:
-    """Lock an open file or folder for its holder alone, until it is closed or the process ends, however it ends.
-
-    False: somebody else holds it. Where the file system knows no locks, everybody gets one.
-    """
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return True
-
-
-def abandoned(folder: Path, process: int) -> bool:
-    """Whether the folder that this process filled is nobody's any more: it is gone, and nobody holds the folder's lock."""
-    return not _alive(process) and _free(folder)
-
-
-def _free(folder: Path) -> bool:
-    """Whether nobody fills a folder: a process in another container has a number that is nobody's here."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return try_lock(handle)
+        os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -23,6 +23,7 @@ from saesync.model import Release
 
 Read = Callable[[Path], bytes]
 Load = Callable[[Sequence[Path], Read], tuple[Release, ...]]
+_NO_PROGRAM = 127  # how `env` says that there is none
 _FILE_MODES = ("100644", "100755")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SAFE = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "safe.directory=*", "protocol.allow=never")
@@ -150,18 +151,24 @@ class Checkout:
 
     def _git(self, *words: str) -> bytes | None:
         """What a git command prints; None when it fails."""
+        missing = Missing("Git is missing", "Telling which manifests changed needs the program `git`. Install it.")
         try:
             from git import Git
             from git.exc import GitCommandError, GitCommandNotFound
+
+            from saesync.forge.runner import without_foreign
         except ImportError as error:
-            raise Missing("Git is missing", "Telling which manifests changed needs the program `git`. Install it.") from error
+            raise missing from error
         options = [word for setting in _SAFE for word in ("-c", setting)]
-        command = ["git", "--no-pager", *options, f"--git-dir={self.root / '.git'}", *words]
+        git = [*without_foreign(_ENVIRONMENT), "git"]  # a hook's variables are of the repository that it is called in
+        command = [*git, "--no-pager", *options, f"--git-dir={self.root / '.git'}", *words]
         try:
             return bytes(Git().execute(command, env=_ENVIRONMENT, stdout_as_string=False, strip_newline_in_stdout=False))
         except GitCommandNotFound as error:
-            raise Missing("Git is missing", "Telling which manifests changed needs the program `git`. Install it.") from error
-        except GitCommandError:
+            raise missing from error
+        except GitCommandError as error:
+            if error.status == _NO_PROGRAM:
+                raise missing from error
             return None
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections import deque
@@ -26,6 +27,7 @@ from saesync import worker_main
 from saesync.errors import ERROR_TYPES, Diagnostic, Interrupted, SaesyncError
 from saesync.inert import plain
 from saesync.isolation import hide_memory, isolate
+from saesync.scratch import scratch
 
 Progress = Callable[[int, int], None]
 
@@ -34,7 +36,7 @@ class WorkerLost(SaesyncError):
     """The process ended over a job without an answer: killed, crashed, or by an error nobody foresaw."""
 
 
-_KEPT = ("PATH", "LANG", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_KEPT = ("PATH", "LANG", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _KEPT_PREFIXES = (
     "LC_",
     "CUDA_",
@@ -59,7 +61,7 @@ _GRACE = 5.0  # seconds a worker gets to end by itself
 
 def scrubbed(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     """The environment of a worker: an allow-list, switches that keep libraries offline, and an empty home folder, so that
-    no token file is found either."""
+    no token file is found either. Temporary files are made there, too: what libraries leave behind goes with it."""
     kept = {
         name: value
         for name, value in environment.items()
@@ -69,6 +71,7 @@ def scrubbed(environment: Mapping[str, str], home: Path) -> dict[str, str]:
         "HOME": str(home),
         "HF_HOME": str(home / "huggingface"),
         "XDG_CACHE_HOME": str(home / "cache"),
+        "TMPDIR": str(home / "tmp"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
@@ -168,6 +171,7 @@ def _forked(
         os.environ.clear()
         os.environ.update(environment)
         warnings.resetwarnings()  # as in a fresh interpreter
+        tempfile.tempdir = None  # so is this
         sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         worker_main.serve(os.fdopen(requests, "rb"), os.fdopen(replies, "wb"), guard, jobs)
     finally:
@@ -188,9 +192,11 @@ class Worker:
     """One process at a time, started when first needed and again after it died. Used by one thread at a time, which must
     outlive it: the kernel ends the process with the thread that started it."""
 
-    def __init__(self, home: Path, start: Launcher = spawn, preload: Sequence[str] = ()) -> None:
-        """``preload`` names modules that every process imports at once, before it is asked for anything."""
-        self._home, self._start = home, start
+    def __init__(self, homes: Path, start: Launcher = spawn, preload: Sequence[str] = ()) -> None:
+        """Each process has a fresh home in ``homes``, which goes with it. ``preload`` names modules that every process imports
+        at once, before it is asked for anything."""
+        self._homes, self._start = homes.absolute(), start
+        self._home = contextlib.ExitStack()
         self._preload: dict[str, Any] = {"modules": list(preload), "threads": None}
         self._asked = 0
         self._child: Child | None = None
@@ -209,13 +215,20 @@ class Worker:
         if self._killed:
             raise Interrupted("Interrupted", "The worker was stopped before it began.")
         if self._child is None:
-            self._home.mkdir(parents=True, exist_ok=True)
             self._words.clear()
-            self._child = self._start(self._home)
+            self._child = self._started()
             self._drain = threading.Thread(target=self._read_words, args=(self._child.stderr,), daemon=True, name="worker-stderr")
             self._drain.start()
             if any(self._preload.values()):
                 self._ask(worker_main.PRELOAD, self._preload)
+
+    def _started(self) -> Child:
+        with contextlib.ExitStack() as until_started:
+            home = until_started.enter_context(scratch(self._homes))
+            (home / "tmp").mkdir()
+            child = self._start(home)
+            self._home = until_started.pop_all()
+        return child
 
     def share(self, threads: int) -> None:
         """How many threads torch computes with from the next job on, unless the environment says it."""
@@ -305,6 +318,7 @@ class Worker:
         if self._drain is not None:
             self._drain.join(_GRACE)
         child.replies.close()
+        self._home.close()
         return status
 
     def _read_words(self, stream: IO[bytes]) -> None:

@@ -7,10 +7,10 @@ so that no test sees a developer's token, cache or endpoint.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -20,14 +20,20 @@ from pathlib import Path
 
 import pytest
 
-_HOME = Path(tempfile.mkdtemp(prefix="saesync-tests-"))
-atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+from saesync.scratch import scratch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import surroundings
+
+# Kept open until the end; what is left where that never comes, after a second Ctrl-C say, goes with the next run.
+_UNTIL_THE_END = contextlib.ExitStack()
+_HOME = _UNTIL_THE_END.enter_context(scratch(Path(tempfile.gettempdir(), f"saesync-tests-{os.getuid()}")))
+atexit.register(_UNTIL_THE_END.close)
 
 
 def _clean_environment() -> None:
-    foreign = ("HF_", "HUGGING", "GH_", "GITHUB_", "AWS_", "ACTIONS_", "SAESYNC_")
-    for name in [name for name in os.environ if name.startswith(foreign)]:
-        del os.environ[name]
+    surroundings.forget()
     os.environ |= {
         "HF_HOME": str(_HOME / "huggingface"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -81,7 +87,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 _clean_environment()
-sys.path.insert(0, str(Path(__file__).parent))
 
 from servers.loopback import ALICE, HubServer, running_hub  # noqa: E402  (after the environment is clean)
 

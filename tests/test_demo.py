@@ -22,6 +22,7 @@ from saesync.errors import Missing, SaesyncError
 from saesync.manifest import load
 from saesync.workers import Child
 
+WALK = Path(__file__).parent.parent / "tools" / "demo.py"
 # What third parties warn of when models and SAEs are loaded; nothing of it is about what is tested here.
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -293,31 +294,48 @@ def test_looking_at_a_demo_imports_nothing_heavy(tiny_world: TinyWorld) -> None:
 @pytest.mark.slow
 def test_the_newcomers_walk(tmp_path: Path) -> None:
     """What `make demo` runs, on an empty folder and an empty cache: the demo itself, and every exit code on the way."""
-    walk = Path(__file__).parent.parent / "tools" / "demo.py"
     done = subprocess.run(
-        [sys.executable, str(walk), "demo"], cwd=tmp_path, env={**os.environ, "SAESYNC_CACHE": str(tmp_path / "cache")},
+        [sys.executable, str(WALK), "demo"], cwd=tmp_path, env={**os.environ, "SAESYNC_CACHE": str(tmp_path / "cache")},
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "unigram entropy" in done.stdout
     assert "Done in" in done.stderr
     assert "7 published" in done.stderr
-    assert "(exit code 1, as it should be)" in done.stdout
+    assert done.stdout.count("(exit code 1, as it should be)") == 2
     assert "Nothing to do: 1 failing, 8 up to date." in done.stdout
     assert re.search(r"^jumprelu 128 512 blocks\.1\.hook_resid_post$", done.stdout, re.MULTILINE)
 
 
+def step_of_the_walk(call: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One step by itself, in a process in ``folder``: what it prints, and how it ends."""
+    code = f"import runpy; from pathlib import Path; walk = runpy.run_path({str(WALK)!r}); walk[{call}"
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+
+
 def test_the_walk_loads_by_the_very_command_it_shows(tiny_world: TinyWorld) -> None:
     """What a newcomer copies from the transcript says what the transcript says."""
-
-    def said(*words: str) -> list[str]:
-        command = [sys.executable, *words]
-        done = subprocess.run(command, cwd=tiny_world.sources, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip().splitlines()
-
-    walk = Path(__file__).parent.parent / "tools" / "demo.py"
-    code = "import runpy, sys; from pathlib import Path; runpy.run_path(sys.argv[1])['load_one'](Path('.'))"
-    command, answer = said("-c", code, str(walk))
-    assert said(*shlex.split(command.removeprefix("$ python"))) == [answer]
+    done = step_of_the_walk("'load_one'](Path('.'))", tiny_world.sources)
+    assert done.returncode == 0, done.stderr
+    command, answer = done.stdout.strip().splitlines()
+    words = [sys.executable, *shlex.split(command.removeprefix("$ python"))]
+    copied = subprocess.run(words, cwd=tiny_world.sources, capture_output=True, text=True, check=True)
+    assert copied.stdout.strip() == answer
     assert answer.endswith(" blocks.0.hook_resid_post")
+
+
+@pytest.mark.parametrize(
+    ("words", "expect", "said"),
+    [("'formats'", 1, "expected exit code 1, got 0"), ("'plan', 'nowhere'", 0, "expected exit code 0, got 1")],
+)
+def test_the_walk_ends_at_an_exit_code_that_should_not_be(tmp_path: Path, words: str, expect: int, said: str) -> None:
+    done = step_of_the_walk(f"'saesync']({words}, expect={expect})", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith(said)
+
+
+@pytest.mark.parametrize("lost", ["cfg.json", "sae_weights.safetensors"])
+def test_the_walk_ends_where_nothing_can_be_loaded(own_tiny_world: TinyWorld, lost: str) -> None:
+    for file in own_tiny_world.sources.rglob(lost):
+        file.unlink()
+    assert step_of_the_walk("'load_one'](Path('.'))", own_tiny_world.sources).returncode != 0

@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "saesync.folders",
         "saesync.splits",
         "saesync.record_json",
+        "saesync.scratch",
     ),
     ("saesync.record",),
     ("saesync.model",),

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from servers.loopback import HubServer
 
-from saesync.cache import Cache, try_lock
+from saesync.cache import Cache
 from saesync.hub import Hub
+from saesync.scratch import try_lock
 
 REPO = "alice/source"
 WEIGHTS = hashlib.shake_256(b"weights").digest(3_000_000)

@@ -24,7 +24,7 @@ from saesync.isolation import REFUSED
 from saesync.jobs import MeasureJob, MeasureSae
 from saesync.nothing import nothing
 from saesync.worker_main import JOBS, encode
-from saesync.workers import Worker, scrubbed, spawn
+from saesync.workers import Worker, WorkerLost, scrubbed, spawn
 
 CANARY = "hf_canary_5f1d"
 probe = partial(spawn, module="worker_probe")
@@ -59,7 +59,8 @@ def test_no_secret_reaches_a_worker(worker: Worker, monkeypatch: pytest.MonkeyPa
     assert found["tokens"] == []
     assert environment["OMP_NUM_THREADS"] == "1"
     assert environment["HF_HUB_OFFLINE"] == environment["TRANSFORMERS_OFFLINE"] == "1"
-    assert Path(environment["HOME"]) == Path(found["cwd"]) == tmp_path / "home"
+    assert (home := Path(environment["HOME"])) == Path(found["cwd"]) == Path(environment["TMPDIR"]).parent
+    assert home.parent == tmp_path / "home"
     assert told[-1] == (2, 2)
 
 
@@ -294,3 +295,43 @@ def test_jobs_survive_the_wire() -> None:
         column="text", split="train", tokens=10, context=5, prepend_bos=True, device="cpu", saes=(sae,), cache="/c",
     )  # fmt: skip
     assert JOBS["measure"].decode(encode(job)) == job
+
+
+def litter(homes: Path) -> list[str]:
+    return sorted(str(path.relative_to(homes)) for path in homes.rglob("*"))
+
+
+@pytest.mark.parametrize("end", ["close", "die", "kill"])
+def test_what_libraries_leave_goes_with_the_process(worker: Worker, tmp_path: Path, end: str) -> None:
+    """They make temporary files that only an interpreter's orderly end removes, which a worker does not have."""
+    place = Path(worker.run("drop", {}))
+    assert place.read_text() == "left"
+    assert place.is_relative_to(tmp_path / "home")
+    match end:
+        case "close":
+            worker.close()
+        case "die":
+            with pytest.raises(WorkerLost):
+                worker.run("die", {})
+        case "kill":
+            worker.kill()
+            worker.bury()
+    assert litter(tmp_path / "home") == []
+
+
+def test_what_a_killed_parent_leaves_goes_with_the_next_process(worker: Worker, tmp_path: Path) -> None:
+    program = """
+        import os, signal, sys
+        from functools import partial
+        from pathlib import Path
+        from saesync.workers import Worker, spawn
+        print(Worker(Path(sys.argv[1]), partial(spawn, module="worker_probe")).run("drop", {}), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "home")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert Path(done.stdout.strip()).exists()
+    worker.run("look", {})
+    assert not Path(done.stdout.strip()).exists()

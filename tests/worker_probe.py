@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,6 +97,13 @@ def unreadable(data: Mapping[str, Any], progress: Progress) -> None:
     Path(data["path"]).read_bytes()
 
 
+def drop(data: Mapping[str, Any], progress: Progress) -> str:
+    """A temporary file that nobody removes."""
+    with tempfile.NamedTemporaryFile("w", delete=False) as stream:
+        stream.write("left")
+    return stream.name
+
+
 def die(data: Mapping[str, Any], progress: Progress) -> None:
     print("about to run out of memory", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -125,7 +133,7 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
 
 FUNCTIONS = (
     *(native, peek, threads, loaded, look, dial, swallow, interfaces),
-    *(refuse, fail, exhaust, fill, unreadable, die, segfault, wait, hold),
+    *(refuse, fail, exhaust, fill, unreadable, drop, die, segfault, wait, hold),
 )
 
 if __name__ == "__main__":

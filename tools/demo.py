@@ -46,7 +46,7 @@ def main(folder: str) -> None:
     saesync("plan", str(world / "manifests"))
     saesync("apply", "-y", good)
     saesync("apply", "-y", failing, expect=1)
-    saesync("plan", str(world / "manifests"))
+    saesync("plan", "--check", str(world / "manifests"), expect=1)  # 1: an SAE is failing; 3 would be: something is to be done
     load_one(world / "published")
     print(
         f"\nManifests {world}/manifests, published SAEs {world}/published, its card {world}/published/README.md."

@@ -18,12 +18,12 @@ class Crew:
     """Workers by lane. They start when first used and end with ``close``, or at once with ``kill``."""
 
     def __init__(self, cache: Cache, start: Launcher, converters: int, devices: tuple[str, ...]) -> None:
-        self._home = cache.root / "worker-home"
+        self._homes = cache.root / "worker-home"
         self.devices = named(devices)
         self.measurers: list[Worker] = []
         self._start = start
         self._probe = self._measurer()
-        self.converters = [Worker(self._home, start, _CONVERT_NEEDS) for _ in range(converters)]
+        self.converters = [Worker(self._homes, start, _CONVERT_NEEDS) for _ in range(converters)]
 
     def find_devices(self, tell: Callable[[str], None]) -> None:
         """Decide which devices to measure on, if nobody said: all GPUs, else the CPU. May start a worker to ask torch. ``tell``
@@ -40,7 +40,7 @@ class Crew:
         self.measurers = [self._probe, *(self._measurer() for _ in range(rest))]
 
     def _measurer(self) -> Worker:
-        return Worker(self._home, self._start, _MEASURE_NEEDS)
+        return Worker(self._homes, self._start, _MEASURE_NEEDS)
 
     def check_devices(self) -> None:
         """Ask torch for the devices that were named.

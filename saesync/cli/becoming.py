@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saesync.cache import abandoned, settle, try_lock
+from saesync.cache import settle, sync
 from saesync.errors import Missing, Refused
+from saesync.scratch import abandoned, try_lock
 
 _MADE = "made"
 
@@ -37,14 +38,13 @@ def becoming(dst: Path) -> Iterator[Path]:
         inner.mkdir()
         yield inner
         settle(inner)
-        _sync(inner)
         try:
             inner.rename(dst)
         except OSError as error:
             raise Refused(
                 "Destination exists", f"{dst} appeared meanwhile ({error.strerror}). Nothing was overwritten."
             ) from error
-        _sync(dst.parent)
+        sync(dst.parent)
     finally:
         os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
@@ -74,11 +74,3 @@ def _prefix(dst: Path) -> str:
 def _ours(folder: Path) -> bool:
     owned = not folder.is_symlink() and folder.is_dir() and folder.stat().st_uid == os.geteuid()
     return owned and {path.name for path in folder.iterdir()} <= {_MADE}
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

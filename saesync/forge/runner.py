@@ -61,7 +61,7 @@ class Git:
         import git
 
         environment = self._environment() | dict(extra or {})
-        command = [*_without_foreign(environment), git.Git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments]
+        command = [*without_foreign(environment), git.Git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments]
         with tempfile.TemporaryFile() as stream:
             stream.write(stdin or b"")
             stream.seek(0)
@@ -100,7 +100,7 @@ class Git:
         return found
 
 
-def _without_foreign(ours: Mapping[str, str]) -> Iterable[str]:
+def without_foreign(ours: Mapping[str, str]) -> Iterable[str]:
     """A prefix that takes away what would steer git (a GIT_DIR), write headers down (a trace), or is another's secret."""
     names = [
         name

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from saesync.cache import try_lock
 from saesync.digest import BLOCK, FileDigest, Hasher, digest_file
 from saesync.errors import Unavailable
 from saesync.hub.client import READ_SECONDS, Client, failures, quoted
 from saesync.hub.trouble import CONNECT_SECONDS, Answered, Asked, Garbled
+from saesync.scratch import try_lock
 
 if TYPE_CHECKING:
     import httpx2

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from saesync.cache import narrow
 from saesync.errors import Missing, Refused, raised, renamed
 from saesync.formats._bytes import Bytes, LocalBytes, RangedBytes
 from saesync.inspection.reference import Reference
@@ -30,7 +31,8 @@ def require_text(path: Path) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         shown = os.fsencode(name).decode(errors="backslashreplace")
-        raise Refused("Name is not UTF-8", f"{shown}: safetensors cannot open it. Rename it, or use another folder.") from error
+        detail = f"{shown}: safetensors cannot open it. Rename it, or use another folder."
+        raise Refused("Name is not UTF-8", narrow(name) or detail) from error
 
 
 class Place(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saesync.cache import printable
+from saesync.cache import narrow, printable
 from saesync.errors import ManifestError, Origin
 
 _MANIFESTS = "manifests"
@@ -87,7 +87,7 @@ class Bounds:
             raise ManifestError("Path leads outside the project", detail, origin)
         if printable(str(found)) != str(found):
             detail = f"The path leads to {printable(str(found))}, whose name is not UTF-8. Rename that folder or file."
-            raise ManifestError("Path is refused", detail, origin)
+            raise ManifestError("Path is refused", narrow(str(found)) or detail, origin)
         return str(found)
 
     def _refuse_links(self, path: Path, origin: Origin) -> None:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from saesync.cache import Cache, existing, settle
+from saesync.cache import Cache, existing, settle, sync
 from saesync.digest import BLOCK, FileDigest, Hasher
 from saesync.errors import Conflict, Missing, Refused, Unavailable, disk_is_full
 from saesync.folders import RECORD_FOLDER, roots_of
@@ -199,12 +199,15 @@ def _apply(root: Path, staging: Path, batch: Batch, now: Observed, change: Merge
         _place_folder(root, staged, folder, {path for path in paths if staged[path].exists()})  # not what went with one above
     for path in sorted(change.deletes):
         (root / path).unlink(missing_ok=True)
+    for emptied in sorted({(root / path).parent for path in change.deletes}):
+        with contextlib.suppress(FileNotFoundError):
+            sync(emptied)
     if change.card_bytes is not None:
         _place(_write(staging / "card", change.card_bytes), root / CARD_FILE)
     if last is not None:
         # The record is the last thing to change, and nothing is left to tidy after it: a kill then leaves no remnant.
         final = root / record_file(change.record)
-        final.parent.mkdir(parents=True, exist_ok=True)
+        _ensure(final.parent)
         record = _write(final.with_name(_LAST), last)
         shutil.rmtree(staging)
         _place(record, final)
@@ -247,24 +250,22 @@ def _place_folder(root: Path, staged: dict[str, Path], folder: str, paths: set[s
     if not paths:
         return
     if not final.exists():
-        final.parent.mkdir(parents=True, exist_ok=True)
-        source = staged[min(paths)].parent
-        _sync_folder(source)
-        source.rename(final)
-        _sync_folder(final.parent)
+        _ensure(final.parent)
+        staged[min(paths)].parent.rename(final)
+        sync(final.parent)
         return
     cfg = f"{folder}/{CFG_FILE}"
     if cfg in paths and len(paths) > 1:
         (root / cfg).unlink(missing_ok=True)
-        _sync_folder(final)
+        sync(final)
     for path in sorted(paths - {cfg}) + sorted(paths & {cfg}):
         _place(staged[path], root / path)
 
 
 def _place(source: Path, final: Path) -> None:
-    final.parent.mkdir(parents=True, exist_ok=True)
+    _ensure(final.parent)
     source.replace(final)
-    _sync_folder(final.parent)
+    sync(final.parent)
 
 
 def _write(path: Path, data: bytes) -> Path:
@@ -288,13 +289,12 @@ def _copy(source: Path, target: Path, progress: Progress | None = None) -> FileD
     return hasher.digest()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _ensure(folder: Path) -> None:
+    """Have a folder there, and on the disk."""
+    if not folder.is_dir():
+        _ensure(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 def _drop_empty(root: Path, saes: Iterable[str]) -> None:

@@ -16,10 +16,15 @@ from apply_world import Run
 from safetensors.torch import load_file, save_file
 from tiny import TinyWorld
 
-from saesync import preflight
+from saesync import manifest, preflight
 from saesync.apply import Outcome, StopFlag, apply
+from saesync.cache import Cache
+from saesync.errors import Conflict
+from saesync.executors import fetch
+from saesync.hub import Hub
 from saesync.model import Choices, PublishSpec, Release, Requirement, StepKind
 from saesync.record import parse_record
+from saesync.resolve import Resolver
 
 Look = Callable[..., Run]
 # Forking a process with threads is what Python 3.12 warns of; the workers are forked before the lanes start.
@@ -188,6 +193,7 @@ def test_relabel_keeps_weights_and_evidence(world: TinyWorld, look: Look) -> Non
     assert after.files["sae_weights.safetensors"] == before.files["sae_weights.safetensors"]
     cfg = world.published / "layer_0" / "topk" / "cfg.json"
     assert json.loads(cfg.read_text())["metadata"]["neuronpedia_id"] == "tiny/0-res"
+    assert [event["bytes"] for event in run.told("committed")] == [cfg.stat().st_size], "the cfg alone is put in place"
     assert look(world.good, edit=name).plan().pending == ()
 
     look(world.good).apply()
@@ -593,3 +599,21 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(world: TinyWorld, look: 
     plan, context = look(world.good).look()
     assert apply(plan, context, closed, StopFlag()).exit_code == 0
     assert set(record(world).saes) == {"layer_0/topk", "layer_0/standard", "layer_1/batchtopk"}
+
+
+def test_a_local_source_that_changed_since_the_plan_is_not_read(own_tiny_world: TinyWorld, tmp_path: Path) -> None:
+    """By the step itself: what is converted would be compared once more, when hours have gone."""
+    cache = Cache(tmp_path / "cache")
+    sae = manifest.load((own_tiny_world.good,), roots=(own_tiny_world.folder,))[0].saes[0]
+    assert sae.source is not None
+    planned = Resolver(cache).source(sae.source).digest
+
+    def bring() -> Mapping[str, Path]:
+        return fetch.source_files(sae, Resolver(cache), planned, lambda: Hub(cache), cache, None)
+
+    found = bring()
+    assert found
+    for path in found.values():
+        path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(Conflict, match="is not what the plan was made from"):
+        bring()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from apply_world import Run
 from hub_world import TARGET, HubWorld
+from surroundings import GIT_ALONE
 
 from saesync import preflight
 from saesync.apply import Outcome, StopFlag, apply
@@ -100,9 +101,11 @@ def test_a_failing_sae_keeps_the_whole_release_out_and_partial_lets_the_others_i
     manifest = registering(hub_world, "../list/pretrained_saes.yaml")
     text = manifest.read_text().replace("l0: {max: 40}", "l0: {max: 8.5}")
     manifest.write_text(text)
-    result = look(manifest).apply()
+    run = look(manifest)
+    result = run.apply()
     assert result.exit_code == 1
     assert registry.read_bytes() == before
+    assert "register" not in {event["step"] for event in run.told("step_started")}, "it waits for all of its SAEs"
     assert register_items(look(manifest).plan()) == [(Status.WAITING, ())]
 
     manifest.write_text(text + "  partial: true\n")
@@ -146,7 +149,8 @@ def test_a_git_repository_gets_a_branch_and_says_how_to_look_at_it(
 
 
 def git(repo: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(repo), *words], capture_output=True, text=True, check=True, env=os.environ)
+    command = ["git", "-C", str(repo), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | GIT_ALONE)
     return done.stdout
 
 

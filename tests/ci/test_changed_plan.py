@@ -84,3 +84,15 @@ def test_another_release_of_the_same_repository(checkout: Checkout, name: str, w
     code, said = saesync(checkout, "apply", "plan.json")
     assert code == STALE, said
     assert f"{name}   {what}, and is not in the plan   (manifests/{name}.yaml:2:" in said
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"])
+def test_a_hook_of_another_repository_may_plan(
+    checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """git says to its hooks which repository called them."""
+    plain = saesync(checkout, "plan", "--changed-since", "HEAD")
+    monkeypatch.setenv(name, str(tmp_path))
+    assert saesync(checkout, "plan", "--changed-since", "HEAD") == plain
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "Install it" in saesync(checkout, "plan", "--changed-since", "HEAD")[1]

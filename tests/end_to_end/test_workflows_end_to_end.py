@@ -19,7 +19,9 @@ import pytest
 import yaml
 from ci_support import BOT, REPO, TOKEN, Forge, push_event, run_event
 from hub_world import TARGET, HubWorld
+from servers.holdings import holdings
 from servers.loopback import ALICE
+from surroundings import GIT_ALONE
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("hub_process", ["lfs"], indirect=True)]
 
@@ -118,8 +120,9 @@ class Runner:
         """As actions/checkout does it: this commit, and no token in the folder."""
         folder = self.folder / name
         subprocess.run(["rm", "-rf", str(folder)], check=True)
-        subprocess.run(["git", "clone", "-q", str(self.forge.root / f"{REPO}.git"), str(folder)], check=True)
-        subprocess.run(["git", "-C", str(folder), "checkout", "-q", "--detach", sha], check=True)
+        for words in (["clone", "-q", str(self.forge.root / f"{REPO}.git"), str(folder)],
+                      ["-C", str(folder), "checkout", "-q", "--detach", sha]):  # fmt: skip
+            subprocess.run(["git", *words], check=True, env=os.environ | GIT_ALONE)
 
 
 @pytest.fixture
@@ -198,6 +201,9 @@ def test_from_a_pull_request_to_the_registry(runner: Runner, hub_world: HubWorld
     assert hub_world.server.commits_landed() == 0
 
     assert not [text for text in runner.printed if any(secret in text for secret in SECRETS)]
+    for root in (hub_world.server.root, forge.root):
+        for where, data in holdings(root):
+            assert not [secret for secret in SECRETS if secret.encode() in data], where
     assert all(comment["user"]["login"] == BOT for comment in forge.comments(number))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from forge_world import BASE, BRANCH, FORK, PATH, REGISTRY, RELEASE, entry, proposal
 from servers.forge_loopback import GH_BOT, GH_FINE, GH_READ, GitHubServer, encodings
+from servers.holdings import holdings
 
 from saesync.cache import Cache
 from saesync.errors import SaesyncError
@@ -81,6 +82,8 @@ def test_the_token_stays_out_of_arguments_addresses_files_and_messages(
     everything = "\n".join((*said, out, err, arguments, left_behind(cache), watch.seen))
     check_clean(everything, token)
     check_clean("\n".join(f"{entry['path']} {entry['body']}" for entry in github.log()), token)
+    for _, data in holdings(github.root):
+        check_clean(data.decode("latin-1"), token)
     check_clean("\n".join(record.getMessage() for record in caplog.records if record.name != "asyncio"), token)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from surroundings import PROXIES
 
 
 def peer_packages(kept: Callable[[str], Path], name: str, *packages: str) -> Path:
@@ -22,7 +23,7 @@ def peer_packages(kept: Callable[[str], Path], name: str, *packages: str) -> Pat
         with tempfile.TemporaryDirectory(dir=home) as unfinished:
             folder = Path(unfinished) / name
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
-            done = subprocess.run(pip, capture_output=True, text=True, check=False)
+            done = subprocess.run(pip, env=os.environ | PROXIES, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 pytest.skip(f"pip cannot get {packages[0]}: {done.stderr.strip()[-300:]}")
             folder.rename(home / name)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,12 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from saesync.convert import writer
+from saesync.convert.proof import Source, prove
+from saesync.convert.said import settled
 from saesync.convert.writer import is_exact, rewrite_cfg, write_sae
 from saesync.digest import FileDigest, digest_file
 from saesync.errors import Missing, ProofFailed, Refused, SaesyncError
 from saesync.executors.convert import adopt, run
 from saesync.formats import _lazy, get
-from saesync.formats.base import SourceFiles, Weights
+from saesync.formats.base import Format, SourceFiles, Weights
 from saesync.jobs import ConvertJob
 
 
@@ -683,3 +685,26 @@ def test_rescaling_by_decoder_norms_may_be_declared_for_topk_alone(architecture:
         return
     with pytest.raises(ProofFailed, match="rescale_acts_by_decoder_norm"):
         convert("saelens", source, tmp_path / "out", cfg=cfg)
+
+
+def test_a_function_that_is_no_number_at_zero_is_not_the_same(tmp_path: Path) -> None:
+    """Everywhere else the two are alike to the last bit: only a row of zeros shows it."""
+    chosen, source = get("saelens"), saelens(tmp_path / "source")
+
+    class Divided:
+        """The same features, times a number that is 1 of every vector with a length."""
+
+        @staticmethod
+        def reference(files: SourceFiles, options: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            features, output = chosen.reference(files, options, x)
+            length = x.norm(dim=1, keepdim=True)
+            return features * (length / length), output
+
+    weights, out = weights_of(source), tmp_path / "out"
+    metadata = settled(weights.metadata, METADATA)
+    write_sae(weights, out, "float32", {}, metadata)
+    files = SourceFiles({name: Path(path) for name, path in files_of("saelens", source).items()})
+    proof = prove(Source(chosen, files, chosen.Options()), weights, out, "float32", {}, metadata)
+    assert proof["max_feature_diff"] < 1e-12
+    with pytest.raises(ProofFailed, match="infinite or not numbers at all"):
+        prove(Source(cast(Format, Divided), files, chosen.Options()), weights, out, "float32", {}, metadata)

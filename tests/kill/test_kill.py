@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from apply_world import Run
 from hub_world import TARGET, HubWorld, put_on_hub
-from killing import comparable, points, run_in_child, start_child
+from killing import comparable, points, run_in_child, start_child, without_runs
 from servers.loopback import HubServer
 from tiny import TinyWorld
 
@@ -29,8 +29,16 @@ from saesync.digest import digest_bytes
 from saesync.workers import fork
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-POINTS = 10
+POINTS, TIMES = 10, 3  # of one part; so many of them at times between moments
 PARTS = [pytest.param(0, id="some"), pytest.param(1, id="more", marks=pytest.mark.slow)]
+
+
+MODES = ("folder", "lfs", "xet")  # where every part runs
+
+
+def test_there_are_more_than_fifty_points() -> None:
+    """At moments alone; not counted are kills at times, at events, and in the middle of requests."""
+    assert len(MODES) * len(PARTS) * (POINTS - TIMES) + 2 * (len(ROUTES["lfs"]) + len(ROUTES["xet"])) > 50
 
 
 @dataclass
@@ -66,10 +74,10 @@ def run(scene: Scene, part: int) -> None:
     assert whole.moments > 30
     reference = comparable(scene.tree())
     scene.check()
-    killed = [scene.survive(reference, at=at) for at in points(whole.moments, POINTS - 3, part, len(PARTS))]
+    killed = [scene.survive(reference, at=at) for at in points(whole.moments, POINTS - TIMES, part, len(PARTS))]
     # How long a run takes, and how often progress is said, is the machine's: the last moment and the times may be missed.
     assert all(killed[:-1]), "the moments are not where they were"
-    for i in range(3):
+    for i in range(TIMES):
         scene.survive(reference, after=whole.seconds * (0.2 + 0.2 * i + 0.1 * part))
 
 
@@ -157,7 +165,7 @@ def hub(hub_server: HubServer, world: TinyWorld, tmp_path: Path, heavy_imports: 
         if not exists() or not hub_server.git(TARGET, "for-each-ref", "refs/heads/main"):
             return
         commits = hub_server.commits(TARGET)
-        trees = [hub_server.git(TARGET, "rev-parse", f"{commit}^{{tree}}") for commit in commits]
+        trees = [json.dumps(tree_but_runs(hub_server, commit), sort_keys=True) for commit in commits]
         assert len(set(trees)) == len(trees), "two commits have equal trees"
         for commit in commits:
             whole_commit(hub_server, commit)
@@ -166,6 +174,15 @@ def hub(hub_server: HubServer, world: TinyWorld, tmp_path: Path, heavy_imports: 
         return Run((manifest,), Cache(cache), (world.folder,), start=fork)
 
     return Scene(make, wipe, tree, check, tmp_path / "report.json")
+
+
+def tree_but_runs(server: HubServer, commit: str) -> Mapping[str, Any]:
+    """What a commit holds. The same work done twice would differ in times alone."""
+    record = "saesync/tiny-hub.json"
+    found: dict[str, Any] = dict(server.tree_of(TARGET, commit))
+    if record in found:
+        found[record] = without_runs(server.git(TARGET, "show", f"{commit}:{record}").encode())
+    return found
 
 
 def whole_commit(server: HubServer, commit: str) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from surroundings import GIT_ALONE
+
 ALICE = "hf_alice_write"  # user alice, write role in the organisation sae-org
 ALICE_READ = "hf_alice_read"
 BOB = "hf_bob_write"
@@ -146,7 +148,8 @@ class HubServer:
     def git(self, repo: str, *args: str, kind: str = "model") -> str:
         """Run git in the server's own bare repository."""
         folder = self.root / "repos" / f"{kind}s" / f"{repo}.git"
-        done = subprocess.run(["git", "--git-dir", str(folder), *args], check=True, capture_output=True, text=True)
+        command, env = ["git", "--git-dir", str(folder), *args], os.environ | GIT_ALONE
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
         return done.stdout
 
     def commits(self, repo: str, kind: str = "model") -> list[str]:

@@ -102,6 +102,13 @@ def explained(seen: Observed, name: str) -> bool:
     return set(files) == set(entry.files) and all(files[file].same_bytes(digest) for file, digest in entry.files.items())
 
 
+def pairs(root: Path) -> set[tuple[str, str | None]]:
+    """What a reader who needs no record loads: every cfg with the weights beside it, if any."""
+    found = {name: digest for name, digest in tree(root).items() if not name.startswith(".")}
+    configs = [name for name in found if name.rpartition("/")[2] == "cfg.json"]
+    return {(found[name], found.get(name.removesuffix("cfg.json") + "sae_weights.safetensors")) for name in configs}
+
+
 def sweep(folder: Path, start: Batch | None, work: Batch, label: str) -> tuple[int, list[str]]:
     """Kill at every point; each time compare with the uninterrupted tree, and see that a second publish writes nothing."""
     cache = folder / "cache"
@@ -114,8 +121,10 @@ def sweep(folder: Path, start: Batch | None, work: Batch, label: str) -> tuple[i
         return root
 
     whole = fresh("whole")
+    loadable = pairs(whole)
     target = Local(Cache(cache))
     target.publish(str(whole), work, target.observe(str(whole)))
+    loadable |= pairs(whole)
     point, wrong = 0, []
     while True:
         point += 1
@@ -128,6 +137,8 @@ def sweep(folder: Path, start: Batch | None, work: Batch, label: str) -> tuple[i
             wrong += [
                 f"{label} {point}: {name} is neither whole nor pending" for name in work.uploads if not explained(seen, name)
             ]
+            if pairs(root) - loadable:
+                wrong.append(f"{label} {point}: a cfg without the weights it was made with")
             target.publish(str(root), work, seen)
         if tree(root) != tree(whole):
             wrong.append(f"{label} {point}: another tree")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from release_world import REPO, Shop, asked
+from servers.holdings import holdings
 from servers.loopback import ALICE, ALICE_READ, BOB, SECRETS, HubServer
 from target_support import batch, upload
 
@@ -27,11 +29,14 @@ PR = "refs/pr/1"
 
 
 @pytest.fixture
-def shop(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+def shop(hub_server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """At the end no secret stands in what the Hub keeps: files, commits, what pull requests say."""
     hub_server.create_repo(REPO)
     monkeypatch.setenv("HF_TOKEN", BOB)
     hub_server.restart_counters()
-    return Shop(hub_server, tmp_path, [asked(pull_request=True)])
+    yield Shop(hub_server, tmp_path, [asked(pull_request=True)])
+    for where, data in holdings(hub_server.root):
+        assert not [secret for secret in SECRETS if secret.encode() in data], where
 
 
 def pulls(shop: Shop) -> list[dict[str, Any]]:
