@@ -59,7 +59,7 @@ def _header(data: Mapping[str, Any]) -> str:
     registries = sorted({release["registry"] for release in data["releases"] if release.get("registry")})
     seen += [plain(registries[0])] if len(registries) == 1 else [counted(len(registries), "registry")] if registries else []
     looked = f" Looked at {_listed(seen)}." if seen else ""
-    changed = f"\n{changed_said(data['changed'])}" if data.get("changed") else ""
+    changed = f"\n{changed_said(data['changed'], plain)}" if data.get("changed") else ""
     return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}{changed}"
 
 

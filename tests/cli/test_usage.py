@@ -326,7 +326,7 @@ def test_a_cache_that_cannot_be_written_is_called_by_its_name(applied: Place, co
 def test_debug_shows_where_it_came_from(applied: Place) -> None:
     done = applied.run("plan", "nope", "--debug")
     assert "Traceback" in done.err
-    assert done.err.endswith("error: No such manifest\n  There is no nope here. Check the name.\n")
+    assert "\nerror: No such manifest\n  There is no nope here. Check the name." in done.err
 
 
 def test_inspect_and_init(own: Place) -> None:
