@@ -30,8 +30,8 @@ class Settings:
     """A repository at one moment. A ``Seen`` whose value is None with status 404 is absent; with 403 nothing is known.
 
     ``paths`` are the files of the default branch (None: too many to be listed), ``files`` the text of those that matter.
-    ``protection`` is the classic branch protection, ``rules`` what rulesets ask of the default branch. ``policy_errors`` say why a
-    policy cannot be used, by its path.
+    ``protection`` is the classic branch protection, ``rules`` what rulesets ask of the default branch. ``policy_errors`` say why
+    a policy cannot be used, by its path.
     """
 
     repository: str
