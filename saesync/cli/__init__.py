@@ -19,9 +19,10 @@ from contextlib import contextmanager
 import click
 
 from saesync import __version__, carets
-from saesync.cli.output import may_color, say
-from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError, os_trouble
+from saesync.cli.output import lost, may_color, say
+from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError
 from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing
+from saesync.system import os_trouble
 
 _COMMANDS = {
     "init": "inspect",
@@ -172,12 +173,20 @@ def _terminable() -> Iterator[None]:
 
 def _in_words(error: OSError) -> SaesyncError:
     """What the system refused. Without a working folder it refuses what has nothing to do with it."""
+    if error.filename is None and _printed_by_click(error):
+        return lost(error)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         try:
             os.getcwd()  # noqa: PTH109 - Path.cwd is the same call
         except FileNotFoundError:
             return Missing("Working folder is gone", "The folder this runs in was removed. `cd` to one that is there.")
     return os_trouble(error)
+
+
+def _printed_by_click(error: OSError) -> bool:
+    """Whether it came of help or of a version, which click prints itself."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == click.echo.__module__
 
 
 def _tell(error: SaesyncError, words: Sequence[str]) -> None:

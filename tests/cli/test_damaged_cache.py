@@ -7,12 +7,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import Place, copy_of
+from cli_support import PROGRAM, Place, copy_of
+from unprivileged import no_override
 
 Damage = Callable[[Path], object]
 
@@ -62,6 +64,27 @@ def test_every_entry_is_damaged(warm: Place, applied: Place) -> None:
     assert {name: data == whole[name] for name, data in result_of(warm).items() if name != "README.md"} == dict.fromkeys(
         set(whole) - {"README.md", "sweep/layer_0/cfg.json", "sweep/layer_0/sae_weights.safetensors"}, True
     )
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_cache_that_is_somebody_elses_is_called_by_its_name(warm: Place, depth: int) -> None:
+    """As after an `apply` under sudo: the folders in it may be looked at, and not be written to. Two deep, a worker meets it."""
+    shutil.rmtree(warm.cache)
+    folders = [f"{kind}/{number:02x}" for kind in ("activations", "build", "evidence") for number in range(256)]
+    for folder in [warm.cache / name for name in folders]:
+        folder.mkdir(parents=True)
+        (folder if depth == 2 else folder.parent).chmod(0o555)
+    done = subprocess.run(
+        [PROGRAM, "apply", "-y", "manifests/good.yaml"],
+        cwd=warm.folder, env=dict(warm.environment), preexec_fn=no_override, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    for path in warm.cache.rglob("*"):
+        path.chmod(0o755) if path.is_dir() else None
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Set SAESYNC_CACHE to a folder" in said or "or set SAESYNC_CACHE to a folder of your own" in said, said
+    assert "Correct it and run the same command again" not in said
+    assert not warm.world.published.exists() or depth == 2
 
 
 def test_wrong_numbers_are_not_taken_for_right_ones(warm: Place, applied: Place) -> None:

@@ -45,7 +45,20 @@ def test_exit_codes_are_the_same_when_nothing_can_be_said(applied: Place, words:
         assert through_shell(applied, f"saesync {words} {where}").code == code, where
 
 
-@pytest.mark.parametrize("words", ["plan", "check", "schema", "apply -y", "init sources/sweep -o -", "plan --format json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "plan --help",
+        "--version",
+        "plan",
+        "check",
+        "schema",
+        "apply -y",
+        "init sources/sweep -o -",
+        "plan --format json",
+    ],
+)
 def test_data_that_cannot_be_written_is_said_to_be_lost(applied: Place, words: str) -> None:
     done = through_shell(applied, f"saesync {words} >/dev/full")
     assert done.code == 1
