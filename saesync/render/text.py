@@ -52,7 +52,8 @@ def plan_text(
 
 def _header(data: Mapping[str, Any]) -> str:
     manifests = len({release["manifest"] for release in data["releases"] if release["manifest"]})
-    places = {(release["target"], release["location"]) for release in data["releases"] if release["target"]}
+    homes = [place for release in data["releases"] for place in (release, release.get("records")) if place is not None]
+    places = {(place["target"], place["location"]) for place in homes if place["target"]}
     hub = sum(target == "huggingface" for target, _ in places)
     seen = [counted(hub, "Hub repository")] if hub else []
     seen += [counted(len(places) - hub, "folder")] if len(places) > hub else []
