@@ -21,7 +21,7 @@ import click
 from saesync import __version__, carets
 from saesync.cli.output import lost, may_color, say
 from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError
-from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing
+from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing, spelling
 from saesync.system import os_trouble
 
 _COMMANDS = {
@@ -191,7 +191,7 @@ def _printed_by_click(error: OSError) -> bool:
 
 def _tell(error: SaesyncError, words: Sequence[str]) -> None:
     """Every diagnostic, and under those of manifests how many there are."""
-    said = carets.show(error.diagnostics, color=may_color(sys.stderr, "--no-color" in words))
+    said = carets.show(error.diagnostics, color=may_color(sys.stderr, "--no-color" in words), spelt=spelling(sys.stderr))
     files = {diagnostic.origin.file for diagnostic in error.diagnostics if diagnostic.origin is not None}
     if isinstance(error, ManifestError) and files:
         command = next((word for word in words if not word.startswith("-")), "")
