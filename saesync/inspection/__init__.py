@@ -14,6 +14,7 @@ from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
 from saesync.formats.base import Candidate, Format, Headers, TensorInfo
 from saesync.inspection.places import HubPlace, LocalPlace, Place
 from saesync.inspection.reference import Reference, parse_reference
+from saesync.manifest.paths import unexpanded
 
 if TYPE_CHECKING:
     from saesync.hub import Hub
@@ -95,7 +96,11 @@ def inspect_source(text: str, hub: Callable[[], Hub]) -> Inspection:
 def inspect_local(path: Path) -> Inspection:
     """Look at a local file or folder. See ``inspect_source``."""
     if not path.exists():
-        raise Missing("Source not found", f"{path} does not exist. A repository on the Hub is named hf://owner/repo.")
+        word = unexpanded(str(path))
+        quoted = "A repository on the Hub is named hf://owner/repo."
+        if word is not None:
+            quoted = f"A shell puts your folder in the place of {word} only outside of quotes."
+        raise Missing("Source not found", f"{path} does not exist. {quoted}")
     root = path if path.is_dir() else path.parent
     inside = "" if path.is_dir() else path.name
     return _inspect(LocalPlace(root), inside, Reference(None, str(path), None), None)
