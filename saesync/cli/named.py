@@ -23,7 +23,6 @@ class Named(click.Path):
             self.fail("The name is empty: maybe a variable of the shell is not set.", param, ctx)
         word = unexpanded(os.fspath(value))
         if word is not None and not os.path.lexists(value):
-            self.fail(
-                f"There is no {value} here: a shell puts your folder in the place of {word} only outside of quotes.", param, ctx
-            )
+            said = f"There is no {value} here: a shell puts your folder in the place of {word} only outside of quotes."
+            self.fail(said, param, ctx)
         return super().convert(value, param, ctx)

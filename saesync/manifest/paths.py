@@ -117,9 +117,8 @@ class Bounds:
 
 
 def unexpanded(path: str) -> str | None:
-    """The part of a path that a shell would have put something in the place of: ``~`` at its beginning, or ``$HOME``. Nobody calls a
-    folder that, and removing one that was made by mistake invites another.
-    """
+    """The part of a path that a shell would have put something in the place of: ``~`` at its beginning, or ``$HOME``. Nobody
+    calls a folder that, and whoever removes one that was made by mistake may mistake it again."""
     parts = path.split("/")
     return parts[0] if parts[0].startswith("~") else next((part for part in parts if _VARIABLE.fullmatch(part)), None)
 
