@@ -35,6 +35,7 @@ TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 WEIGHT_SUFFIXES = (*TENSOR_SUFFIXES, ".pkl.gz")  # the last is known by its name alone
 # Headers cost a few ranged requests each; a repository with more SAEs than this is of one kind, which its first ones show.
 LIMIT = 64
+_MOST_LOOKED_AT = 4 * LIMIT  # with what lies beside SAEs
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +155,25 @@ def _inspect(place: Place, path: str, reference: Reference, revision: str | None
     if not spots:
         raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
     paths = sorted(spots, key=natural)
-    looked = [found for spot in paths[:LIMIT] for found in _look_closely(place, names, spot, spots[spot], reference)]
-    # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
-    homes = {found.path for found in looked if found.candidates}
-    kept = tuple(found for found in looked if found.candidates or found.path.rpartition("/")[0] not in homes)
-    return Inspection(reference, revision, kept, tuple(paths[LIMIT:]))
+    kept: list[Found] = []
+    homes: set[str] = set()
+    looked = 0
+    for spot in paths:
+        if len(kept) >= LIMIT or looked >= _MOST_LOOKED_AT:
+            break
+        looked += 1
+        found = _look_closely(place, names, spot, spots[spot], reference)
+        homes |= {each.path for each in found if each.candidates}
+        # A folder's side files (feature densities ...) are not SAEs of their own when the folder, which comes first, holds one.
+        kept += [each for each in found if each.candidates or _folder(each.path) not in homes]
+    left = paths[looked:]
+    files, beside = set(names), homes | set(left)
+    unread = tuple(spot for spot in left if spot not in files or _folder(spot) not in beside)
+    return Inspection(reference, revision, tuple(kept), unread)
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _spots(names: Sequence[str], path: str) -> dict[str, dict[str, str]]:
