@@ -224,6 +224,11 @@ class Cache:
         """
         self._note(_stat_key(path, path.stat()), digest)
 
+    def forget(self, path: Path) -> None:
+        """Remember no digest of a file that turned out to hold other bytes: bits rot without touching size or time."""
+        with contextlib.suppress(OSError):
+            self.discard("stat", _stat_key(path, path.stat()))
+
     def _note(self, key: str, digest: FileDigest) -> None:
         """A digest that cannot be noted (a full disk) is computed again: it is right all the same."""
         with contextlib.suppress(OSError):

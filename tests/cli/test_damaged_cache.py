@@ -116,6 +116,27 @@ def test_a_cached_sae_that_was_changed_is_not_published(warm: Place, applied: Pl
     assert second.code == 0, second.said
 
 
+def test_bits_that_rot_under_an_unchanged_file_are_not_published(warm: Place) -> None:
+    """Size, time and inode stay, so that the remembered digest passes for the file's until it is sent."""
+    assert warm.run("apply", "-y", "manifests/good.yaml").code == 0
+    good = [path.read_bytes() for path in (warm.world.published / "layer_0").rglob("sae_weights.safetensors")]
+    shutil.rmtree(warm.world.published)
+    rotten = next(path for path in (warm.cache / "build").rglob("sae_weights.safetensors") if path.read_bytes() in good)
+    at = rotten.stat()
+    with rotten.open("r+b") as stream:
+        stream.seek(-4, os.SEEK_END)
+        stream.write(b"\0\0\0\0")
+    os.utime(rotten, ns=(at.st_atime_ns, at.st_mtime_ns))
+    first = warm.run("apply", "-y", "manifests/good.yaml")
+    assert first.code == 1
+    assert "Cached SAE was damaged" in first.said
+    assert len(warm.published()) == 2, "the others are published"
+    second = warm.run("apply", "-y", "manifests/good.yaml")
+    assert second.code == 0, second.said
+    published = [path.read_bytes() for path in (warm.world.published / "layer_0").rglob("sae_weights.safetensors")]
+    assert sorted(published) == sorted(good)
+
+
 def test_a_cached_sae_that_was_changed_is_not_measured(applied: Place, tmp_path: Path) -> None:
     """It is published already, and only measured otherwise: as it is published, then."""
     found = []
