@@ -82,7 +82,7 @@ class Cache:
         Raises:
             Missing: it may not.
         """
-        place = existing(self.root)
+        place = next((each for each in self._kinds() if not os.access(each, os.W_OK | os.X_OK)), existing(self.root))
         if not place.is_dir():
             why = f"{place} is a file; {self.root} has to be a folder"
         elif not os.access(place, os.W_OK | os.X_OK):
@@ -90,6 +90,11 @@ class Cache:
         else:
             return
         raise Missing("Cache cannot be written", f"{why}. Set SAESYNC_CACHE to a folder that may be written to.")
+
+    def _kinds(self) -> list[Path]:
+        with contextlib.suppress(OSError):
+            return [each for each in sorted(self.root.iterdir()) if each.is_dir()]
+        return []
 
     def path(self, kind: str, key: str) -> Path:
         """Where the entry is, or would be."""
@@ -210,6 +215,11 @@ class Cache:
             OSError: the file is not there.
         """
         self._note(_stat_key(path, path.stat()), digest)
+
+    def forget(self, path: Path) -> None:
+        """Remember no digest of a file that turned out to hold other bytes: bits rot without touching size or time."""
+        with contextlib.suppress(OSError):
+            self.discard("stat", _stat_key(path, path.stat()))
 
     def _note(self, key: str, digest: FileDigest) -> None:
         """A digest that cannot be noted (a full disk) is computed again: it is right all the same."""

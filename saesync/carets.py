@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from saesync.errors import Diagnostic, Origin
@@ -22,18 +22,18 @@ _RED, _BLUE, _BOLD, _PLAIN = "\x1b[1;31m", "\x1b[1;34m", "\x1b[1m", "\x1b[0m"
 _CUT = "…"
 
 
-def show(diagnostics: Iterable[Diagnostic], *, color: bool, kind: str = "error") -> str:
+def show(diagnostics: Iterable[Diagnostic], *, color: bool, kind: str = "error", spelt: Callable[[str], str] = str) -> str:
     """All diagnostics, a blank line between them, no newline at the end. ``color`` adds ANSI colours; ``kind`` is the word each
-    begins with."""
+    begins with; ``spelt`` says what characters become that the reader's alphabet lacks."""
     lines_of: dict[str, list[str]] = {}
-    return "\n\n".join(_Painter(color, kind).block(each, lines_of) for each in diagnostics)
+    return "\n\n".join(_Painter(color, kind, spelt).block(each, lines_of) for each in diagnostics)
 
 
 class _Painter:
     """Draws one diagnostic, with or without colour."""
 
-    def __init__(self, color: bool, kind: str) -> None:
-        self.color, self.kind = color, kind
+    def __init__(self, color: bool, kind: str, spelt: Callable[[str], str]) -> None:
+        self.color, self.kind, self.spelt = color, kind, spelt
 
     def paint(self, code: str, text: str) -> str:
         return f"{code}{text}{_PLAIN}" if self.color and text else text
@@ -49,7 +49,7 @@ class _Painter:
         out = [head, f"{gutter}{self.paint(_BLUE, '-->')} {escaped(str(where))}"]
         source = _line(where, lines_of)
         if source is not None:
-            text, carets = _excerpt(source, where)
+            text, carets = _excerpt(source, where, self.spelt)
             number = self.paint(_BLUE, str(where.line))
             out += [f"{gutter} {bar}", f"{number} {bar} {text}".rstrip(), f"{gutter} {bar} {self.paint(_RED, carets)}"]
         out += [f"{gutter} {self.paint(_BLUE, '=' if not index else ' ')} {line}" for index, line in enumerate(detail)]
@@ -87,7 +87,7 @@ def _line(where: Origin, lines_of: dict[str, list[str]]) -> str | None:
     return masked(lines[where.line - 1]) if 0 < where.line <= len(lines) and lines != [""] else None
 
 
-def _excerpt(source: str, where: Origin) -> tuple[str, str]:
+def _excerpt(source: str, where: Origin, spelt: Callable[[str], str]) -> tuple[str, str]:
     """The part of a line that is shown, and spaces and carets to put under it."""
     start = min(max(where.column - 1, 0), len(source))
     stop = min(start + max(where.width, 1), max(len(source), start + 1), start + WINDOW)
@@ -95,7 +95,7 @@ def _excerpt(source: str, where: Origin) -> tuple[str, str]:
     if len(source) > WINDOW:
         first = max(0, min(start - WINDOW // 3, len(source) - WINDOW))
     last = min(len(source), first + WINDOW)
-    before = (_CUT if first else "") + escaped(source[first:start])
-    marked = escaped(source[start : min(stop, last)])
+    before = spelt((_CUT if first else "") + escaped(source[first:start]))
+    marked = spelt(escaped(source[start : min(stop, last)]))
     after = escaped(source[min(stop, last) : last]) + (_CUT if last < len(source) else "")
     return before + marked + after, " " * _columns(before) + "^" * max(1, _columns(marked))

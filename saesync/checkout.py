@@ -16,7 +16,7 @@ from typing import Any
 
 from saesync.digest import digest_bytes
 from saesync.errors import ManifestError, Missing, Refused
-from saesync.manifest import looks_like_one, may_be_one
+from saesync.manifest import KEEP, looks_like_one, may_be_one
 from saesync.manifest.paths import lexical, links_between
 from saesync.manifest.yaml12 import MAX_BYTES
 from saesync.model import Release
@@ -42,7 +42,8 @@ _ENVIRONMENT = {
 class Changes:
     """How the manifests of some folders differ from a commit. ``renamed`` holds (before, now); paths are as the user names them.
 
-    ``others`` are those that do not, with their git blob ids; ``before`` are the releases of the commit.
+    ``others`` are those that do not, with their git blob ids; ``before`` are the releases of the commit. ``bare`` are the
+    folders that held manifests and will not be found without one: git keeps no empty folder.
     """
 
     since: str
@@ -52,11 +53,19 @@ class Changes:
     deleted: tuple[Path, ...]
     others: Mapping[Path, str]
     before: tuple[Release, ...]
+    bare: tuple[Path, ...] = ()
 
     @property
     def touched(self) -> frozenset[Path]:
         """Manifests that are there and are not as they were."""
         return frozenset((*self.added, *self.modified, *(now for _, now in self.renamed)))
+
+    @property
+    def emptied(self) -> frozenset[Path]:
+        """Where manifests were and none is: each that is gone, and the folders that held no other. Absolute."""
+        left = {lexical(path) for path in (*self.deleted, *(before for before, _ in self.renamed))}
+        folders = {lexical(path).parent for path in (*self.touched, *self.others)}
+        return frozenset(left | ({path.parent for path in left} - folders))
 
     def gone(self, named: Collection[str]) -> tuple[tuple[str, str], ...]:
         """(release, manifest) of the releases before that stand in none of the manifests now, which hold those ``named``."""
@@ -70,6 +79,7 @@ class Changes:
             "modified": [str(path) for path in self.modified],
             "renamed": [[str(before), str(now)] for before, now in self.renamed],
             "deleted": [str(path) for path in self.deleted],
+            "bare": [str(path) for path in self.bare],
             "unchanged": len(self.others),
             "others": {str(path): blob for path, blob in self.others.items()},
         }
@@ -181,11 +191,12 @@ def changes(checkout: Checkout, since: str, paths: Sequence[Path], load: Load, b
     Raises:
         Missing: there is no such commit.
     """
-    folders = tuple(dict.fromkeys(path if path.is_dir() or not path.suffix else path.parent for path in paths))
+    folders = tuple(dict.fromkeys(path.parent if _is_file(path) else path for path in paths))
     only = {lexical(path) for path in paths} - set(map(lexical, folders))
     now = {path: blob_id(path) for path in _files(checkout, folders)}
     then = _Then.of(checkout, checkout.commit(since), folders, now)
     stood = {path: then.blobs[path] for path in then.manifests() if not only or path in only}
+    emptied = {path.parent for path in stood} - {path.parent for path in now}
     now = {path: blob for path, blob in now.items() if not only or path in only}
     added, deleted = [path for path in now if path not in stood], [path for path in stood if path not in now]
     renamed = _renamed(stood, now, added, deleted)
@@ -198,7 +209,13 @@ def changes(checkout: Checkout, since: str, paths: Sequence[Path], load: Load, b
         tuple(shown(path) for path in deleted if path not in renamed),
         {shown(path): blob for path, blob in now.items() if stood.get(path) == blob},
         _before(then, shown, load, base),
+        tuple(folder for folder in folders if lexical(folder) in emptied and not (folder / KEEP).is_file()),
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path names a manifest, and no folder of them. By its name where nothing is there any more."""
+    return path.is_file() or (not path.is_dir() and may_be_one(path.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,16 +184,6 @@ ERROR_TYPES: Mapping[str, type[SaesyncError]] = {
 _FULL = ("no space left on device", "disk quota exceeded", " requested and ")  # as safetensors, the system and numpy say it
 
 
-def os_trouble(error: OSError) -> SaesyncError:
-    """What the operating system refused, in words."""
-    where = f" ({error.filename})" if error.filename else ""
-    if disk_is_full(error):
-        return SaesyncError("Disk is full", f"There is no space left{where}. Free some, or set SAESYNC_CACHE to a larger disk.")
-    return SaesyncError(
-        "File trouble", f"{error.strerror or type(error).__name__}{where}. Correct it and run the same command again."
-    )
-
-
 def disk_is_full(error: BaseException) -> bool:
     """Whether an error, also one of a library, says that a disk is full."""
     if isinstance(error, OSError) and error.errno is not None:

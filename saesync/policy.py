@@ -16,6 +16,7 @@ from typing import Any
 from saesync.errors import Diagnostic, ManifestError, Origin, Refused
 from saesync.manifest import read_tree
 from saesync.manifest.explain import explain
+from saesync.manifest.paths import unexpanded
 from saesync.manifest.yaml12 import Node
 from saesync.model import PublishSpec, Refusal, Release, Sae, SourceSpec
 from saesync.reason import Reason, ReasonCode
@@ -156,7 +157,9 @@ def _absolute(glob: str, folder: Path, key: str) -> str:
 
 def _root(folder: Path, text: str, origin: Origin) -> Path:
     found = (folder / text).resolve()
-    if text.startswith("~") or found == found.parent:
+    if (word := unexpanded(text)) is not None:
+        raise Refused("Root is refused", f"`{word}` is not expanded in a policy. Write the path itself.", origin)
+    if found == found.parent:
         raise Refused("Root is refused", f"{text} would allow every path. Name the folder that manifests may read from.", origin)
     return found
 

@@ -17,7 +17,7 @@ from saesync.apply.crew import Crew
 from saesync.apply.graph import CONVERT, DEVICE, Graph, origin_of
 from saesync.apply.settings import dataset_key, model_key
 from saesync.apply.steps import Steps
-from saesync.errors import Diagnostic, Origin, Refused, SaesyncError, os_trouble
+from saesync.errors import Diagnostic, Origin, Refused, SaesyncError
 from saesync.executors import fetch
 from saesync.executors.fetch import Parcel
 from saesync.folders import path_of
@@ -28,6 +28,7 @@ from saesync.model import CARD_FILE, SAE_FILES, Item, ModelSpec, Plan, PublishSp
 from saesync.nothing import nothing
 from saesync.record import record_path
 from saesync.room import Room
+from saesync.system import os_trouble
 from saesync.targets.base import Placing, Proposing
 
 _MOVING = frozenset({StepKind.CONVERT, StepKind.RELABEL, StepKind.MOVE, StepKind.DELETE})  # steps that change an SAE's files

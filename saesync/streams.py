@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Callable
 from typing import Any, TextIO
 
 from saesync.redaction import redacted
@@ -68,6 +69,13 @@ def spell_what_is_missing(*streams: TextIO | None) -> None:
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_SPELT)
+
+
+def spelling(stream: TextIO | None) -> Callable[[str], str]:
+    """What a text becomes when it is written there: what is put under it has to know how wide that is."""
+    encoding = (stream.encoding if stream is not None else None) or "utf-8"
+    codecs.register_error(_SPELT, _spelt)
+    return lambda text: text.encode(encoding, _SPELT).decode(encoding)
 
 
 def occupy_standard_descriptors() -> None:

@@ -27,10 +27,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, BinaryIO, NoReturn
 
-from saesync.errors import SaesyncError, disk_is_full, os_trouble
+from saesync.errors import SaesyncError, disk_is_full
 from saesync.garbage import no_garbage_collection
 from saesync.isolation import NetworkGuard, isolate
 from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, DiagnoseJob, ExportJob, MeasureJob, MeasureSae
+from saesync.system import os_trouble
 
 PARENT_VARIABLE = "SAESYNC_PARENT"
 PRELOAD = "preload"

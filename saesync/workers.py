@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from saesync import worker_main
+from saesync.cache import default_root
 from saesync.errors import ERROR_TYPES, Diagnostic, Interrupted, SaesyncError
 from saesync.inert import plain
 from saesync.isolation import hide_memory, isolate
@@ -72,6 +73,7 @@ def scrubbed(environment: Mapping[str, str], home: Path) -> dict[str, str]:
         "HF_HOME": str(home / "huggingface"),
         "XDG_CACHE_HOME": str(home / "cache"),
         "TMPDIR": str(home / "tmp"),
+        "SAESYNC_CACHE": str(default_root()),  # to tell by its name what cannot be written there
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

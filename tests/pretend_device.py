@@ -17,19 +17,17 @@ It does not tell how fast a device is, what its kernels round differently, or ho
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pretend_mps
 import torch
+from pretend_kernels import check_kernel
+from pretend_looks import looks
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -158,7 +156,7 @@ class _Kernels(TorchDispatchMode):
             device = asked
             given["device"] = torch.device("cpu")
         if device is not None:
-            _check_kernel(func, self.machine.kind)
+            check_kernel(func, self.machine.kind)
             if self.machine.kind == "mps":
                 pretend_mps.check(name, args, given)
         if name in _WAITING:
@@ -349,76 +347,7 @@ _WAYS_OUT: Mapping[Any, Callable[[Machine, PretendTensor], Any]] = {
 }
 
 
-# ------------------------------------------------------------------------------------------- which kernels there are
-
-
-@functools.cache
-def _kernels() -> Mapping[str, tuple[frozenset[str], str | None]]:
-    """Of every operation in ATen's list: the dispatch keys it has kernels for, and the operation it leaves the work to."""
-    import yaml
-
-    found = importlib.util.find_spec("torchgen")
-    assert found is not None
-    assert found.submodule_search_locations
-    listed = Path(found.submodule_search_locations[0], "packaged", "ATen", "native", "native_functions.yaml").read_text()
-    kernels = {}
-    for entry in yaml.load(listed, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        delegate = entry.get("structured_delegate")
-        plain = {} if delegate is not None else {"CompositeImplicitAutograd": ""}
-        keys = {key.strip() for keys in entry.get("dispatch", plain) for key in keys.split(",")}
-        made = {"CPU", "CUDA"} if "ufunc_inner_loop" in entry else set()
-        kernels[entry["func"].partition("(")[0]] = frozenset(keys | made), delegate
-    return kernels
-
-
-def _check_kernel(func: Any, kind: str) -> None:
-    """As torch does where an operation was never written for a device."""
-    name = func._schema.name.partition("::")[2]
-    overload = func._schema.overload_name
-    keys, delegate = _kernels().get(f"{name}.{overload}" if overload else name, (frozenset(), None))
-    if delegate is not None:
-        keys = keys | _kernels()[delegate][0]
-    if not keys or kind.upper() in keys or any(key.startswith("Composite") for key in keys):
-        return
-    raise NotImplementedError(f"The operator 'aten::{name}' is not currently implemented for the {kind.upper()} device")
-
-
 # --------------------------------------------------------------------------------------------------- the machine
-
-
-def _looks(machine: Machine) -> Iterator[Any]:
-    """What torch says of the machine."""
-    cuda = machine.kind == "cuda"
-    here = machine.count if cuda else 0
-
-    def number(device: Any = None) -> int:
-        placed = machine.place("cuda" if device is None else device)
-        return machine.current if placed is None else placed.index
-
-    def free(device: Any = None) -> tuple[int, int]:
-        return machine.memory - machine.used[torch.device("cuda", number(device))], machine.memory
-
-    def use(device: Any) -> None:
-        machine.current = number(device)
-
-    answers = {
-        "is_available": lambda: cuda,
-        "device_count": lambda: here,
-        "current_device": lambda: machine.current,
-        "set_device": use,
-        "get_device_name": lambda device=None: f"Pretended GPU {number(device)}",
-        "get_device_capability": lambda device=None: (9, 0),
-        "mem_get_info": free,
-        "memory_reserved": lambda device=None: machine.used[torch.device("cuda", number(device))],
-        "memory_allocated": lambda device=None: machine.used[torch.device("cuda", number(device))],
-        "empty_cache": lambda: None,
-        "synchronize": lambda device=None: None,
-    }
-    for name, answer in answers.items():
-        yield mock.patch.object(torch.cuda, name, answer)
-    for name in ("is_available", "is_built"):
-        yield mock.patch.object(torch.backends.mps, name, return_value=not cuda)
-    yield mock.patch.object(torch.mps, "empty_cache")
 
 
 @contextmanager
@@ -427,7 +356,7 @@ def pretend(kind: str, count: int = 1, memory: int = 24 * GIB) -> Iterator[Machi
     machine = Machine(kind, count, memory)
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
-        for look in _looks(machine):
+        for look in looks(machine):
             stack.enter_context(look)
         stack.enter_context(torch.no_grad())  # autograd wants a real device
         stack.enter_context(_Kernels(machine))

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saesync.model",),
     ("saesync.keys",),
     ("saesync.measure.metrics",),
-    ("saesync.registry", "saesync.verdict", "saesync.cache", "saesync.tags"),
+    ("saesync.registry", "saesync.verdict", "saesync.cache", "saesync.tags", "saesync.system"),
     ("saesync.card",),
     ("saesync.planning",),
     ("saesync.planner", "saesync.review"),

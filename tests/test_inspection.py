@@ -351,6 +351,18 @@ def test_a_manifest_names_what_was_not_looked_at(tmp_path: Path) -> None:
     assert line.startswith(f"s64, s65, s66, s67, s68 and 2 more: not looked at, as only the first {LIMIT} are.")
 
 
+def test_what_lies_beside_saes_takes_no_place_of_theirs(tmp_path: Path) -> None:
+    """SAELens writes feature densities beside each SAE."""
+    (first := tmp_path / "layer_0").mkdir()
+    write_example(first, 1)
+    save_file({"sparsity": torch.zeros(40)}, first / "sparsity.safetensors")
+    for number in range(1, LIMIT + 2):
+        shutil.copytree(first, tmp_path / f"layer_{number}")
+    found = inspect_local(tmp_path)
+    assert [each.path for each in found.saes] == [f"layer_{number}" for number in range(LIMIT)]
+    assert list(found.unread) == [f"layer_{LIMIT}", f"layer_{LIMIT + 1}"]
+
+
 def test_a_manifest_with_unknowns_loads_when_they_are_filled_in(tmp_path: Path) -> None:
     goodfire(tmp_path / "x", "sae.pth")
     text = manifest(inspect_local(tmp_path / "x"), folder=tmp_path)

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from saesync.apply.batching import Batching
+from saesync.apply.builds import EVIDENCE, require_whole
 from saesync.apply.context import Context
 from saesync.apply.scheduler import Pick, Task
 from saesync.apply.steps import Steps
 from saesync.apply.tagging import ReleaseTag
 from saesync.apply.work import Work
-from saesync.errors import Conflict, Refused, SaesyncError
+from saesync.errors import Refused, SaesyncError
 from saesync.executors.publish import AllChanged, Change, TagOf, no_tag, publish
 from saesync.model import Observed, Release, StepKind
 from saesync.nothing import nothing
-from saesync.targets.base import Tagging
+from saesync.targets.base import Progress, Tagging
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,9 @@ class CommitLane:
             frozenset(item.removed for item in waiting.values() if item.removed is not None),
             frozenset(work.sae.id for work in works.values() if work.may_overwrite),
         )
-        target = self.steps.target(StepKind.PUBLISH, self.observed.target)
         try:
             with self.steps.step((release.name,), StepKind.PUBLISH) as (progress, _):
-                after, conflicts = publish(
-                    target,
-                    self.observed.location,
-                    release,
-                    change,
-                    self.observed,
-                    progress,
-                    self._tag_of(release.name),
-                    self._note,
-                )
+                after, conflicts = self._publish(release, change, list(works.values()), progress)
         except AllChanged as error:
             return _of_tasks(waiting, error.conflicts)
         finally:
@@ -88,6 +80,44 @@ class CommitLane:
             self.tags[release.name].committed(done.ids, after)
         self._tell(release, done, after)
         return _of_tasks(waiting, conflicts)
+
+    def _publish(
+        self, release: Release, change: Change, works: Sequence[Work], progress: Progress
+    ) -> tuple[Observed, Mapping[str, SaesyncError]]:
+        """One commit, without what turns out not to be what was proved: bits rot under an unchanged size and time."""
+        target = self.steps.target(StepKind.PUBLISH, self.observed.target)
+        send = partial(publish, target, self.observed.location, release)
+        words = self.observed, progress, self._tag_of(release.name), self._note
+        try:
+            return send(change, *words)
+        except Refused:
+            damaged = self._damaged(works)
+            rest = change.without(frozenset(damaged))
+            if not damaged:
+                raise
+            if not rest.ids:
+                raise AllChanged(damaged) from None
+        try:
+            after, conflicts = send(rest, *words)
+        except AllChanged as error:
+            raise AllChanged({**damaged, **error.conflicts}) from error
+        return after, {**damaged, **conflicts}
+
+    def _damaged(self, works: Sequence[Work]) -> dict[str, SaesyncError]:
+        """Builds that do not hold the bytes that were proved, by SAE; they leave the cache, with their numbers."""
+        cache, found = self.steps.context.cache, dict[str, SaesyncError]()
+        for work in works:
+            build = None if work.keeps_weights else work.build
+            if build is not None:
+                for name in build.files:
+                    cache.forget(build.folder / name)
+                try:
+                    require_whole(cache, work.inputs.build_key, build)
+                except Refused as error:
+                    found[work.sae.id] = error
+                    if work.inputs.measure_key is not None:  # nobody knows since when it is so
+                        cache.discard(EVIDENCE, work.inputs.measure_key)
+        return found
 
     def _note(self, said: str) -> None:
         if said not in self._noted:
@@ -128,7 +158,7 @@ class CommitLane:
         self.steps.emit({"type": "committed", **about, "saes": sorted(change.ids), "bytes": sum(sizes)})
 
 
-def _of_tasks(waiting: Mapping[str, Waiting], conflicts: Mapping[str, Conflict]) -> Mapping[str, SaesyncError]:
+def _of_tasks(waiting: Mapping[str, Waiting], conflicts: Mapping[str, SaesyncError]) -> Mapping[str, SaesyncError]:
     return {key: conflicts[sae_id] for key, item in waiting.items() if (sae_id := _id_of(item)) in conflicts}
 
 

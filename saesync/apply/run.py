@@ -17,10 +17,11 @@ from saesync.apply.scheduler import Outcome as Settled
 from saesync.apply.scheduler import Scheduler, State, Task
 from saesync.apply.steps import Steps
 from saesync.apply.work import Work
-from saesync.errors import Diagnostic, Interrupted, SaesyncError, os_trouble
+from saesync.errors import Diagnostic, Interrupted, SaesyncError
 from saesync.events import Emit, Event, ended, version
 from saesync.model import Failure, Plan, StepKind
 from saesync.nothing import nothing
+from saesync.system import os_trouble
 
 _NAMED = 3
 _WHOLE = frozenset({StepKind.CARD, StepKind.TAG, StepKind.REGISTER})  # steps of a release, not of an SAE

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from saesync.errors import SaesyncError, os_trouble
+from saesync.errors import SaesyncError
+from saesync.system import os_trouble
 
 
 class State(StrEnum):

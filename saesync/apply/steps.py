@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,128 +21,43 @@ from saesync.apply.builds import (
     seal,
     usable,
 )
-from saesync.apply.context import Context
-from saesync.apply.crew import Crew
+from saesync.apply.ground import Ground, Progress
 from saesync.apply.numbers import evidence_of, numbers
 from saesync.apply.regroup import in_groups
 from saesync.apply.result import gate_diagnostics
 from saesync.apply.settings import Text
-from saesync.apply.work import USES, Work, source_said
+from saesync.apply.work import Work, source_said
 from saesync.convert.said import recalled, require_source_hooks, settled
 from saesync.convert.writer import rewrite_cfg
 from saesync.digest import digest_bytes, digest_file
 from saesync.errors import Diagnostic, Missing, Refused, SaesyncError, keyed
-from saesync.events import Emit
 from saesync.executors import fetch
 from saesync.executors.publish import publish_evidence
-from saesync.hub import Hub
 from saesync.jobs import AdoptJob, ConvertJob
 from saesync.model import CFG_FILE, SAE_FILES, ModelSpec, PublishSpec, StepKind, ValidateSpec
 from saesync.record import Evidence
 from saesync.resolve import metadata_for
-from saesync.targets.base import Target
-from saesync.workers import Worker, WorkerLost
+from saesync.workers import WorkerLost
 
-Progress = Callable[[int, int], None]
 ACTIVATIONS = "activations"
 ACTIVATIONS_FILE = "x.safetensors"
-_PROGRESS_EVERY = 0.1
 
 
 class GateMissed(SaesyncError):
     """Measured, and short of a requirement: not published."""
 
 
-class NotGrantedError(RuntimeError):
-    """A step asked for what its kind may not use (``work.USES``): a mistake of ours."""
-
-
 @dataclass
-class Steps:
+class Steps(Ground):
     """The steps of one apply. ``models`` and ``texts`` hold what was fetched, by key; ``uncaptured`` why there are no
     activations under a key."""
 
-    context: Context
-    crew: Crew
-    emit: Emit
-
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.models: dict[str, Path] = {}
         self.texts: dict[str, Text] = {}
         self.uncaptured: dict[str, Sequence[Diagnostic]] = {}
         self._types: dict[str, str | None] = {}
-        self._hub: Hub | None = None
-        self._targets: dict[str, Target] = {}
-        self._lock = threading.Lock()
-
-    # ------------------------------------------------------------------------------------------- what is granted
-
-    def hub(self, step: StepKind) -> Hub:
-        """The Hub, for steps that may use the network.
-
-        Raises:
-            NotGrantedError: this step may not.
-        """
-        _check(step)
-        with self._lock:
-            if self._hub is None:
-                self._hub = self.context.resolver.hub or Hub(self.context.cache)
-            return self._hub
-
-    def target(self, step: StepKind, name: str) -> Target:
-        """A target, for steps that may use the network.
-
-        Raises:
-            NotGrantedError: this step may not.
-        """
-        _check(step)
-        with self._lock:
-            if name not in self._targets:
-                self._targets[name] = self.context.open_target(name)
-            return self._targets[name]
-
-    # --------------------------------------------------------------------------------------------------- telling
-
-    @contextmanager
-    def step(self, addresses: Sequence[str], kind: StepKind, unit: str = "B") -> Iterator[tuple[Progress, dict[str, Any]]]:
-        """Say that a step begins and ends. Yields a progress function and what else the end shall say of each address."""
-        for address in addresses:
-            self.emit({"type": "step_started", "address": address, "step": str(kind)})
-        began = self.context.clock()
-        said = 0.0
-        more: dict[str, Any] = {}
-
-        def progress(done: int, total: int) -> None:
-            nonlocal said
-            now = time.monotonic()
-            if now - said >= _PROGRESS_EVERY or done >= total:
-                said = now
-                others = {"others": len(addresses) - 1} if len(addresses) > 1 else {}
-                about = {"address": addresses[0], "step": str(kind), **others}
-                self.emit({"type": "progress", **about, "done": done, "total": total, "unit": unit})
-
-        yield progress, more
-        seconds = round(self.context.clock() - began, 3)
-        for address in addresses:
-            said_of = more.get(address, {})
-            self.emit(
-                {"type": "step_finished", "address": address, "step": str(kind), "seconds": seconds, "cached": False, **said_of}
-            )
-
-    def cached(self, work: Work, kind: StepKind, **more: Any) -> None:
-        """Say that a step had been done before."""
-        about = {"address": work.address, "step": str(kind), "seconds": 0.0, "cached": True}
-        self.emit({"type": "step_finished", **about, **more})
-
-    @contextmanager
-    def timed(self, works: Sequence[Work], kind: StepKind) -> Iterator[None]:
-        """Note in each SAE how long a step took."""
-        began = self.context.clock()
-        for work in works:
-            work.began = began if work.began is None else work.began
-        yield
-        for work in works:
-            work.seconds[str(kind)] = round(self.context.clock() - began, 3)
 
     # ----------------------------------------------------------------------------------------------------- fetch
 
@@ -386,28 +298,10 @@ class Steps:
         observed = self.context.observed[records.target, records.location]
         publish_evidence(self.target(StepKind.PUBLISH, records.target), records, works[0].release, entries, observed)
 
-    def note(self, said: str) -> None:
-        """Tell whoever watches."""
-        self.emit({"type": "note", "text": said})
-
-    def _work(self, worker: Worker, job: str, data: Any, progress: Progress) -> Any:
-        """One job of a worker; with ``debug``, what the process said when it failed."""
-        try:
-            return worker.run(job, data, progress)
-        except SaesyncError:
-            if self.context.debug and worker.last_words:
-                self.note("\n".join(worker.last_words))
-            raise
-
     def _shared(self, work: Work) -> tuple[Path, Text]:
         if work.sae.validate is None:
             raise Refused("SAE is not to be measured", f"{work.address} has no validate section.")
         return self.models[settings.model_key(work.sae.model)], self.texts[settings.dataset_key(work.sae.validate)]
-
-
-def _check(step: StepKind) -> None:
-    if "network" not in USES[step]:
-        raise NotGrantedError(f"{step} has no network")
 
 
 def _type_of(config: bytes, label: str) -> str | None:

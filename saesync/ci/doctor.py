@@ -12,14 +12,13 @@ from typing import Any
 
 from saesync.ci import codeowners
 from saesync.ci.check import NAME
-from saesync.ci.settings import ENVIRONMENT, POLICY, WORKFLOWS, Settings
+from saesync.ci.inputs import MANIFESTS, POLICY, named, parsed, places, starts
+from saesync.ci.settings import ENVIRONMENT, OURS, WORKFLOWS, Settings
 from saesync.ci.workflow_checks import workflow_problems
 from saesync.ci.workflows import Workflow, parse
 
 _RULES = "Settings > Rules > Rulesets, for the default branch"
 _ADMIN = "GitHub shows it only to a token with `Administration: read`: run again with one of an administrator."
-PROBES = ("manifests/new.yaml", ".github/workflows/new.yml", POLICY)
-"""Paths that need an owner even before they exist."""
 
 
 class State(StrEnum):
@@ -151,17 +150,23 @@ _BRANCH: tuple[Check, ...] = (
 # --------------------------------------------------------------------------------------------------------- files
 
 
+def _places(settings: Settings, name: str) -> list[str]:
+    """Where manifests, or the policy, are."""
+    return places(parsed(settings.files, OURS), name)
+
+
 def _codeowners(settings: Settings) -> Finding:
-    name, what = "codeowners-file", f"CODEOWNERS names owners of manifests/, .github/ and {POLICY}."
+    folders, policies = [f"{each}/" for each in _places(settings, MANIFESTS)], _places(settings, POLICY)
+    name, what = "codeowners-file", f"CODEOWNERS names owners of {', '.join([*folders, '.github/'])} and {', '.join(policies)}."
     place = next((place for place in codeowners.PLACES if place in settings.files), None)
     if place is None:
-        return _absent(
-            settings, name, what, f"Add {codeowners.PLACES[0]} with lines for `/manifests/`, `/.github/`, `/{POLICY}`."
-        )
+        lines = ", ".join(f"`/{each}`" for each in (*folders, ".github/", *policies))
+        return _absent(settings, name, what, f"Add {codeowners.PLACES[0]} with lines for {lines}.")
     if settings.owners_errors.value:
         return Finding(name, State.PROBLEM, f"{place} has errors.", f"Mend what GitHub shows on the page of {place}.")
-    guarded = [path for path in settings.paths or () if path.startswith(("manifests/", ".github/"))]
-    bare = codeowners.unowned(codeowners.parse(settings.files[place]), [*PROBES, place, *sorted(guarded)])
+    guarded = [path for path in settings.paths or () if path.startswith((*folders, ".github/"))]
+    new = [*(f"{folder}new.yaml" for folder in folders), ".github/workflows/new.yml", *policies]  # owned before they exist
+    bare = codeowners.unowned(codeowners.parse(settings.files[place]), [*new, place, *sorted(guarded)])
     if bare:
         more = f" and {len(bare) - 3} more" if len(bare) > 3 else ""
         todo = f"Name owners of them in {place}; a later line without owners takes them away."
@@ -172,12 +177,39 @@ def _codeowners(settings: Settings) -> Finding:
 
 
 def _policy(settings: Settings) -> Finding:
-    name, what = "policy", f"{POLICY} is on the default branch, and can be read."
-    if POLICY not in settings.files:
-        return _absent(settings, name, what, f"Add {POLICY}; docs/github-actions.md has one to begin with.")
-    if settings.policy_error is not None:
-        return Finding(name, State.PROBLEM, f"{POLICY} cannot be used.", settings.policy_error)
+    policies = _places(settings, POLICY)
+    name, what = "policy", f"{', '.join(policies)} is on the default branch, and can be read."
+    for policy in policies:
+        if policy not in settings.files:
+            return _absent(settings, name, what, f"Add {policy}; docs/github-actions.md has one to begin with.")
+        if policy in settings.policy_errors:
+            return Finding(name, State.PROBLEM, f"{policy} cannot be used.", settings.policy_errors[policy])
     return Finding(name, State.OK, what)
+
+
+def _inputs(settings: Settings) -> Finding:
+    """Jobs that look at different folders say that all is well of what they do not look at."""
+    name, what = "inputs", "The workflows name one folder of manifests and one policy, and a changed manifest starts them."
+    workflows = {workflow.path: workflow for workflow in parsed(settings.files, OURS)}
+    if not workflows:
+        return _absent(settings, name, what, "Add the workflows from docs/github-actions.md.")
+    problems = []
+    for word in (MANIFESTS, POLICY):
+        found = named(workflows.values(), word)
+        if len(found) > 1:
+            problems.append(f"`{word}` is {', '.join(f'{value} in {_files(files)}' for value, files in sorted(found.items()))}")
+    for path, event in zip((OURS[0], OURS[2]), ("pull_request", "push"), strict=True):
+        for folder in _places(settings, MANIFESTS):
+            if path in workflows and not starts(workflows[path], event, f"{folder}/new.yaml"):
+                problems.append(f"the `paths` of {_files([path])} leave out {folder}/")
+    if problems:
+        todo = "Name the same folder and policy at every step of the action, and in `paths`; docs/github-actions.md says where."
+        return Finding(name, State.PROBLEM, f"Not so: {'; '.join(problems)}.", todo)
+    return Finding(name, State.OK, what)
+
+
+def _files(paths: list[str]) -> str:
+    return " and ".join(path.removeprefix(WORKFLOWS) for path in paths)
 
 
 def _absent(settings: Settings, name: str, what: str, todo: str) -> Finding:
@@ -289,6 +321,7 @@ CHECKS: tuple[Check, ...] = (
     _workflow("plan", "plan.yml plans pull requests with a read-only token and without secrets."),
     _workflow("comment", "comment.yml comments on finished plans and checks nothing of them out."),
     _workflow("apply", "apply.yml applies what is pushed to the default branch, in a protected environment."),
+    _inputs,
     _others,
     _reviewers,
     _deployment_branches,

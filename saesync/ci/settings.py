@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saesync.ci import codeowners
 from saesync.ci.api import GitHub, Seen, part
+from saesync.ci.inputs import DEFAULTS, POLICY, parsed, places
 from saesync.errors import NotVisible, SaesyncError, Unavailable
 from saesync.nothing import nothing
 
-POLICY = "saesync-policy.yaml"
 WORKFLOWS = ".github/workflows/"
+OURS = tuple(f"{WORKFLOWS}{name}.yml" for name in ("plan", "comment", "apply"))
 ENVIRONMENT = "publish"
 _NOT_PROTECTED = "branch not protected"
 HIDDEN = Seen(None, 403)
@@ -29,8 +30,8 @@ class Settings:
     """A repository at one moment. A ``Seen`` whose value is None with status 404 is absent; with 403 nothing is known.
 
     ``paths`` are the files of the default branch (None: too many to be listed), ``files`` the text of those that matter.
-    ``protection`` is the classic branch protection, ``rules`` what rulesets ask of the default branch. ``policy_error`` says why
-    the policy file cannot be used.
+    ``protection`` is the classic branch protection, ``rules`` what rulesets ask of the default branch. ``policy_errors`` say why
+    a policy cannot be used, by its path.
     """
 
     repository: str
@@ -43,7 +44,7 @@ class Settings:
     environment: Seen = HIDDEN
     environment_branches: Seen = HIDDEN
     secrets: Seen = HIDDEN
-    policy_error: str | None = None
+    policy_errors: Mapping[str, str] = field(default_factory=nothing)
 
 
 def snapshot(github: GitHub, repository: str, load_policy: Callable[[Path], object]) -> Settings:
@@ -60,20 +61,22 @@ def snapshot(github: GitHub, repository: str, load_policy: Callable[[Path], obje
     branch = about["default_branch"]
     ref = part(branch)
     paths = _paths(github, root, ref)
-    files = {path: _text(github, root, ref, path) for path in _wanted(paths)}
+    files = _texts(github, root, ref, _wanted(paths))
+    policies = places(parsed(files, OURS), POLICY)
+    files |= _texts(github, root, ref, (path for path in policies if paths is None or path in paths))
     environment = f"{root}/environments/{part(ENVIRONMENT)}"
     return Settings(
         repository,
         branch,
         paths,
-        {path: text for path, text in files.items() if text is not None},
+        files,
         _protection(github.look(f"{root}/branches/{ref}/protection")),
         _listed(github, f"{root}/rules/branches/{ref}"),
         _inside(github.look(f"{root}/codeowners/errors"), "errors"),
         github.look(environment),
         _inside(github.look(f"{environment}/deployment-branch-policies"), "branch_policies"),
         _listed(github, f"{root}/actions/secrets", "secrets"),
-        _policy_error(files.get(POLICY), load_policy),
+        _policy_errors({path: files[path] for path in policies if path in files}, load_policy),
     )
 
 
@@ -106,11 +109,16 @@ def _paths(github: GitHub, root: str, ref: str) -> frozenset[str] | None:
 
 def _wanted(paths: frozenset[str] | None) -> list[str]:
     """Files whose text is needed: as many as a repository with workflows has, never all."""
-    fixed = [*codeowners.PLACES, POLICY]
+    fixed = list(codeowners.PLACES)
     if paths is None:
-        return [*fixed, *(f"{WORKFLOWS}{name}.yml" for name in ("plan", "comment", "apply"))]
+        return [*fixed, *OURS]
     workflows = [path for path in sorted(paths) if path.startswith(WORKFLOWS) and path.endswith((".yml", ".yaml"))]
     return [path for path in [*fixed, *workflows[:100]] if path in paths]
+
+
+def _texts(github: GitHub, root: str, ref: str, paths: Iterable[str]) -> dict[str, str]:
+    found = {path: _text(github, root, ref, path) for path in paths}
+    return {path: text for path, text in found.items() if text is not None}
 
 
 def _text(github: GitHub, root: str, ref: str, path: str) -> str | None:
@@ -123,16 +131,16 @@ def _text(github: GitHub, root: str, ref: str, path: str) -> str | None:
         return None
 
 
-def _policy_error(text: str | None, load_policy: Callable[[Path], object]) -> str | None:
-    if text is None:
-        return None
+def _policy_errors(texts: Mapping[str, str], load_policy: Callable[[Path], object]) -> dict[str, str]:
+    found: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="saesync-doctor-") as folder:
-        file = Path(folder) / POLICY
-        file.write_text(text, encoding="utf-8")
-        try:
-            load_policy(file)
-        except SaesyncError as error:
-            first = error.diagnostics[0]
-            at = f" (line {first.origin.line})" if first.origin is not None else ""
-            return f"{first.summary}{at}: {first.detail.replace(folder, '').lstrip('/')}"
-    return None
+        for path, text in texts.items():
+            file = Path(folder) / DEFAULTS[POLICY]
+            file.write_text(text, encoding="utf-8")
+            try:
+                load_policy(file)
+            except SaesyncError as error:
+                first = error.diagnostics[0]
+                at = f" (line {first.origin.line})" if first.origin is not None else ""
+                found[path] = f"{first.summary}{at}: {first.detail.replace(folder, '').lstrip('/')}"
+    return found

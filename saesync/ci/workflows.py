@@ -20,7 +20,7 @@ class Job:
     """One job. ``permissions`` are those it ends up with: names to ``read``, ``write``, ``none``; None where nobody says.
 
     ``uses`` are actions and reusable workflows; ``calls``: the whole job is one such workflow. ``checkouts`` are the inputs of
-    each checkout.
+    each checkout, ``inputs`` those of each step of saesync's action, which has a ``command``.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Job:
     uses: tuple[str, ...]
     checkouts: tuple[Mapping[str, Any], ...]
     calls: bool
+    inputs: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -89,6 +90,7 @@ def _job(name: str, value: Mapping[str, Any], top: Permissions) -> Job:
         tuple(uses),
         tuple(with_ for with_ in checkouts if isinstance(with_, dict)),
         "uses" in value,
+        tuple(with_ for with_ in (_mapping(step.get("with")) for step in steps if "uses" in step) if "command" in with_),
     )
 
 

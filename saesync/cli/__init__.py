@@ -19,9 +19,10 @@ from contextlib import contextmanager
 import click
 
 from saesync import __version__, carets
-from saesync.cli.output import may_color, say
-from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError, os_trouble
-from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing
+from saesync.cli.output import lost, may_color, say
+from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError
+from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing, spelling
+from saesync.system import os_trouble
 
 _COMMANDS = {
     "init": "inspect",
@@ -172,6 +173,8 @@ def _terminable() -> Iterator[None]:
 
 def _in_words(error: OSError) -> SaesyncError:
     """What the system refused. Without a working folder it refuses what has nothing to do with it."""
+    if error.filename is None and _printed_by_click(error):
+        return lost(error)
     if isinstance(error, FileNotFoundError) and error.filename is None:
         try:
             os.getcwd()  # noqa: PTH109 - Path.cwd is the same call
@@ -180,9 +183,15 @@ def _in_words(error: OSError) -> SaesyncError:
     return os_trouble(error)
 
 
+def _printed_by_click(error: OSError) -> bool:
+    """Whether it came of help or of a version, which click prints itself."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__") == click.echo.__module__
+
+
 def _tell(error: SaesyncError, words: Sequence[str]) -> None:
     """Every diagnostic, and under those of manifests how many there are."""
-    said = carets.show(error.diagnostics, color=may_color(sys.stderr, "--no-color" in words))
+    said = carets.show(error.diagnostics, color=may_color(sys.stderr, "--no-color" in words), spelt=spelling(sys.stderr))
     files = {diagnostic.origin.file for diagnostic in error.diagnostics if diagnostic.origin is not None}
     if isinstance(error, ManifestError) and files:
         command = next((word for word in words if not word.startswith("-")), "")

@@ -21,9 +21,11 @@ from saesync.checkout import blob_id
 from saesync.cli.common import Asked, World, asked_options, look
 from saesync.cli.output import colored, debugging, is_terminal, lost, put, say
 from saesync.cli.scope import Whose, policy_of, policy_option
-from saesync.errors import Diagnostic, Interrupted, Missing, Refused, SaesyncError, os_trouble
+from saesync.errors import Diagnostic, Interrupted, Missing, Refused, SaesyncError
 from saesync.planner import keep, part
 from saesync.policy import Policy
+from saesync.streams import spelling
+from saesync.system import os_trouble
 from saesync.targets import open_target
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -135,7 +137,7 @@ def _ready(ctx: click.Context, world: World, devices: tuple[str, ...]) -> Contex
     if missing:
         raise Missing.of([*missing, *unseen])
     if unseen:
-        shown = carets.show(unseen, color=colored(ctx, sys.stderr), kind="missing")
+        shown = carets.show(unseen, color=colored(ctx, sys.stderr), kind="missing", spelt=spelling(sys.stderr))
         say(f"For what cannot be seen, this is missing, too:\n\n{shown}\n")
     return context
 

@@ -223,7 +223,8 @@ def _check_words(asked: Asked, plan: Plan, releases: Collection[str]) -> None:
     tagged = [*addresses, *(item.address for item in plan.items if item.basis.get(SECTION) == TAG)]
     for flag, word in [*(("only", glob) for glob in asked.only), *_permissions(asked)]:
         if flag == "prune" and word not in releases:
-            said = f"--prune {word!r}: no release of that name is here. Type its whole name.{_near(word, releases)}"
+            near = _near(word, releases) or " If no manifest names its place any more, put one back, with `retire: true`."
+            said = f"--prune {word!r}: no release of that name is here. Type its whole name.{near}"
         elif flag != "prune" and not any(matches((word,), one) for one in (addresses, tagged)[flag == "replace"]):
             said = f"--{flag} {word!r} matches no SAE. It is compared with whole addresses, release/id.{_near(word, addresses)}"
         else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from saesync.cache import Cache, write_named
+from saesync.cli.named import Named
 from saesync.cli.output import as_json, put, put_file, say, writing
 from saesync.errors import Refused
 from saesync.inert import plain
@@ -59,7 +60,7 @@ def inspect(ctx: click.Context, source: str, format_: str) -> None:
 @click.argument("source")
 @click.option("--release", metavar="NAME", help="Name of the release; made from SOURCE unless given.")
 @click.option("--model", metavar="NAME", help="The language model's Hub id or folder, when the files do not say it.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file; manifests/RELEASE.yaml unless given; - for stdout.")
+@click.option("-o", "--out", type=Named(), help="The file; manifests/RELEASE.yaml unless given; - for stdout.")
 def init(source: str, release: str | None, model: str | None, out: Path | None) -> None:
     """Write a commented manifest for SOURCE.
 

@@ -13,6 +13,7 @@ import click
 
 from saesync import planfile, render
 from saesync.cli.common import PLAN_SUFFIX, Asked, asked_options, format_option, look, manifests_only, verbose_option
+from saesync.cli.named import Named
 from saesync.cli.output import as_json, colored, put, say, writing
 from saesync.cli.scope import Whose, policy_of, scope_options
 from saesync.garbage import no_garbage_collection
@@ -26,9 +27,7 @@ PENDING, TROUBLE = 3, 1
 @asked_options
 @format_option
 @verbose_option
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also write the plan to a file, for `saesync apply`."
-)
+@click.option("--out", type=Named(dir_okay=False), help="Also write the plan to a file, for `saesync apply`.")
 @scope_options
 @click.option("--check", is_flag=True, help="Exit 3 when steps are pending, else 1 when something is failing, held or unknown.")
 @click.pass_context

@@ -11,6 +11,7 @@ import click
 
 from saesync.cache import Cache, write_named
 from saesync.cli.common import Asked, manifests_only, paths_argument, releases_of, root_option
+from saesync.cli.named import Named
 from saesync.cli.output import put, put_file, say, writing
 from saesync.errors import Missing, Refused, SaesyncError
 from saesync.inert import plain
@@ -30,9 +31,7 @@ _Seen = Mapping[tuple[str, str], Observed]
 @click.command()
 @paths_argument
 @root_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=DEFAULT, show_default=True, help="The file to write; - for stdout."
-)
+@click.option("--out", type=Named(), default=DEFAULT, show_default=True, help="The file to write; - for stdout.")
 def overlay(paths: tuple[Path, ...], roots: tuple[Path, ...], out: Path) -> None:
     """Write an overlay: releases that SAELens's list does not have.
 
@@ -126,7 +125,7 @@ def _official() -> frozenset[str]:
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("--file", type=click.Path(path_type=Path), help=f"The overlay; $SAESYNC_OVERLAY, else {DEFAULT} unless given.")
+@click.option("--file", type=Named(), help=f"The overlay; $SAESYNC_OVERLAY, else {DEFAULT} unless given.")
 @click.option("--replace", is_flag=True, help="Let it replace releases of SAELens's own list.")
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD...", type=click.UNPROCESSED)
 def run(file: Path | None, replace: bool, words: tuple[str, ...]) -> None:

@@ -14,13 +14,11 @@ import click
 
 from saesync import manifest
 from saesync.checkout import Changes, Checkout, Read, changes
-from saesync.errors import ManifestError, Missing
+from saesync.errors import Missing
 from saesync.manifest.paths import lexical
 from saesync.model import Plan, Release
 from saesync.policy import DEFAULT_FILE, OPEN, Policy, read_policy
 from saesync.review import review_items
-
-_NONE_THERE = ("No manifest found", "No such manifest")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,17 +42,15 @@ class Scope:
     changes: Changes | None = None
 
     def find(self, paths: Sequence[Path]) -> list[Path]:
-        """As ``manifest.find``; where changes are asked for, there may be nothing left.
+        """As ``manifest.find``; where changes are asked for, what was there before may be gone.
 
         Raises:
-            ManifestError: a path names nothing.
+            ManifestError: a path names nothing, now or before.
         """
-        try:
+        if self.changes is None:
             return manifest.find(paths)
-        except ManifestError as error:
-            if self.changes is None or any(each.summary not in _NONE_THERE for each in error.diagnostics):
-                raise
-            return []
+        left = [path for path in paths or (manifest.DEFAULT_FOLDER,) if lexical(path) not in self.changes.emptied]
+        return manifest.find(left) if left else []
 
     def load(self, files: Sequence[Path], roots: Sequence[Path]) -> tuple[Release, ...]:
         """The releases of ``files``, with the reach that their author has.

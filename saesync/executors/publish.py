@@ -8,7 +8,7 @@ from functools import partial
 
 from saesync.card import make_card
 from saesync.digest import key_of
-from saesync.errors import Conflict
+from saesync.errors import Conflict, SaesyncError
 from saesync.model import CARD_FILE, Observed, PublishSpec, Release
 from saesync.record import Record, SaeRecord
 from saesync.targets.base import Batch, Progress, Target, Upload, look_at
@@ -45,9 +45,9 @@ class Change:
 
 
 class AllChanged(Conflict):
-    """Somebody else changed every SAE of a commit: ``conflicts`` says it of each."""
+    """No SAE of a commit could be put in place, mostly for somebody else changed them: ``conflicts`` says why of each."""
 
-    def __init__(self, conflicts: Mapping[str, Conflict]) -> None:
+    def __init__(self, conflicts: Mapping[str, SaesyncError]) -> None:
         self.conflicts = conflicts
         super().__init__(_CHANGED, f"{', '.join(sorted(conflicts))} were changed since the plan looked. Make a new plan.")
 

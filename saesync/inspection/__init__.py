@@ -14,6 +14,7 @@ from saesync.formats._checks import MAX_JSON, MAX_YAML, parse_json, parse_yaml
 from saesync.formats.base import Candidate, Format, Headers, TensorInfo
 from saesync.inspection.places import HubPlace, LocalPlace, Place, commit_of
 from saesync.inspection.reference import Reference, parse_reference
+from saesync.manifest.paths import unexpanded
 
 if TYPE_CHECKING:
     from saesync.hub import Hub
@@ -34,6 +35,7 @@ TENSOR_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
 WEIGHT_SUFFIXES = (*TENSOR_SUFFIXES, ".pkl.gz")  # the last is known by its name alone
 # Headers cost a few ranged requests each; a repository with more SAEs than this is of one kind, which its first ones show.
 LIMIT = 64
+_MOST_LOOKED_AT = 4 * LIMIT  # with what lies beside SAEs
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,11 @@ def inspect_source(text: str, hub: Callable[[], Hub]) -> Inspection:
 def inspect_local(path: Path) -> Inspection:
     """Look at a local file or folder. See ``inspect_source``."""
     if not path.exists():
-        raise Missing("Source not found", f"{path} does not exist. A repository on the Hub is named hf://owner/repo.")
+        word = unexpanded(str(path))
+        quoted = "A repository on the Hub is named hf://owner/repo."
+        if word is not None:
+            quoted = f"A shell puts your folder in the place of {word} only outside of quotes."
+        raise Missing("Source not found", f"{path} does not exist. {quoted}")
     root = path if path.is_dir() else path.parent
     inside = "" if path.is_dir() else path.name
     return _inspect(LocalPlace(root), inside, Reference(None, str(path), None), None)
@@ -144,11 +150,25 @@ def _inspect(place: Place, path: str, reference: Reference, revision: str | None
     if not spots:
         raise Refused("Nothing to inspect", f"No file ending in {', '.join(WEIGHT_SUFFIXES)} is at {reference}.")
     paths = sorted(spots, key=natural)
-    looked = [found for spot in paths[:LIMIT] for found in _look_closely(place, names, spot, spots[spot], reference)]
-    # A folder's side files (feature densities ...) are not SAEs of their own when the folder holds one.
-    homes = {found.path for found in looked if found.candidates}
-    kept = tuple(found for found in looked if found.candidates or found.path.rpartition("/")[0] not in homes)
-    return Inspection(reference, revision, kept, tuple(paths[LIMIT:]))
+    kept: list[Found] = []
+    homes: set[str] = set()
+    looked = 0
+    for spot in paths:
+        if len(kept) >= LIMIT or looked >= _MOST_LOOKED_AT:
+            break
+        looked += 1
+        found = _look_closely(place, names, spot, spots[spot], reference)
+        homes |= {each.path for each in found if each.candidates}
+        # A folder's side files (feature densities ...) are not SAEs of their own when the folder, which comes first, holds one.
+        kept += [each for each in found if each.candidates or _folder(each.path) not in homes]
+    left = paths[looked:]
+    files, beside = set(names), homes | set(left)
+    unread = tuple(spot for spot in left if spot not in files or _folder(spot) not in beside)
+    return Inspection(reference, revision, tuple(kept), unread)
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _spots(names: Sequence[str], path: str) -> dict[str, dict[str, str]]:

@@ -22,9 +22,22 @@ from saesync.manifest.releases import release_of
 from saesync.manifest.yaml12 import MAX_BYTES, MAX_SHOWN, Node, decode, parse
 from saesync.model import Release
 
-__all__ = ["DEFAULT_FOLDER", "find", "load", "load_confined", "looks_like_one", "may_be_one", "read_tree", "with_neighbours"]
+__all__ = [
+    "DEFAULT_FOLDER",
+    "KEEP",
+    "find",
+    "load",
+    "load_confined",
+    "looks_like_one",
+    "may_be_one",
+    "read_tree",
+    "with_neighbours",
+]
 
 DEFAULT_FOLDER = Path("manifests")
+KEEP = ".gitkeep"
+"""What keeps a folder in git that has nothing else in it: there, no manifests are wanted."""
+
 _SUFFIXES = (".yaml", ".yml")
 _MOST_LOOKED_AT = 10_000
 _LOOKS_LIKE_ONE = re.compile(
@@ -40,11 +53,11 @@ def find(paths: Sequence[Path]) -> list[Path]:
     """The manifests that ``paths`` name, sorted, each once; ``manifests/`` when there are none.
 
     A file is taken as it is. Of a folder, the .yaml and .yml files directly in it that look like manifests (other tools'
-    YAML may stand beside them); hidden files are left out.
+    YAML may stand beside them); hidden files are left out. One with ``KEEP`` in it may hold none.
 
     Raises:
-        ManifestError: a path does not exist, a folder holds no manifest, a folder below it holds one that is not named, or a file
-            in it is a link that leads out of it.
+        ManifestError: a path does not exist, another folder holds no manifest, a folder below it holds one that is not named, or
+            a file in it is a link that leads out of it.
     """
     found: dict[Path, None] = {}
     wrong: list[Diagnostic] = []
@@ -171,8 +184,14 @@ def _existing(path: Path) -> Path:
             said = f"There is no folder {path} here. Write a manifest with `saesync init`, or say where they are."
         else:
             said = f"There is no {path} here. Check the name."
+        if not path.suffix:
+            said += f" {_keeping(path)}"
         raise ManifestError("No such manifest", said)
     return path
+
+
+def _keeping(folder: Path) -> str:
+    return f"Where the last manifest was removed on purpose, commit an empty file {folder / KEEP}: git keeps no empty folder."
 
 
 def _once(files: Iterable[Path]) -> list[Path]:
@@ -186,8 +205,8 @@ def _in_folder(folder: Path, named: Sequence[Path]) -> list[Path]:
     if (overlooked := _below(folder, {real(path) for path in named})) is not None:
         why = f"Of {folder}, only the manifests directly in it are read, and {overlooked} is not one of them."
         raise ManifestError("Manifest would be overlooked", f"{why} Move it, or name {overlooked.parent}, too.")
-    if not found:
-        detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`."
+    if not found and not (folder / KEEP).is_file():
+        detail = f"{folder} holds no manifest: no .yaml file directly in it has `apiVersion: saesync/v1`. {_keeping(folder)}"
         raise ManifestError("No manifest found", detail)
     return found
 

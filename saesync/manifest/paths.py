@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from saesync.cache import narrow, printable
 from saesync.errors import ManifestError, Origin
 
 _MANIFESTS = "manifests"
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 
 
 @dataclass
@@ -66,10 +68,9 @@ class Bounds:
         Raises:
             ManifestError: it is outside the bounds, or not a path at all.
         """
-        if text.startswith("~"):
-            raise ManifestError(
-                "Path is refused", "`~` is not expanded in manifests. Write the path from the manifest's folder on.", origin
-            )
+        if (word := unexpanded(text)) is not None:
+            detail = f"`{word}` is not expanded in manifests. Write the path from the manifest's folder on."
+            raise ManifestError("Path is refused", detail, origin)
         _refuse_unspeakable(text, origin)
         if self.confined:
             self._refuse_links(Path(os.path.normpath(self.folder / text)), origin)
@@ -113,6 +114,13 @@ class Bounds:
             parent = self._resolved[path.parent] = path.parent.resolve()
         found = parent / path.name
         return found.resolve() if found.is_symlink() else found
+
+
+def unexpanded(path: str) -> str | None:
+    """The part of a path that a shell would have put something in the place of: ``~`` at its beginning, or ``$HOME``. Nobody
+    calls a folder that, and whoever removes one that was made by mistake may mistake it again."""
+    parts = path.split("/")
+    return parts[0] if parts[0].startswith("~") else next((part for part in parts if _VARIABLE.fullmatch(part)), None)
 
 
 def _refuse_unspeakable(text: str, origin: Origin) -> None:

@@ -55,11 +55,24 @@ def load_model(
             if out_of_memory(error):
                 fit = f"The model in {folder} does not fit on {device} in {dtype}. Use a device with more memory."
                 raise Missing("Not enough memory", fit) from error
-            raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {reason(error)}.") from error
+            said = _unsaid(error) or reason(error)
+            raise Refused("Model cannot be loaded", f"{loader} cannot load the model in {folder}: {said}.") from error
         # Rows are never padded, and HookedTransformer would not attend to EOS at their beginning if its tokenizer padded there.
         module.tokenizer.padding_side = "right"
         _unmake(module.tokenizer)
         return LanguageModel.of(module.eval(), _text_config(folder), device)
+
+
+def _unsaid(error: BaseException) -> str | None:
+    """What config.json lacks, if it is that: HookedTransformer reads names that transformers writes no more (GPT-2's n_ctx)."""
+    from transformers import PretrainedConfig
+
+    if not isinstance(error, AttributeError) or not isinstance(error.obj, PretrainedConfig):
+        return None
+    return (
+        f"its config.json has no {error.name}, as models saved by newer versions of transformers have not. Use `loader: "
+        "TransformerBridge`, which does not need it, or a revision of the model that has it"
+    )
 
 
 def _bridge(folder: Path, dtype: torch.dtype, kwargs: Mapping[str, object], device: torch.device, _: str | None) -> Any:

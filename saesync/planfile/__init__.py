@@ -136,6 +136,7 @@ def _release(release: Release) -> dict[str, Any]:
         "manifest": release.manifest,
         "target": home.target if home else None,
         "location": home.location if home else None,
+        "records": {"target": release.records.target, "location": release.records.location} if release.records else None,
         "registry": release.register.registry if release.register else None,
         "saes": len(release.saes),
         "validate": any(sae.validate is not None for sae in release.saes),
@@ -158,7 +159,7 @@ def _item(item: Item, sae: Sae | None) -> dict[str, Any]:
     }
     if item.move_from is not None:
         found["move_from"] = item.move_from
-    if sae is not None and item.steps:
+    if sae is not None and (item.steps or item.status is not Status.CURRENT):
         found |= {"hook": sae.hook, "dtype": sae.dtype, "source": _source(sae)}
         found |= {} if sae.hook_out is None else {"hook_out": sae.hook_out}
     return found

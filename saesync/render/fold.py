@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +141,15 @@ def counted(number: int, word: str) -> str:
     return f"{number:,} {word[:-1]}ies" if word.endswith("y") else f"{number:,} {word}s"
 
 
-def changed_said(changed: Mapping[str, Any]) -> str:
-    """Which manifests the plan is about, where it is only about those that were changed."""
+def changed_said(changed: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    """Which manifests the plan is about, where it is only about those that were changed. ``shown`` is for foreign words."""
     kinds = [(len(changed[kind]), kind) for kind in ("added", "modified", "renamed", "deleted")]
     said = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number) or "none changed"
-    return f"Manifests: {said}; {counted(changed['unchanged'], 'other')} not looked at."
+    said = f"Manifests: {said}; {counted(changed['unchanged'], 'other')} not looked at."
+    for folder in changed.get("bare", ()):
+        kept = shown(f"{folder}/.gitkeep")
+        said += f" None is left in {shown(folder)}: commit an empty file {kept}, or the next plan finds no such folder."
+    return said
 
 
 _TOTALS = (

@@ -192,7 +192,7 @@ def _end(data: Mapping[str, Any], about: About) -> list[str]:
     current = data["totals"].get("current", 0)
     said = [f"{counted(current, 'SAE')} up to date.\n"] if current else []
     if data.get("changed"):
-        said.append(f"{changed_said(data['changed'])}\n")
+        said.append(f"{changed_said(data['changed'], code)}\n")
     if data.get("untrusted") and not data.get("complete", True):
         said.append("Not everything could be seen from here without a token: what is unknown is not vouched for.\n")
     unmeasured = [release["name"] for release in data["releases"] if release["manifest"] and not release["validate"]]

@@ -52,14 +52,15 @@ def plan_text(
 
 def _header(data: Mapping[str, Any]) -> str:
     manifests = len({release["manifest"] for release in data["releases"] if release["manifest"]})
-    places = {(release["target"], release["location"]) for release in data["releases"] if release["target"]}
+    homes = [place for release in data["releases"] for place in (release, release.get("records")) if place is not None]
+    places = {(place["target"], place["location"]) for place in homes if place["target"]}
     hub = sum(target == "huggingface" for target, _ in places)
     seen = [counted(hub, "Hub repository")] if hub else []
     seen += [counted(len(places) - hub, "folder")] if len(places) > hub else []
     registries = sorted({release["registry"] for release in data["releases"] if release.get("registry")})
     seen += [plain(registries[0])] if len(registries) == 1 else [counted(len(registries), "registry")] if registries else []
     looked = f" Looked at {_listed(seen)}." if seen else ""
-    changed = f"\n{changed_said(data['changed'])}" if data.get("changed") else ""
+    changed = f"\n{changed_said(data['changed'], plain)}" if data.get("changed") else ""
     return f"Read {counted(manifests, 'manifest')}, {counted(data['totals']['saes'], 'SAE')}.{looked}{changed}"
 
 

@@ -312,14 +312,21 @@ def _unseen(location: str, error: SaesyncError) -> Reason:
 
 
 def _ahead(there: Observed, main: Observed) -> frozenset[str]:
-    """Releases whose record, or recorded files, are not on main as they are in the pull request."""
+    """Releases whose record, or recorded files, are not on main as they are in the pull request, nor the same SAEs by a later
+    commit of ours past it."""
 
     def on_main(release: str, record: Record) -> bool:
-        path = record_path(release)
+        path, known = record_path(release), main.records.get(release)
         same = path in main.files and main.files[path].same_bytes(there.files[path])
+        same = same or (known is not None and known.saes_digest == record.saes_digest and _newest(known) > _newest(record))
         return same and (intact(record, main.files) or not intact(record, there.files))
 
     return frozenset(release for release, record in there.records.items() if not on_main(release, record))
+
+
+def _newest(record: Record) -> str:
+    """When the last of its SAEs was made, to the second."""
+    return max((str(entry.run.get("finished", "")) for entry in record.saes.values()), default="")
 
 
 def _ended(location: str, pull: Proposal) -> Conflict:

@@ -10,7 +10,8 @@ import pytest
 from apply_world import bare_context
 
 from saesync.apply.crew import Crew, best, named
-from saesync.apply.steps import NotGrantedError, Steps
+from saesync.apply.ground import NotGrantedError
+from saesync.apply.steps import Steps
 from saesync.apply.work import USES
 from saesync.errors import SaesyncError
 from saesync.events import Event

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -175,7 +176,7 @@ def test_nothing_is_set_up(forge: Forge) -> None:
     assert "problem  There is no environment `publish`." in done.out
     assert "Add .github/workflows/plan.yml from docs/github-actions.md." in done.out
     # without apply.yml nobody knows whether OIDC is configured; no workflow at all does nothing wrong
-    assert done.out.splitlines()[-1] == "13 problems, 1 unknown, 1 ok."
+    assert done.out.splitlines()[-1] == "14 problems, 1 unknown, 1 ok."
 
 
 def test_without_administration_unknown_is_never_ok(forge: Forge) -> None:
@@ -359,6 +360,56 @@ def test_patterns(pattern: str, owned: list[str], bare: list[str]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- workflows
+
+LAB = Path(__file__).parents[2] / "examples" / "lab-repository"
+
+
+def lab(manifests: str, policy: str) -> dict[str, str]:
+    """The example with other inputs, as docs/github-actions.md says how to have them."""
+    found = {path.relative_to(LAB).as_posix(): path.read_text() for path in LAB.rglob("*") if path.is_file()}
+    for path in [path for path in found if path.startswith(".github/workflows/")]:
+        text = re.sub(r"( +)(command: (?!publish|register).*)", rf"\1\2\n\1manifests: ./{manifests}/", found[path])
+        text = re.sub(r"( +)(command: (?!comment).*)", rf"\1\2\n\1policy: {policy}", text)
+        found[path] = text.replace("manifests/**", f"{manifests}/**").replace("saesync-policy.yaml", policy)
+    owners = found[".github/CODEOWNERS"].replace("/manifests/", f"/{manifests}/")
+    named = found[".github/CODEOWNERS"] = owners.replace("/saesync-policy.yaml", f"/{policy}")
+    assert manifests in named
+    found[policy] = found.pop("saesync-policy.yaml")
+    return {path.replace("manifests/", f"{manifests}/"): text for path, text in found.items()}
+
+
+def test_a_folder_and_a_policy_of_another_name(forge: Forge) -> None:
+    """The action has inputs for both, and what they name is what is looked at."""
+    files = lab("labs/saes", "ops/policy.yaml")
+
+    def names(files: Mapping[str, str]) -> list[str]:
+        forge.reset()
+        forge.seed(files)
+        found = findings(snapshot(GitHub(forge.api, "ghp_admin"), REPO, read_policy))
+        files_only = ("codeowners-file", "policy", "inputs", "workflow-plan", "workflow-comment", "workflow-apply")
+        return [f"{each.name}: {each.what}" for each in found if each.name in files_only and each.state is not State.OK]
+
+    assert names(files) == []
+    owners = files[".github/CODEOWNERS"].replace("*  ", "x  ")
+    bare = {**files, ".github/CODEOWNERS": owners.replace("/labs/saes/", "/manifests/")}
+    assert names(bare) == ["codeowners-file: Nobody owns labs/saes/new.yaml, labs/saes/gemma-2-2b-res-acme.yaml."]
+    bare = {**files, ".github/CODEOWNERS": owners.replace("/ops/policy.yaml", "/saesync-policy.yaml")}
+    assert names(bare) == ["codeowners-file: Nobody owns ops/policy.yaml."]
+    (said,) = names({**files, "ops/policy.yaml": "apiVersion: saesync/v1\ntargts: {}\n"})
+    assert said.startswith("policy: ops/policy.yaml cannot be used.")
+    plan = files[".github/workflows/plan.yml"]
+    (said,) = names({**files, ".github/workflows/plan.yml": plan.replace("labs/saes/**", "manifests/**")})
+    assert said == "inputs: Not so: the `paths` of plan.yml leave out labs/saes/."
+    other = re.sub(" +manifests: .*\n", "", files[".github/workflows/comment.yml"])
+    (said,) = names(
+        {
+            **files,
+            ".github/workflows/comment.yml": other,
+            ".github/CODEOWNERS": "* @acme/a\n",
+            ".github/workflows/plan.yml": plan.replace("labs/saes/**", "**"),
+        }
+    )
+    assert "`manifests` is labs/saes in plan.yml and apply.yml, manifests in comment.yml" in said
 
 
 def problems(kind: str, text: str) -> list[str]:

@@ -110,6 +110,47 @@ def test_nothing_changed_and_everything_deleted(checkout: Checkout) -> None:
     assert len(done.plan["changed"]["gone"]) == 4
 
 
+def test_the_last_manifest_of_a_folder(checkout: Checkout) -> None:
+    """git keeps no empty folder, so that after the merge its plan would fail: the pull request is told what keeps it."""
+    git(checkout.folder, "rm", "-q", "-r", "manifests")
+    checkout.commit()
+    since = ("--changed-since", "HEAD^")
+    assert "None is left in manifests: commit an empty file manifests/.gitkeep, or" in saesync(checkout, *PLAN, *since).out
+    assert "`manifests/.gitkeep`" in saesync(checkout, *PLAN, *since, "--format", "markdown").out
+    merged = saesync(checkout, "plan", "manifests")
+    assert merged.code == 1
+    assert "commit an empty file manifests/.gitkeep" in merged.err
+    (checkout.folder / "manifests").mkdir()
+    checkout.write(".gitkeep", "")
+    git(checkout.folder, "add", "-A")
+    git(checkout.folder, "commit", "-q", "--amend", "-m", "kept")
+    done = saesync(checkout, *PLAN, *since)
+    assert done.code == 0, done.err
+    assert "gitkeep" not in done.out
+    merged = saesync(checkout, "plan", "manifests", "--out", "plan.json")
+    assert merged.code == 0, merged.err
+    assert "no SAE is asked for" in merged.out, merged.out
+    assert saesync(checkout, "apply", "plan.json").code == 0
+
+
+def test_a_folder_that_neither_side_has_is_a_mistake(checkout: Checkout) -> None:
+    words = ("plan", "manifets", "--untrusted", "--changed-since", "HEAD^")
+    assert "error: No such manifest" in saesync(checkout, *words).err
+
+
+def test_an_emptied_folder_beside_another(checkout: Checkout) -> None:
+    """One that is gone does not hide what changed in the other, whatever it was called."""
+    (checkout.folder / "v1.0").mkdir()
+    (checkout.folder / "v1.0" / "old.yaml").write_text(manifest("old"), encoding="utf-8")
+    checkout.commit()
+    git(checkout.folder, "rm", "-q", "-r", "v1.0")
+    checkout.write("newer.yaml", manifest("newer"))
+    done = saesync(checkout, *PLAN, "v1.0", "--changed-since", "HEAD", "--format", "json")
+    assert done.code == 0, done.err
+    assert [release["name"] for release in done.plan["releases"]] == ["newer"]
+    assert [each["release"] for each in done.plan["changed"]["gone"]] == ["old"]
+
+
 def test_one_manifest_alone(checkout: Checkout) -> None:
     words = ("plan", "manifests/new.yaml", "--untrusted", "--changed-since", "HEAD^", "--format", "json")
     plan = saesync(checkout, *words).plan

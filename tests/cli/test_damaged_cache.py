@@ -7,12 +7,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import Place, copy_of
+from cli_support import PROGRAM, Place, copy_of
+from unprivileged import no_override
 
 Damage = Callable[[Path], object]
 
@@ -64,6 +66,27 @@ def test_every_entry_is_damaged(warm: Place, applied: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_cache_that_is_somebody_elses_is_called_by_its_name(warm: Place, depth: int) -> None:
+    """As after an `apply` under sudo: the folders in it may be looked at, and not be written to. Two deep, a worker meets it."""
+    shutil.rmtree(warm.cache)
+    folders = [f"{kind}/{number:02x}" for kind in ("activations", "build", "evidence") for number in range(256)]
+    for folder in [warm.cache / name for name in folders]:
+        folder.mkdir(parents=True)
+        (folder if depth == 2 else folder.parent).chmod(0o555)
+    done = subprocess.run(
+        [PROGRAM, "apply", "-y", "manifests/good.yaml"],
+        cwd=warm.folder, env=dict(warm.environment), preexec_fn=no_override, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    for path in warm.cache.rglob("*"):
+        path.chmod(0o755) if path.is_dir() else None
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Set SAESYNC_CACHE to a folder" in said or "or set SAESYNC_CACHE to a folder of your own" in said, said
+    assert "Correct it and run the same command again" not in said
+    assert not warm.world.published.exists() or depth == 2
+
+
 def test_wrong_numbers_are_not_taken_for_right_ones(warm: Place, applied: Place) -> None:
     """The headers say what they said before; only what they are followed by is something else."""
     shutil.rmtree(warm.cache / "evidence")
@@ -91,6 +114,27 @@ def test_a_cached_sae_that_was_changed_is_not_published(warm: Place, applied: Pl
     assert len(warm.published()) == 3, "the others are published"
     second = warm.run("apply", "-y", "manifests/good.yaml")
     assert second.code == 0, second.said
+
+
+def test_bits_that_rot_under_an_unchanged_file_are_not_published(warm: Place) -> None:
+    """Size, time and inode stay, so that the remembered digest passes for the file's until it is sent."""
+    assert warm.run("apply", "-y", "manifests/good.yaml").code == 0
+    good = [path.read_bytes() for path in (warm.world.published / "layer_0").rglob("sae_weights.safetensors")]
+    shutil.rmtree(warm.world.published)
+    rotten = next(path for path in (warm.cache / "build").rglob("sae_weights.safetensors") if path.read_bytes() in good)
+    at = rotten.stat()
+    with rotten.open("r+b") as stream:
+        stream.seek(-4, os.SEEK_END)
+        stream.write(b"\0\0\0\0")
+    os.utime(rotten, ns=(at.st_atime_ns, at.st_mtime_ns))
+    first = warm.run("apply", "-y", "manifests/good.yaml")
+    assert first.code == 1
+    assert "Cached SAE was damaged" in first.said
+    assert len(warm.published()) == 2, "the others are published"
+    second = warm.run("apply", "-y", "manifests/good.yaml")
+    assert second.code == 0, second.said
+    published = [path.read_bytes() for path in (warm.world.published / "layer_0").rglob("sae_weights.safetensors")]
+    assert sorted(published) == sorted(good)
 
 
 def test_a_cached_sae_that_was_changed_is_not_measured(applied: Place, tmp_path: Path) -> None:

@@ -46,7 +46,20 @@ def test_exit_codes_are_the_same_when_nothing_can_be_said(applied: Place, words:
         assert through_shell(applied, f"saesync {words} {where}").code == code, where
 
 
-@pytest.mark.parametrize("words", ["plan", "check", "schema", "apply -y", "init sources/sweep -o -", "plan --format json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "plan --help",
+        "--version",
+        "plan",
+        "check",
+        "schema",
+        "apply -y",
+        "init sources/sweep -o -",
+        "plan --format json",
+    ],
+)
 def test_data_that_cannot_be_written_is_said_to_be_lost(applied: Place, words: str) -> None:
     done = through_shell(applied, f"saesync {words} >/dev/full")
     assert done.code == 1
@@ -86,6 +99,19 @@ def test_signs_that_the_terminal_lacks_are_spelt(own: Place, variables: dict[str
     assert done.code == 0, done.said
     assert "  + layer_0/topk" in done.err
     assert "max|diff|" in done.err
+
+
+_WIDE, _SPELT = ("läng…日本", 9), ("l\\u00e4ng...\\u65e5\\u672c", 24)
+
+
+@pytest.mark.parametrize(("variables", "marked"), [({}, _WIDE), ({"LC_ALL": "C"}, _WIDE), (NARROW, _SPELT), (ASCII, _SPELT)])
+def test_carets_stand_under_what_is_shown(own: Place, variables: dict[str, str], marked: tuple[str, int]) -> None:
+    """Where characters are spelt, so is what a caret underlines."""
+    own.world.good.write_text(own.world.good.read_text() + "läng…日本: 1\n")
+    lines = own.run("check", "manifests/good.yaml", **variables).err.splitlines()
+    at = next(number for number, line in enumerate(lines) if "^" in line)
+    shown, carets = (line.partition("| ")[2] for line in lines[at - 1 : at + 1])
+    assert (shown, carets) == (f"{marked[0]}: 1", "^" * marked[1])
 
 
 def test_json_stays_json_where_the_encoding_lacks_a_character(own: Place) -> None:

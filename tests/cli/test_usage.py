@@ -313,6 +313,19 @@ def test_output_that_cannot_be_written_is_an_error(applied: Place) -> None:
     assert done.stderr.startswith("error: Output cannot be written\n")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "~/x"], ["plan", "--out", "$HOME/p.json"], ["convert", "sources/legacy", "~/new"], ["inspect", "$HOME/x"],
+     ["init", "sources/legacy", "-o", "${HOME}/a.yaml"], ["check", "--root", "~"]],
+)  # fmt: skip
+def test_what_the_shell_did_not_expand_is_no_folder_of_that_name(own: Place, words: list[str]) -> None:
+    before = set(own.folder.iterdir())
+    done = own.run(*words)
+    assert done.code != 0
+    assert "only outside of quotes" in done.err
+    assert set(own.folder.iterdir()) == before
+
+
 @pytest.mark.parametrize("command", [["plan"], ["apply", "-y"]])
 def test_a_cache_that_cannot_be_written_is_called_by_its_name(applied: Place, command: list[str]) -> None:
     """And not taken for something that the target lacks."""
@@ -326,7 +339,7 @@ def test_a_cache_that_cannot_be_written_is_called_by_its_name(applied: Place, co
 def test_debug_shows_where_it_came_from(applied: Place) -> None:
     done = applied.run("plan", "nope", "--debug")
     assert "Traceback" in done.err
-    assert done.err.endswith("error: No such manifest\n  There is no nope here. Check the name.\n")
+    assert "\nerror: No such manifest\n  There is no nope here. Check the name." in done.err
 
 
 def test_inspect_and_init(own: Place) -> None:

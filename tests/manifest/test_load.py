@@ -244,14 +244,16 @@ def test_local_paths_start_at_the_manifest(here: Path) -> None:
     assert (source.repo, source.path) == (None, str(here / "w" / "l00" / "ae.pt"))
 
 
-@pytest.mark.parametrize("path", ["../../outside", "/etc/passwd", "/etc", "/", "link/x", "link", "~/x", "w/../../../x"])
+@pytest.mark.parametrize(
+    "path", ["../../outside", "/etc/passwd", "/etc", "/", "link/x", "link", "~/x", "w/../../../x", "$HOME/x", "x/$USER/y"]
+)
 def test_paths_outside_the_project_are_refused(here: Path, path: str) -> None:
     (here / "link").symlink_to(here.parent.parent)
     text = LOCAL.replace("./w/l{layer:02d}/ae.pt", path)
     (found,) = complaints(here, text)
     assert found.summary in ("Path leads outside the project", "Path is refused")
     assert "a.yaml:14:" in str(found.origin)
-    assert ("--root" in found.detail) == (path not in ("~/x", "/"))
+    assert ("--root" in found.detail) == (path not in ("~/x", "/", "$HOME/x", "x/$USER/y"))
     assert "--root /`" not in found.detail, "nobody is told to allow everything"
 
 

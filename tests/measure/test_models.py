@@ -120,12 +120,18 @@ def test_code_beside_the_weights_is_not_run(world: SimpleNamespace, tmp_path: Pa
     assert not (tmp_path / "ran").exists()
 
 
-def test_hooked_transformer_goes_by_official_names(world: SimpleNamespace) -> None:
+def test_hooked_transformer_goes_by_official_names(world: SimpleNamespace, tmp_path: Path) -> None:
     before = Path.cwd()
     with pytest.raises(Refused, match=r"none of them\. Use `loader: TransformerBridge`"):
         load_model(world.model, "HookedTransformer", "float32", {}, CPU, "acme/small")
     with pytest.raises(Refused, match="'model' is a local folder"):
         load_model(world.model, "HookedTransformer", "float32", {}, CPU)
+    plain = shutil.copytree(world.model, tmp_path / "resaved")
+    config = json.loads((plain / "config.json").read_text())
+    del config["n_ctx"]  # transformers 5 does not write it
+    (plain / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refused, match=r"its config\.json has no n_ctx.* Use `loader: TransformerBridge`"):
+        load_model(plain, "HookedTransformer", "float32", {}, CPU, "openai-community/gpt2")
     model = load_model(world.model, "HookedTransformer", "float32", {}, CPU, "openai-community/gpt2")
     assert type(model.module).__name__ == "HookedTransformer"
     assert Path.cwd() == before

@@ -13,7 +13,7 @@ from planning import BOUND, HUB, SPEC, World, evidence_of, files_of, golden, inp
 from saesync.digest import digest_bytes
 from saesync.errors import Origin
 from saesync.inert import width
-from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, PublishSpec, RegisterSpec
+from saesync.model import CFG_FILE, SAE_FILES, WEIGHTS_FILE, Observed, PublishSpec, RegisterSpec
 from saesync.planfile import plan_json
 from saesync.reason import Reason, ReasonCode
 from saesync.render import markdown, plan_text
@@ -67,6 +67,14 @@ def test_everything_up_to_date() -> None:
     assert "layer_0" not in text
     assert "saesync apply" not in text
     assert "layer" not in markdown(view(world))
+
+
+def test_places_of_evidence_are_counted_too() -> None:
+    """They are looked at as the others are; one that several releases name is one."""
+    records = PublishSpec("local", "/lab/records")
+    world = World([release(), release("mlp", ["layer_2"], records=records), release("att", ["layer_3"], records=records)])
+    world.observed[("local", "/lab/records")] = Observed("local", "/lab/records", exists=True)
+    assert plan_text(view(world)).splitlines()[0] == "Read 3 manifests, 3 SAEs. Looked at 1 Hub repository and 1 folder."
 
 
 def test_no_manifest_at_all() -> None:

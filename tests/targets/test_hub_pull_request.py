@@ -117,6 +117,21 @@ def test_after_the_merge_a_change_opens_another(shop: Shop) -> None:
     assert shop.plan().pending == ()
 
 
+def test_what_was_published_directly_meanwhile_waits_for_nobody(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pull request is left open, and holds what main does."""
+    shop.apply()
+    (proposed,) = shop.releases
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    shop.releases = [asked()]
+    time.sleep(1)  # times are recorded to the second
+    assert shop.apply().exit_code == 0
+    assert shop.plan().pending == ()
+    monkeypatch.setenv("HF_TOKEN", BOB)
+    shop.releases = [proposed]
+    assert shop.plan().pending == ()
+    assert whole(shop).status is Status.CURRENT
+
+
 def test_two_releases_share_the_one(shop: Shop) -> None:
     shop.apply()
     shop.releases.append(asked("mlp", ("layer_8",), pull_request=True))
