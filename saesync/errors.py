@@ -147,7 +147,7 @@ class Missing(SaesyncError):
 
 
 def lacking(error: BaseException) -> Missing | None:
-    """In words, that a module of somebody else's is not installed (an installation may be for planning alone); None for all else."""
+    """In words, that somebody else's module is not installed (an installation may be for planning alone); None for all else."""
     if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.partition(".")[0] == "saesync":
         return None
     what = f"This needs the Python module {error.name}, which is not installed here"

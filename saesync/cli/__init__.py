@@ -146,8 +146,8 @@ def _code_of(words: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
             say(traceback.format_exc())
-        if (known := lacking(error)) is not None:
-            _tell(known, words)
+        if (lacked := lacking(error)) is not None:
+            _tell(lacked, words)
         else:
             say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1

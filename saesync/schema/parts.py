@@ -194,7 +194,10 @@ def _axis() -> Schema:
             {"type": "array", "items": {"$ref": "#/$defs/axisValue"}, "minItems": 1, "uniqueItems": True},
             section(
                 "Consecutive whole numbers.",
-                {"first": {"description": "The first value.", **bounds}, "last": {"description": "The last value, included.", **bounds}},
+                {
+                    "first": {"description": "The first value.", **bounds},
+                    "last": {"description": "The last value, included.", **bounds},
+                },
                 required=["first", "last"],
             ),
         ],

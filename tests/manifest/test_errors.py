@@ -111,7 +111,8 @@ from saesync.manifest import load
         (
             ("{min: 0.70}", "'>= 0.7'"),
             "Wrong type @ a.yaml:26:25",
-            'validate.require.explained_variance takes a mapping, not the text ">= 0.7". Write `{min: NUMBER}` or `{max: NUMBER}`.',
+            'validate.require.explained_variance takes a mapping, not the text ">= 0.7".'
+            " Write `{min: NUMBER}` or `{max: NUMBER}`.",
         ),
         (
             ("  context: 1024", "  context: 1"),
