@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --no-compile -c constraints.txt --upgrade pip setuptools wheel
 	@$(BIN)/python -m pip install -qq --no-compile -c constraints.txt torch
 	@$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e '.[dev]'
-	@# pip compiles on one core. Files that are for another Python do not compile: pip says nothing of them, either.
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@# pip compiles on one core. Files that are for another Python do not compile, and some compile with
+	@# warnings: pip says nothing of them, either.
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 demo: $(STAMP)

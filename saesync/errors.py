@@ -146,6 +146,14 @@ class Missing(SaesyncError):
     """Something a plan needs is not at hand."""
 
 
+def lacking(error: BaseException) -> Missing | None:
+    """In words, that somebody else's module is not installed (an installation may be for planning alone); None for all else."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or error.name.partition(".")[0] == "saesync":
+        return None
+    what = f"This needs the Python module {error.name}, which is not installed here"
+    return Missing("Package is missing", f"{what}. Install saesync with all that it depends on, without --no-deps.")
+
+
 class PlanStale(SaesyncError):
     """The plan file was made from other inputs than the ones here now."""
 

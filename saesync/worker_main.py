@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, BinaryIO, NoReturn
 
-from saesync.errors import SaesyncError, disk_is_full
+from saesync.errors import SaesyncError, disk_is_full, lacking
 from saesync.garbage import no_garbage_collection
 from saesync.isolation import NetworkGuard, isolate
 from saesync.jobs import AdoptJob, CaptureJob, ConvertJob, DiagnoseJob, ExportJob, MeasureJob, MeasureSae
@@ -150,10 +150,11 @@ def _told(error: SaesyncError) -> Mapping[str, Any]:
 
 
 def _known(error: BaseException, guard: NetworkGuard) -> SaesyncError | None:
-    """What the operating system refused is no mistake of ours: a full disk, a file that cannot be read."""
+    """What is no mistake of ours: what the operating system refused (a full disk, a file that cannot be read), and a package that
+    is not installed."""
     if guard.blamed(error) is None and (disk_is_full(error) or (isinstance(error, OSError) and error.errno is not None)):
         return os_trouble(error if isinstance(error, OSError) else OSError(errno.ENOSPC, str(error)))
-    return None
+    return lacking(error)
 
 
 def _listen(requests: BinaryIO, inbox: queue.SimpleQueue[bytes]) -> NoReturn:

@@ -319,6 +319,13 @@ def test_braces_in_paths_are_no_placeholders(tmp_path: Path, names: list[str]) -
     assert ("{{a}}" in stanza(inspection)) == (len(names) == 1), "values of for_each are no templates"
 
 
+def test_examples_of_local_paths_start_where_the_manifest_lies(tmp_path: Path) -> None:
+    write_example(tmp_path / "x", 0)
+    found = inspect_local(tmp_path / "x")
+    for folder, data in ((tmp_path / "manifests", "../held_out.jsonl"), (tmp_path, "./held_out.jsonl")):
+        assert f"# or {{path: {data}}}" in manifest(found, folder=folder)
+
+
 @pytest.mark.parametrize("names", [["l1"], ["l1", "l2"]])
 def test_a_dtype_that_is_not_published_becomes_one_that_is(tmp_path: Path, names: list[str]) -> None:
     for name in names:

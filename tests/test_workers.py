@@ -19,7 +19,7 @@ import pytest
 from unprivileged import no_privilege
 
 from saesync.apply.crew import shares
-from saesync.errors import Interrupted, Origin, Refused, SaesyncError
+from saesync.errors import Interrupted, Missing, Origin, Refused, SaesyncError
 from saesync.isolation import REFUSED
 from saesync.jobs import MeasureJob, MeasureSae
 from saesync.nothing import nothing
@@ -174,6 +174,15 @@ def test_errors_come_back_as_they_were_and_the_process_goes_on(worker: Worker) -
     assert caught.value.diagnostics[0].origin == Origin("m.yaml", 3, 4)
     first = worker.run("look", {})["environment"]["SAESYNC_PARENT"]
     assert first == str(os.getpid())
+
+
+def test_a_package_that_is_not_installed_is_named_and_ours_is_a_bug(worker: Worker) -> None:
+    with pytest.raises(Missing) as caught:
+        worker.run("lack", {"module": "nowhere_at_all.inside"})
+    assert "the Python module nowhere_at_all, which is not installed" in caught.value.diagnostics[0].detail
+    with pytest.raises(SaesyncError) as ours:
+        worker.run("lack", {"module": "saesync.nowhere"})
+    assert ours.value.diagnostics[0].summary == "Worker failed unexpectedly"
 
 
 @pytest.mark.parametrize(

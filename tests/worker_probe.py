@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import socket
@@ -77,6 +78,10 @@ def fail(data: Mapping[str, Any], progress: Progress) -> None:
     raise ValueError("third-party trouble")
 
 
+def lack(data: Mapping[str, Any], progress: Progress) -> None:
+    importlib.import_module(data["module"])
+
+
 def exhaust(data: Mapping[str, Any], progress: Progress) -> None:
     bytearray(1 << 62)
 
@@ -133,7 +138,7 @@ def loaded(data: Mapping[str, Any], progress: Progress) -> bool:
 
 FUNCTIONS = (
     *(native, peek, threads, loaded, look, dial, swallow, interfaces),
-    *(refuse, fail, exhaust, fill, unreadable, drop, die, segfault, wait, hold),
+    *(refuse, fail, lack, exhaust, fill, unreadable, drop, die, segfault, wait, hold),
 )
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import click
 
 from saesync import __version__, carets
 from saesync.cli.output import lost, may_color, say
-from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError
+from saesync.errors import Interrupted, ManifestError, Missing, SaesyncError, lacking
 from saesync.streams import flush_or_forget, occupy_standard_descriptors, spell_what_is_missing, spelling
 from saesync.system import os_trouble
 
@@ -147,7 +147,10 @@ def _code_of(words: list[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the one place where a bug of ours becomes a message
         if debug:
             say(traceback.format_exc())
-        say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
+        if (lacked := lacking(error)) is not None:
+            _tell(lacked, words)
+        else:
+            say(f"error: This is a bug in saesync ({type(error).__name__}).\n  Please report it with the output of --debug.")
         code = 1
     return code if isinstance(code, int) else 0
 

@@ -119,6 +119,12 @@ def _of_address(address: str, manifests: Sequence[Path], roots: Sequence[Path]) 
     from saesync.executors.fetch import source_files
     from saesync.resolve import Resolver
 
+    if not manifests and not manifest.DEFAULT_FOLDER.exists():
+        where = f"there is no folder {manifest.DEFAULT_FOLDER} here in which it could be an SAE"
+        raise Missing(
+            "No such SAE",
+            f"{address!r} is no file or folder, and {where}. Correct the path, or say where the manifest is: --manifest FILE.",
+        )
     saes = {each.address: each for release in manifest.load(manifest.find(manifests), roots=roots) for each in release.saes}
     if address not in saes:
         known = ", ".join(list(saes)[:5]) + (" ..." if len(saes) > 5 else "")

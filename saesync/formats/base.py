@@ -116,6 +116,9 @@ class LazyTensor(Protocol):
         ...
 
 
+# What every ``Weights.cfg`` says: writers and the proof look these up.
+CFG = ("architecture", "d_in", "d_sae", "apply_b_dec_to_input", "normalize_activations", "reshape_activations")
+
 # How features of the converted SAE stand to the authors' own: equal, or each times its decoder row's norm, times the scale of
 # the input, or both. Steering strengths, thresholds and dashboard values are in these units.
 FEATURE_SCALES = ("raw", "decoder_norm", "input_scale", "decoder_norm*input_scale")
@@ -126,8 +129,8 @@ SEQUENTIAL = frozenset({"temporal"})
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A source in canonical form. ``cfg`` holds SAELens v6 top-level fields (architecture, d_in, d_sae, apply_b_dec_to_input,
-    normalize_activations, k ...) without dtype and device; ``metadata`` what the source itself says of model and data.
+    """A source in canonical form. ``cfg`` holds SAELens v6 top-level fields (all of CFG, and the architecture's own: k ...)
+    without dtype and device; ``metadata`` what the source itself says of model and data.
 
     ``feature_scale`` is one of FEATURE_SCALES; unless it is "raw", ``feature_factors [d_sae]`` are what the authors' features
     (those of ``Format.reference``) are multiplied by to give SAELens's.

@@ -104,14 +104,14 @@ def _rest(folder: Path | None) -> list[str]:
     return [
         "# Measured before anything is published; without this section nothing is, and plan and card say so.",
         "# validate:",
-        "#   dataset: monology/pile-uncopyrighted   # or {path: ./held_out.jsonl}",
+        f"#   dataset: monology/pile-uncopyrighted   # or {{path: {yaml(_beside(folder, 'held_out.jsonl'))}}}",
         "#   tokens: 204800",
         "#   context: 1024",
         "#   require:",
         "#     explained_variance: {min: 0.70}",
         "",
         "publish:",
-        f"  local: {yaml(_published(folder)):<35} # or, instead,  huggingface: OWNER/REPO",
+        f"  local: {yaml(_beside(folder, 'published')):<35} # or, instead,  huggingface: OWNER/REPO",
         "  # license: mit",
         "",
     ]
@@ -146,9 +146,9 @@ def _listed(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _SHOWN_NAMES:,} more" if len(names) > _SHOWN_NAMES else "")
 
 
-def _published(folder: Path | None) -> str:
+def _beside(folder: Path | None, name: str) -> str:
     """Beside the manifest, or beside the folder of manifests."""
-    return "../published" if folder is not None and folder.name == "manifests" else "./published"
+    return f"../{name}" if folder is not None and folder.name == "manifests" else f"./{name}"
 
 
 def release_name(inspection: Inspection, said: str | None = None) -> str:

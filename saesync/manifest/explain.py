@@ -90,7 +90,8 @@ class _Explainer:
         chosen = 0 if branches[-1] == PLACEHOLDER else _branch_of_type(branches, error.instance)
         if chosen is None:
             wanted = " or ".join(_KINDS[branch["type"]] for branch in branches)
-            self._say("Wrong type", path, f"{_name(path)} takes {wanted}, not {_described(error.instance)}.")
+            said = f"{_name(path)} takes {wanted}, not {_described(error.instance)}. {error.schema.get('description', '')}"
+            self._say("Wrong type", path, said.rstrip())
             return
         for cause in error.context:
             if cause.schema_path[0] == chosen:
@@ -183,8 +184,9 @@ class _Explainer:
             advice = " YAML 1.2 writes them only so."
         elif value is None:
             advice = " Give it a value, or remove the key."
-        elif error.schema.get("properties", {}).keys() == {"min", "max"} and type(value) in (int, float):
-            advice = f" Write `{{min: {value}}}` or `{{max: {value}}}`."
+        elif error.schema.get("properties", {}).keys() == {"min", "max"}:
+            bound = value if type(value) in (int, float) else "NUMBER"
+            advice = f" Write `{{min: {bound}}}` or `{{max: {bound}}}`."
         elif kinds in (["integer"], ["number"]) and isinstance(value, str) and re.fullmatch("[-+]?[0-9.]+", value):
             advice = " Remove the quotes."
         wanted = " or ".join(_KINDS[kind] for kind in kinds if kind != "integer" or "number" not in kinds)

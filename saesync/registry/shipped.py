@@ -20,4 +20,4 @@ def shipped() -> Path:
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         if (path := Path(folder, NAME)).is_file():
             return path
-    raise Missing("sae-lens is not installed", f"No package sae_lens with a {NAME} is installed here. Name a file to check.")
+    raise Missing("sae-lens is not installed", f"No sae_lens with a {NAME} is installed here. Install it, or name such a file.")

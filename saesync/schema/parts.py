@@ -189,12 +189,15 @@ def _dataset() -> Schema:
 def _axis() -> Schema:
     bounds = {"type": "integer", "minimum": -(10**9), "maximum": 10**9}
     return {
-        "description": "The values of one placeholder: a list, or first and last of consecutive whole numbers.",
+        "description": "The values of one placeholder: a list, `[0, 3]`, or consecutive whole numbers, `{first: 0, last: 3}`.",
         "anyOf": [
             {"type": "array", "items": {"$ref": "#/$defs/axisValue"}, "minItems": 1, "uniqueItems": True},
             section(
                 "Consecutive whole numbers.",
-                {"first": {"description": "The first.", **bounds}, "last": {"description": "The last, included.", **bounds}},
+                {
+                    "first": {"description": "The first value.", **bounds},
+                    "last": {"description": "The last value, included.", **bounds},
+                },
                 required=["first", "last"],
             ),
         ],

@@ -54,3 +54,11 @@ def test_an_unknown_address_is_named(own: Place) -> None:
     done = own.run("doctor", "tiny-res/layer_7")
     assert (done.code, done.out) == (1, "")
     assert "tiny-res/layer_0/topk" in done.err
+
+
+def test_a_mistyped_path_is_named_where_there_are_no_manifests(own: Place) -> None:
+    own.world.good.parent.rename(own.folder / "elsewhere")
+    done = own.run("doctor", "sources/goodfire/layer_7.pth")
+    assert done.code == 1
+    assert done.err.startswith("error: No such SAE\n  'sources/goodfire/layer_7.pth' is no file or folder")
+    assert "--manifest FILE" in done.err

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -480,6 +481,16 @@ def test_a_home_that_may_not_be_written_to_is_called_the_caches_place(own: Place
     assert done.stderr.startswith(f"error: Cache cannot be written\n  No permission to write to {home}")
     assert "Set SAESYNC_CACHE" in done.stderr
     assert not (own.folder / "converted").exists()
+
+
+def test_a_package_that_is_not_installed_is_named(own: Place) -> None:
+    """An installation may be for planning alone (requirements-plan.txt), or in parts."""
+    code = "import sys; sys.modules['yaml'] = None; from saesync.cli import main; main(['check'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=own.folder, env=dict(own.environment), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: Package is missing\n  This needs the Python module yaml, which is not installed here.")
 
 
 @pytest.mark.parametrize(

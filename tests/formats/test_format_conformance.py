@@ -19,7 +19,7 @@ from saesync import formats
 from saesync.digest import digest_file
 from saesync.errors import ProofFailed, Refused, SaesyncError
 from saesync.executors.convert import adopt
-from saesync.formats.base import FEATURE_SCALES, SEQUENTIAL
+from saesync.formats.base import CFG, FEATURE_SCALES, SEQUENTIAL
 from saesync.inspection import WEIGHT_SUFFIXES, inspect_local
 from saesync.jobs import AdoptJob
 
@@ -54,6 +54,11 @@ def test_options_document_themselves(case: Case) -> None:
 def test_an_unknown_option_is_refused(case: Case) -> None:
     with pytest.raises(Refused, match="no_such_option"):
         formats.make_options(case.format, {"no_such_option": 1})
+
+
+def test_the_fields_that_others_look_up_are_there(case: Case, tmp_path: Path) -> None:
+    options = case.example(tmp_path, 1)
+    assert set(CFG) <= set(case.format.read(source_files(case.name, tmp_path), options).cfg)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])

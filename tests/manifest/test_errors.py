@@ -103,6 +103,18 @@ from saesync.manifest import load
             "validate.require.explained_variance takes a mapping, not the number 0.7. Write `{min: 0.7}` or `{max: 0.7}`.",
         ),
         (
+            ("{first: 0, last: 25}", "0-25"),
+            "Wrong type @ a.yaml:10:12",
+            'saes.for_each.layer takes a list or a mapping, not the text "0-25". The values of one placeholder: a list, `[0, 3]`,'
+            " or consecutive whole numbers, `{first: 0, last: 3}`.",
+        ),
+        (
+            ("{min: 0.70}", "'>= 0.7'"),
+            "Wrong type @ a.yaml:26:25",
+            'validate.require.explained_variance takes a mapping, not the text ">= 0.7".'
+            " Write `{min: NUMBER}` or `{max: NUMBER}`.",
+        ),
+        (
             ("  context: 1024", "  context: 1"),
             "Value is out of range @ a.yaml:24:12",
             "validate.context is 1; it must be at least 2.",
