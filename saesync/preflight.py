@@ -149,7 +149,7 @@ def _places(plan: Plan, items: Iterable[Item]) -> dict[tuple[str, str], tuple[Pu
     for release in plan.releases:
         for spec in (release.publish, release.records):
             if release.name in names and spec is not None:
-                found.setdefault((spec.target, spec.location), (spec, release.origin))
+                found.setdefault((spec.target, spec.location), (spec, spec.origin or release.origin))
     return found
 
 

@@ -162,9 +162,12 @@ def test_a_stale_parent_is_merged_with(hub_world: HubWorld, look: Look, silent: 
 
 def test_a_read_only_token(hub_world: HubWorld, look: Look, silent: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", ALICE_READ)
-    run = look(hub_world.manifest())
+    path = hub_world.manifest()
+    run = look(path)
     (found,) = preflight.check(*run.look())
     assert found.summary == "No write access"
+    assert found.origin is not None
+    assert path.read_text().splitlines()[found.origin.line - 1] == f"  huggingface: {TARGET}"
     result = applied(run, silent)
     assert result.exit_code == 1
     assert "write" in details(result)
